@@ -1,0 +1,49 @@
+"""What every test stands on: four fake CPU devices, a shared compilation cache, shapes checked at run time, fixed seeds."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+# XLA reads these once, when jax first makes a backend; the processes that tests start inherit them.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt_jax" / "tests_xla"),
+)
+
+import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("gpt_jax", "beartype.beartype")
+
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if importlib.util.find_spec("libtpu") is not None:
+        return
+    skip = pytest.mark.skip(reason="needs libtpu: pip install -c constraints.txt -e '.[plan]' (Linux x86-64 only)")
+    for item in items:
+        if item.get_closest_marker("plan"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _seed_numpy() -> None:
+    np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of corpora and oracles that lies beside the checkout; tests that need it skip where it is missing."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs the shared folder beside the checkout ({folder})")
+    return folder
