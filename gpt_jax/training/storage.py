@@ -1,0 +1,211 @@
+"""The one door to a run folder: process 0 writes, whole files appear at once, one writer at a time, local disk or `gs://`.
+
+A run folder holds `config.json`, `environment.json`, `metrics.jsonl`, `tokenizer/`, `checkpoints/`, `tensorboard/`, `loss.png` and
+`evaluation.json`. Everything goes through `etils.epath`; an object store can neither append nor lock, so there a file that
+grows is rewritten whole now and then, and the lock is a lease that its holder renews.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import filelock
+import jax
+from etils import epath
+
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+EVALUATION = "evaluation.json"
+LOSS_PLOT = "loss.png"
+CHECKPOINTS = "checkpoints"
+TOKENIZER = "tokenizer"
+TENSORBOARD = "tensorboard"
+PROFILE = "profile"
+
+LEASE_SECONDS = 120.0  # a lease that was not renewed for so long belongs to a dead run
+REMOTE_REWRITE_SECONDS = 30.0
+
+
+class RunLocked(ValueError):
+    """Another process is writing to this run folder."""
+
+
+class RunFolder:
+    """One run folder. Reading is free for all processes; what writes does nothing on any process but the first."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = epath.Path(path).expanduser()
+        self.is_remote = "://" in os.fspath(self.path)
+        if not self.is_remote:
+            self.path = self.path.absolute()
+        self._growing: dict[str, str] = {}
+        self._rewritten: dict[str, float] = {}
+
+    def __str__(self) -> str:
+        return os.fspath(self.path)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes."""
+        return jax.process_index() == 0
+
+    def file(self, name: str) -> epath.Path:
+        """The full path of a file of this run."""
+        return self.path / name
+
+    def exists(self, name: str = "") -> bool:
+        return self.file(name).exists()
+
+    def make(self, name: str = "") -> epath.Path:
+        """Makes the folder, or a folder inside, and returns its path.
+
+        Raises:
+          ValueError: it can't be made.
+        """
+        folder = self.file(name)
+        if self.writes:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"the folder {folder} can't be made ({error.strerror}): choose another --workdir") from None
+        return folder
+
+    def read_text(self, name: str) -> str:
+        return self.file(name).read_text()
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file.
+
+        Raises:
+          ValueError: the file holds something else.
+        """
+        try:
+            return json.loads(self.read_text(name))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.file(name)} is not JSON ({error}): restore it, or use another folder") from None
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Replaces a file; a reader, and a crash, see the old content or the new, nothing between."""
+        if not self.writes:
+            return
+        target = self.file(name)
+        if self.is_remote:
+            target.write_bytes(content)  # an object appears when its upload is complete
+            return
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+
+    def write_text(self, name: str, content: str) -> None:
+        self.write_bytes(name, content.encode())
+
+    def write_json(self, name: str, content: Any) -> None:
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def append(self, name: str, content: str, force: bool = True) -> None:
+        """Adds to the end of a text file. In an object store, what is not forced may wait up to half a minute for its upload."""
+        if not self.writes:
+            return
+        if not self.is_remote:
+            if content:
+                with self.file(name).open("a") as file:
+                    file.write(content)
+            return
+        if name not in self._growing:
+            self._growing[name] = self.read_text(name) if self.exists(name) else ""
+            self._rewritten[name] = 0.0
+        self._growing[name] += content
+        if force or time.monotonic() - self._rewritten[name] >= REMOTE_REWRITE_SECONDS:
+            self.write_text(name, self._growing[name])
+            self._rewritten[name] = time.monotonic()
+
+    def truncate(self, name: str, content: str) -> None:
+        """Replaces a file that grows by `append`."""
+        self._growing.pop(name, None)
+        self.write_text(name, content)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps every other writer out of the folder.
+
+        Raises:
+          RunLocked: another run is writing to it.
+        """
+        if not self.writes:
+            yield
+            return
+        self.make()
+        with _Lease(self.file("lease.json")) if self.is_remote else self._file_lock():
+            yield
+
+    @contextmanager
+    def _file_lock(self) -> Iterator[None]:
+        lock = filelock.FileLock(self.file(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise RunLocked(_locked(self.path)) from None
+        except OSError as error:
+            raise ValueError(f"the folder {self.path} can't be written to ({error.strerror}): choose another --workdir") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+class _Lease:
+    """A lock for stores without locks: a small object that its holder renews, and that anyone may take once it is stale."""
+
+    def __init__(self, path: epath.Path) -> None:
+        self.path = path
+        self.id = uuid.uuid4().hex
+        self._released = threading.Event()
+
+    def __enter__(self) -> None:
+        holder = self._read()
+        if holder is not None and time.time() - holder["renewed"] < LEASE_SECONDS:
+            raise RunLocked(_locked(self.path.parent))
+        self._write()
+        time.sleep(0.5)  # two that saw no lease both wrote one; the later is the one they both read now
+        holder = self._read()
+        if holder is None or holder["id"] != self.id:
+            raise RunLocked(_locked(self.path.parent))
+        self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._released.set()
+        self._thread.join()
+        holder = self._read()
+        if holder is not None and holder["id"] == self.id:
+            self.path.unlink()
+
+    def _renew(self) -> None:
+        while not self._released.wait(LEASE_SECONDS / 4):
+            self._write()
+
+    def _write(self) -> None:
+        lease = {"id": self.id, "renewed": time.time(), "host": socket.gethostname(), "process": os.getpid()}
+        self.path.write_text(json.dumps(lease))
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.path.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+
+
+def _locked(path: epath.Path) -> str:
+    return f"another run is writing to {path}: wait for it to end, stop it, or choose another --workdir"
