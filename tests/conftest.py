@@ -1,4 +1,4 @@
-"""What every test stands on: four fake CPU devices, a shared compilation cache, shapes checked at run time, fixed seeds."""
+"""What every test stands on: four fake CPU devices, a compilation cache, shapes checked at run time, fixed seeds."""
 
 import importlib.util
 import os
@@ -9,10 +9,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR",
-    str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt_jax" / "tests_xla"),
-)
+# Kept in the checkout, shared by all workers and the processes they start; small programs too: tests compile hundreds.
+XLA_CACHE = Path(__file__).resolve().parents[1] / ".pytest_cache" / "xla"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(XLA_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
