@@ -1,0 +1,9 @@
+"""gpt_jax: GPT-style decoders in functional JAX/Flax, for claims about attention that can be believed. The names here
+are the public ones.
+"""
+
+from gpt_jax.config import ModelConfig
+from gpt_jax.model.cache import init_cache
+from gpt_jax.model.gpt import GPT
+
+__all__ = ["GPT", "ModelConfig", "init_cache"]

@@ -1,8 +1,9 @@
-"""Every knob there is. Frozen dataclasses, the only home of defaults; `conversion` turns them into ConfigDicts and back.
+"""Every knob there is. Frozen dataclasses, the only home of defaults; `conversion` turns them into ConfigDicts and
+back.
 
-`None` means off, or "derived" where the field says from what. A `Variant` field holds one of several small dataclasses: choosing a
-variant is choosing a type, and a type has only its own settings. Combinations that can't work are refused at construction.
-Widths and lengths count elements, rates are per step, probabilities lie in [0, 1).
+`None` means off, or "derived" where the field says from what. A `Variant` field holds one of several small
+dataclasses: choosing a variant is choosing a type, and a type has only its own settings. Combinations that can't work
+are refused at construction. Widths and lengths count elements, rates are per step, probabilities lie in [0, 1).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import math
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpt_jax.conversion import ConfigError, Variant, convert, from_dict, nearest, to_dict
@@ -148,7 +149,8 @@ class Attention(AttentionConfig):
             return self.head_width
         require(
             width % self.heads == 0,
-            f"model.width ({width}) is no multiple of attention.heads ({self.heads}): choose one that is, or set attention.head_width",
+            f"model.width ({width}) is no multiple of attention.heads ({self.heads}):"
+            f" choose one that is, or set attention.head_width",
         )
         return width // self.heads
 
@@ -203,7 +205,9 @@ class AbsolutePositionConfig(Variant):
 
 @dataclass(frozen=True)
 class Learned(AbsolutePositionConfig):
-    """A table of `length` rows (None: context_length), the one position scheme that is a hard limit on the input's length."""
+    """A table of `length` rows (None: context_length), the one position scheme that is a hard limit on the input's
+    length.
+    """
 
     length: int | None = None
 
@@ -241,7 +245,8 @@ class Init:
     """Initial values: normal with these standard deviations; `kernel_std` None is 1/√(fan in).
 
     `output` says what becomes of the kernels that write to the residual stream: "depth" divides them by √(2L) (GPT-2),
-    "zero" starts every block as the identity, "same" treats them like the others. `head_std` is an untied head's; 0.0 starts with uniform predictions.
+    "zero" starts every block as the identity, "same" treats them like the others. `head_std` is an
+    untied head's; 0.0 starts with uniform predictions.
     """
 
     embedding_std: float = 0.02
@@ -255,8 +260,9 @@ class ModelConfig:
     """A decoder: V tokens in, blocks over width C, V logits out.
 
     `vocab_size` None is filled from the tokenizer by a training run. `context_length` sizes training rows and caches.
-    `dtype` is what the arithmetic runs in, `param_dtype` what parameters are stored in. `scan` and `remat` choose how the blocks
-    are executed and change no number: one compiled block instead of L, and what the backward pass recomputes.
+    `dtype` is what the arithmetic runs in, `param_dtype` what parameters are stored in. `scan` and `remat` choose how
+    the blocks are executed and change no number: one compiled block instead of L, and what the backward pass
+    recomputes.
     """
 
     vocab_size: int | None
@@ -273,7 +279,9 @@ class ModelConfig:
     remat: Literal["full", "dots"] | None = None
 
     def __post_init__(self) -> None:
-        require(self.vocab_size is None or self.vocab_size > 0, f"model.vocab_size must be positive, not {self.vocab_size}")
+        require(
+            self.vocab_size is None or self.vocab_size > 0, f"model.vocab_size must be positive, not {self.vocab_size}"
+        )
         require(self.context_length > 0, f"model.context_length must be positive, not {self.context_length}")
         require(self.width > 0, f"model.width must be positive, not {self.width}")
         require(len(self.blocks) > 0, "model.layers must be at least 1")
@@ -295,18 +303,24 @@ class ModelConfig:
         """L."""
         return len(self.blocks)
 
-    # A stack is written compactly: the settings of a block stand in the model's own group and hold for every layer; `letters`
-    # holds what a letter of `pattern` has otherwise. The pattern repeats until there are `layers`.
+    # A stack is written compactly: the settings of a block stand in the model's own group and hold for every layer;
+    # `letters` holds what a letter of `pattern` has otherwise. The pattern repeats until there are `layers`.
 
     def to_compact_dict(self) -> dict[str, Any]:
-        """The nested form with `layers`, `pattern`, the first block's settings, and what other letters change in `letters`."""
+        """The nested form with `layers`, `pattern`, the first block's settings, and what other letters change in
+        `letters`.
+        """
         kinds = list(dict.fromkeys(self.blocks))
         require(len(kinds) <= 26, f"a stack may have 26 kinds of block at most, and this one has {len(kinds)}")
         spelled = "".join(chr(ord("A") + kinds.index(block)) for block in self.blocks)
         period = next(p for p in range(1, len(spelled) + 1) if (spelled[:p] * len(spelled))[: len(spelled)] == spelled)
         base = to_dict(kinds[0])
         letters = {chr(ord("A") + i): _overlay_between(base, to_dict(kind)) for i, kind in enumerate(kinds) if i > 0}
-        rest = {f.name: to_dict(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in ("blocks", "final_norm")}
+        rest = {
+            f.name: to_dict(getattr(self, f.name))
+            for f in dataclasses.fields(self)
+            if f.name not in ("blocks", "final_norm")
+        }
         rest["final_norm"] = {"type": "none"} if self.final_norm is None else to_dict(self.final_norm)
         return {"layers": self.layers, "pattern": spelled[:period], **base, "letters": letters, **rest}
 
@@ -318,7 +332,10 @@ class ModelConfig:
             require(key in hints, f'unknown setting "{path}.{key}"{nearest(key, hints)}')
         for key in ("layers", "pattern"):
             require(key in values, f'{path} needs the setting "{path}.{key}"')
-        layers, spelled = convert(values["layers"], int, f"{path}.layers"), convert(values["pattern"], str, f"{path}.pattern")
+        layers, spelled = (
+            convert(values["layers"], int, f"{path}.layers"),
+            convert(values["pattern"], str, f"{path}.pattern"),
+        )
         require(layers > 0 and spelled != "", f"{path}.layers and the length of {path}.pattern must be at least 1")
         letters = values["letters"] if "letters" in values else {}
         for letter in letters:
@@ -356,6 +373,25 @@ def pattern(letters: str, **blocks: BlockConfig) -> tuple[BlockConfig, ...]:
 def rope_width(rope: Rope, head_width: int) -> int:
     """The number of elements of a head that are rotated, an even number."""
     return 2 * math.floor(rope.fraction * head_width / 2)
+
+
+def learned_positions(model: ModelConfig) -> int | None:
+    """Rows of a learned table of positions: the one hard limit on an input's length; None where there is no such
+    table.
+    """
+    if not isinstance(model.embedding.position, Learned):
+        return None
+    return model.context_length if model.embedding.position.length is None else model.embedding.position.length
+
+
+def check_length(model: ModelConfig, length: int) -> None:
+    """Raises ValueError where `length` tokens exceed a learned table of positions."""
+    limit = learned_positions(model)
+    if limit is not None and length > limit:
+        raise ValueError(
+            f"{length} tokens don't fit the learned table of {limit} positions: "
+            "shorten the input or use another position scheme"
+        )
 
 
 # ── data ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -400,9 +436,10 @@ class DataConfig(Variant):
 class Text(DataConfig):
     """Documents, tokenized once and packed into rows.
 
-    `path`: a file, folder or glob of text to read in place of the named `corpus`. Several documents are split by a hash of their
-    path, one document at a position; `validation_fraction` of them are held out. `separator` splits files into documents.
-    `validation_tokens` caps the held-out stream to its first so many tokens (None: all), which then is the validation set.
+    `path`: a file, folder or glob of text to read in place of the named `corpus`. Several documents are split by a
+    hash of their path, one document at a position; `validation_fraction` of them are held out. `separator` splits
+    files into documents. `validation_tokens` caps the held-out stream to its first so many tokens (None: all), which
+    then is the validation set.
     """
 
     corpus: str = "python"
@@ -414,7 +451,10 @@ class Text(DataConfig):
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        require(0 < self.validation_fraction < 1, f"data.validation_fraction must lie in (0, 1), not {self.validation_fraction}")
+        require(
+            0 < self.validation_fraction < 1,
+            f"data.validation_fraction must lie in (0, 1), not {self.validation_fraction}",
+        )
         require(
             self.validation_tokens is None or self.validation_tokens > 0,
             f"data.validation_tokens must be positive, not {self.validation_tokens}",
@@ -433,7 +473,9 @@ class Copy(DataConfig):
 
 @dataclass(frozen=True)
 class Induction(DataConfig):
-    """A random sequence repeated with a period drawn anew for each row: predict what followed last time (Olsson et al. 2022, arXiv:2209.11895)."""
+    """A random sequence repeated with a period drawn anew for each row: predict what followed last time (Olsson et
+    al. 2022, arXiv:2209.11895).
+    """
 
     symbols: int = 32
     length: int = 48
@@ -468,7 +510,9 @@ class Sort(DataConfig):
 
 
 class ScheduleConfig(Variant):
-    """The learning rate's factor over the steps. `steps` None is `train.steps` when the run begins, and stays what it was then."""
+    """The learning rate's factor over the steps. `steps` None is `train.steps` when the run begins, and stays what it
+    was then.
+    """
 
 
 @dataclass(frozen=True)
@@ -498,7 +542,9 @@ class LinearDecay(ScheduleConfig):
 
 @dataclass(frozen=True)
 class WarmupStableDecay(ScheduleConfig):
-    """Linear over `warmup` steps, then 1, then over the last `decay` steps linear down to `final` (WSD, Hu et al. 2024, arXiv:2404.06395)."""
+    """Linear over `warmup` steps, then 1, then over the last `decay` steps linear down to `final` (WSD, Hu et al.
+    2024, arXiv:2404.06395).
+    """
 
     decay: int
     warmup: int = 0
@@ -514,7 +560,9 @@ class InverseSqrt(ScheduleConfig):
 
 
 class OptimizerConfig(Variant):
-    """The update rule. `weight_decay` acts, times the learning rate, on the parameters whose path matches one of `decay` (globs: `*` within a name, `**` across)."""
+    """The update rule. `weight_decay` acts, times the learning rate, on the parameters whose path matches one of
+    `decay` (globs: `*` within a name, `**` across).
+    """
 
     learning_rate: float
 
@@ -544,7 +592,9 @@ class Lion(OptimizerConfig):
 
 @dataclass(frozen=True)
 class Muon(OptimizerConfig):
-    """Orthogonalized momentum for the blocks' matrices (Jordan et al. 2024), Adam for everything else at `adam_ratio` times the learning rate."""
+    """Orthogonalized momentum for the blocks' matrices (Jordan et al. 2024), Adam for everything else at `adam_ratio`
+    times the learning rate.
+    """
 
     learning_rate: float = 0.02
     momentum: float = 0.95
@@ -578,7 +628,8 @@ class Adafactor(OptimizerConfig):
 
 @dataclass(frozen=True)
 class Train:
-    """The loop. `batch_size` counts rows over all devices and processes; `accumulate` cuts it into that many micro-batches.
+    """The loop. `batch_size` counts rows over all devices and processes; `accumulate` cuts it into that many
+    micro-batches.
 
     `clip_norm` bounds the gradient's global norm. `z_loss` weighs the square of log Z (PaLM, arXiv:2204.02311).
     `max_skipped` non-finite updates in a row stop the run. `log_every` thins the training lines of metrics.jsonl.
@@ -606,7 +657,9 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Every `every` steps, and after the last, the whole validation set is read, `batch_size` rows at a time (which changes no number)."""
+    """Every `every` steps, and after the last, the whole validation set is read, `batch_size` rows at a time (which
+    changes no number).
+    """
 
     every: int = 500
     batch_size: int = 64
@@ -622,7 +675,9 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run. `seed` drives everything random. `wandb` names a Weights & Biases project (None: off); `prompt` starts the final sample."""
+    """A whole run. `seed` drives everything random. `wandb` names a Weights & Biases project (None: off); `prompt`
+    starts the final sample.
+    """
 
     model: ModelConfig
     data: DataConfig
@@ -646,7 +701,11 @@ def _overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     result = dict(base)
     for key, change in changes.items():
         old = base[key] if key in base else None
-        same_type = isinstance(old, Mapping) and isinstance(change, Mapping) and ("type" not in change or change["type"] == old["type"])
+        same_type = (
+            isinstance(old, Mapping)
+            and isinstance(change, Mapping)
+            and ("type" not in change or change["type"] == old["type"])
+        )
         result[key] = _overlay(old, change) if same_type else change  # type: ignore[arg-type]
     return result
 

@@ -1,8 +1,9 @@
-"""Strict conversion between the frozen configuration dataclasses and plain nested dicts (and `ml_collections.ConfigDict`).
+"""Strict conversion between the frozen configuration dataclasses and plain nested dicts (and
+`ml_collections.ConfigDict`).
 
-A field whose type is a `Variant` (attention, mask, position, MLP, norm, optimizer, schedule, data …) is written as a dict with a
-`type` tag that names the class; `None`, where a field allows it, is `{"type": "none"}`. Subclassing `Variant` registers the class, so a
-notebook cell adds a variant to the configuration language by defining it.
+A field whose type is a `Variant` (attention, mask, position, MLP, norm, optimizer, schedule, data …) is written as a
+dict with a `type` tag that names the class; `None`, where a field allows it, is `{"type": "none"}`. Subclassing
+`Variant` registers the class, so a notebook cell adds a variant to the configuration language by defining it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A configuration that can't be: an unknown key, a wrong type, an illegal combination. The message says what to do."""
+    """A configuration that can't be: an unknown key, a wrong type, an illegal combination. The message says what to
+    do.
+    """
 
 
 class Variant:
-    """Base of every tagged choice. The direct subclasses are the kinds (`AttentionConfig`, `MaskConfig` …), theirs the choices."""
+    """Base of every tagged choice. The direct subclasses are the kinds (`AttentionConfig`, `MaskConfig` …), theirs
+    the choices.
+    """
 
     choices: ClassVar[dict[str, type]]
 
@@ -46,7 +51,9 @@ def nearest(name: str, names: typing.Iterable[str]) -> str:
 
 
 def to_dict(value: Any) -> Any:
-    """The plain nested form of a configuration: dicts, lists, numbers, strings and None only. Inverse of `from_dict`."""
+    """The plain nested form of a configuration: dicts, lists, numbers, strings and None only. Inverse of
+    `from_dict`.
+    """
     if hasattr(value, "to_compact_dict"):
         return value.to_compact_dict()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -67,7 +74,8 @@ def from_dict(kind: type[T], values: Mapping[str, Any], path: str = "") -> T:
     """Builds the dataclass `kind` from its plain nested form; absent keys take the dataclass's defaults.
 
     Raises:
-      ConfigError: an unknown key (with the nearest real one), a value of the wrong type, or a combination that `kind` refuses.
+      ConfigError: an unknown key (with the nearest real one), a value of the wrong type, or a combination that `kind`
+      refuses.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path or kind.__name__} must be a group of settings, not {values!r}")
@@ -80,7 +88,9 @@ def from_dict(kind: type[T], values: Mapping[str, Any], path: str = "") -> T:
             raise ConfigError(f'unknown setting "{_join(path, key)}" of {kind.__name__}{nearest(key, names)}')
     missing = [f.name for f in dataclasses.fields(kind) if _is_required(f) and f.name not in values]  # type: ignore[arg-type]
     if missing:
-        raise ConfigError(f'{path or kind.__name__} of type {kind.__name__} needs the setting "{_join(path, missing[0])}"')
+        raise ConfigError(
+            f'{path or kind.__name__} of type {kind.__name__} needs the setting "{_join(path, missing[0])}"'
+        )
     converted = {key: convert(values[key], hints[key], _join(path, key)) for key in values if key != "type"}
     try:
         return kind(**converted)
@@ -130,7 +140,9 @@ def _variant_from_dict(kind: type, value: Any, path: str, optional: bool) -> Any
 
 
 def to_config_dict(value: Any) -> ConfigDict:
-    """The configuration as a `ConfigDict` whose every setting, also one that is None, can be set from the command line."""
+    """The configuration as a `ConfigDict` whose every setting, also one that is None, can be set from the command
+    line.
+    """
 
     def convert_group(group: Any, kind: Any) -> Any:
         hints = _hints(kind) if dataclasses.is_dataclass(kind) else {}
@@ -149,8 +161,9 @@ def to_config_dict(value: Any) -> ConfigDict:
 
 
 def from_config_dict(kind: type[T], values: ConfigDict, overridden: Mapping[str, Any] | None = None) -> T:
-    """`from_dict` for a ConfigDict. Where `overridden` (dotted keys from the command line) changes a `type`, the settings of the
-    group that the new type does not have, and that were not set on the command line too, go with the old type."""
+    """`from_dict` for a ConfigDict. Where `overridden` (dotted keys from the command line) changes a `type`, the
+    settings of the group that the new type does not have, and that were not set on the command line too, go with
+    the old type."""
     plain = json.loads(json.dumps(values.to_dict()))
     overridden = overridden or {}
     for key in overridden:

@@ -1,0 +1,105 @@
+"""Causal self-attention: multi-head, multi-query, grouped-query, with or without a cache."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from gpt_jax import config
+from gpt_jax.model.cache import LayerCache, extend, slots
+from gpt_jax.model.linear import Linear
+from gpt_jax.model.mask import allowed
+from gpt_jax.model.norm import make_norm
+from gpt_jax.model.position import alibi_bias, rotate
+from gpt_jax.model.taps import tap
+
+
+class Row(NamedTuple):
+    """What every layer knows of the T tokens at hand.
+
+    `steps` counts along the row from its beginning, padding included; `positions` is what position schemes see;
+    `segments` separates documents; `padding` and `length` are the cache's, None without one.
+    """
+
+    steps: Int[Array, " T"]
+    positions: Int[Array, "b T"]
+    segments: Int[Array, "B T"] | None = None
+    padding: Int[Array, " B"] | None = None
+    length: int | None = None
+
+
+class MultiHeadAttention(nn.Module):
+    """x (B, T, C) → queries (B, T, H, D), keys and values (B, T, K, D) → (B, T, H·D) → (B, T, C)."""
+
+    config: config.Attention
+    model: config.ModelConfig
+    output_scale: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, train: bool
+    ) -> tuple[Float[Array, "B T C"], LayerCache | None]:
+        c, model = self.config, self.model
+        (B, T, C), H, K, D = x.shape, c.heads, c.resolved_kv_heads, c.resolved_head_width(x.shape[-1])
+        std, dtype = model.init.kernel_std, model.param_dtype
+
+        query = Linear(H * D, c.bias, std, dtype, name="query")(x).reshape(B, T, H, D)
+        key = Linear(K * D, c.bias, std, dtype, name="key")(x).reshape(B, T, K, D)
+        value = Linear(K * D, c.bias, std, dtype, name="value")(x).reshape(B, T, K, D)
+
+        query = make_norm(c.score.qk_norm, dtype, name="query_norm")(query)
+        key = make_norm(c.score.qk_norm, dtype, name="key_norm")(key)
+        if isinstance(c.position, config.Rope):
+            query, key = rotate(query, row.positions, c.position), rotate(key, row.positions, c.position)
+        query, key, value = tap(self, "queries", query), tap(self, "keys", key), tap(self, "values", value)
+
+        query, key, value = (y.swapaxes(1, 2) for y in (query, key, value))  # heads first
+        key_steps, key_segments, key_positions = row.steps, row.segments, row.positions
+        if cache is not None:
+            assert row.length is not None and row.padding is not None
+            is_ring = slots(c.mask, row.length) < row.length
+            cache, key, value, key_steps = extend(cache, key, value, row.steps[0], is_ring)
+            key_positions = key_steps[None, :] - row.padding[:, None]
+
+        mask = allowed(c.mask, row.steps, key_steps, row.segments, key_segments, row.padding)
+        bias = alibi_bias(row.positions, key_positions, H) if isinstance(c.position, config.Alibi) else None
+        probabilities = tap(self, "probabilities", attention_probabilities(query, key, mask, bias, c.score))
+        probabilities = nn.Dropout(c.dropout, name="dropout")(probabilities, deterministic=not train)
+        heads = tap(self, "heads", mix(probabilities.astype(value.dtype), value))
+        out = heads.swapaxes(1, 2).reshape(B, T, H * D)
+        return Linear(C, c.output_bias, std, dtype, self.output_scale, name="output")(out), cache
+
+
+def attention_probabilities(
+    query: Float[Array, "B H T D"],
+    key: Float[Array, "B K S D"],
+    mask: Bool[Array, "b T S"],
+    bias: Float[Array, "b H T S"] | None,
+    score: config.Score,
+) -> Float[Array, "B H T S"]:
+    """softmax over S of scale · q·k (+ bias) where `mask` allows, exactly 0 elsewhere, in float32 (Vaswani et al. 2017).
+
+    H/K neighbouring query heads share a key head: GQA (Ainslie et al. 2023, arXiv:2305.13245), with K = 1 MQA (Shazeer
+    2019, arXiv:1911.02150).
+    """
+    (B, H, T, D), (_, K, S, _) = query.shape, key.shape
+    scale = D**-0.5 if score.scale is None else score.scale
+    grouped = (query * jnp.asarray(scale, query.dtype)).reshape(B, K, (H // K) * T, D)
+    scores = jnp.einsum("bknd,bksd->bkns", grouped, key, preferred_element_type=jnp.float32).reshape(B, H, T, S)
+    if score.softcap is not None:
+        scores = score.softcap * jnp.tanh(scores / score.softcap)
+    if bias is not None:
+        scores += bias
+    # Finite: a row that may see nothing (a padding token's) stays finite, and nobody reads it.
+    return jax.nn.softmax(jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
+
+
+def mix(probabilities: Float[Array, "B H T S"], value: Float[Array, "B K S D"]) -> Float[Array, "B H T D"]:
+    """Each query's mean of the values, weighted by its probabilities."""
+    (B, H, T, S), (_, K, _, D) = probabilities.shape, value.shape
+    grouped = probabilities.reshape(B, K, (H // K) * T, S)
+    return jnp.einsum("bkns,bksd->bknd", grouped, value).reshape(B, H, T, D)

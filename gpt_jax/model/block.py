@@ -1,0 +1,65 @@
+"""One layer: attention and MLP around the residual stream."""
+
+from __future__ import annotations
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from gpt_jax import config
+from gpt_jax.model.attention import MultiHeadAttention, Row
+from gpt_jax.model.cache import LayerCache
+from gpt_jax.model.mlp import Mlp
+from gpt_jax.model.norm import make_norm
+from gpt_jax.model.taps import tap
+
+ATTENTIONS: dict[type[config.AttentionConfig], type[nn.Module]] = {config.Attention: MultiHeadAttention}
+MLPS: dict[type[config.MlpConfig], type[nn.Module]] = {config.Mlp: Mlp, config.GatedMlp: Mlp}
+
+
+class Block(nn.Module):
+    """x (B, T, C) → x (B, T, C), in one of the residual arrangements that `BlockConfig` names."""
+
+    config: config.BlockConfig
+    model: config.ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, train: bool
+    ) -> tuple[Float[Array, "B T C"], LayerCache | None]:
+        c, model = self.config, self.model
+        output_scale = residual_scale(model)
+        attention = ATTENTIONS[type(c.attention)](c.attention, model, output_scale, name="attention")
+        mlp = None if c.mlp is None else MLPS[type(c.mlp)](c.mlp, model, output_scale, name="mlp")
+
+        def norm(name: str, x: Array) -> Array:
+            return make_norm(c.norm, model.param_dtype, name=name)(x)
+
+        def add(name: str, x: Array, change: Array) -> Array:
+            change = nn.Dropout(c.dropout, name=f"{name}_dropout")(change, deterministic=not train)
+            return x + tap(self, f"{name}_change", change)
+
+        if c.residual == "parallel":
+            assert mlp is not None
+            y = norm("norm", x)
+            change, cache = attention(y, row, cache, train)
+            return add("mlp", add("attention", x, change), mlp(y)), cache
+
+        before, inner, after = ARRANGEMENTS[c.residual]
+        change, cache = attention(norm("attention_norm", x) if before else x, row, cache, train)
+        x = add("attention", x, norm("attention_output_norm", change) if inner else change)
+        x = norm("attention_norm", x) if after else x
+        if mlp is not None:
+            change = mlp(norm("mlp_norm", x) if before else x)
+            x = add("mlp", x, norm("mlp_output_norm", change) if inner else change)
+            x = norm("mlp_norm", x) if after else x
+        return x, cache
+
+
+# residual arrangement → is there a norm before the sublayer, on what it adds, after the sum?
+ARRANGEMENTS = {"pre": (True, False, False), "sandwich": (True, True, False), "post": (False, False, True)}
+
+
+def residual_scale(model: config.ModelConfig) -> float:
+    """What the initial kernels that write to the residual stream are multiplied by (see `Init.output`)."""
+    writers = sum(1 if block.mlp is None else 2 for block in model.blocks)
+    return {"depth": writers**-0.5, "same": 1.0, "zero": 0.0}[model.init.output]

@@ -1,0 +1,104 @@
+"""The key/value cache: an explicit pytree that goes into the model and comes out of it.
+
+A layer keeps as many slots as its mask lets a query see: all of them, or a ring of W for a window of W. Slots hold
+keys after their rotation. Nothing but the number of tokens written so far is needed to know which slot holds which, so
+nothing else is stored.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from gpt_jax import config
+
+LayerCache = dict[str, Array]
+
+
+@struct.dataclass
+class Cache:
+    """`layers[l]` {"key", "value"}: (B, K, S, D); `step`: tokens written so far, padding included; `padding` (B,):
+    left padding of each row.
+
+    `length` is the number of tokens the cache has room for, padding included.
+    """
+
+    layers: tuple[LayerCache, ...]
+    step: Int[Array, ""]
+    padding: Int[Array, " B"]
+    length: int = struct.field(pytree_node=False)
+
+
+def init_cache(
+    model: config.ModelConfig, batch_size: int, length: int, padding: Int[Array, " B"] | None = None
+) -> Cache:
+    """An empty cache for `batch_size` rows of up to `length` tokens.
+
+    `padding[b]` says how many tokens at the beginning of row b are there only to bring the rows to one length; nobody
+    attends to them, and positions count from the first token after them.
+
+    Raises:
+      ValueError: `length` is no positive number or exceeds a learned table of positions.
+    """
+    if length < 1:
+        raise ValueError(f"a cache needs room for at least 1 token, not {length}")
+    config.check_length(model, length)
+    layers = tuple(_init_layer(block.attention, model, batch_size, length) for block in model.blocks)
+    padding = jnp.zeros(batch_size, jnp.int32) if padding is None else jnp.asarray(padding, jnp.int32)
+    return Cache(layers, jnp.zeros((), jnp.int32), padding, length)
+
+
+def _init_layer(
+    attention: config.AttentionConfig, model: config.ModelConfig, batch_size: int, length: int
+) -> LayerCache:
+    assert isinstance(attention, config.Attention)
+    shape = (
+        batch_size,
+        attention.resolved_kv_heads,
+        slots(attention.mask, length),
+        attention.resolved_head_width(model.width),
+    )
+    return {name: jnp.zeros(shape, jnp.dtype(model.dtype)) for name in ("key", "value")}
+
+
+def slots(mask: config.MaskConfig, length: int) -> int:
+    """S: how many of `length` tokens a layer has to keep."""
+    return min(mask.size, length) if isinstance(mask, config.Window) else length
+
+
+def extend(
+    cache: LayerCache, key: Float[Array, "B K T D"], value: Float[Array, "B K T D"], step: Int[Array, ""], is_ring: bool
+) -> tuple[LayerCache, Float[Array, "B K S D"], Float[Array, "B K S D"], Int[Array, " S"]]:
+    """Writes T tokens at `step`; returns the cache, the keys and values to attend to, and the step of each (negative:
+    an empty slot).
+
+    Several tokens at once in a ring attend to what was there and to one another: writing first would overwrite what
+    the earliest may still see.
+    """
+    size, new = cache["key"].shape[2], key.shape[2]
+    arange = jnp.arange(size)
+    if not is_ring:
+        cache = {
+            "key": jax.lax.dynamic_update_slice(cache["key"], key, (0, 0, step, 0)),
+            "value": jax.lax.dynamic_update_slice(cache["value"], value, (0, 0, step, 0)),
+        }
+        return cache, cache["key"], cache["value"], arange
+    if new == 1:
+        slot = step % size
+        cache = {
+            "key": jax.lax.dynamic_update_slice(cache["key"], key, (0, 0, slot, 0)),
+            "value": jax.lax.dynamic_update_slice(cache["value"], value, (0, 0, slot, 0)),
+        }
+        return cache, cache["key"], cache["value"], step - (step - arange) % size
+    keys = jnp.concatenate([cache["key"], key], axis=2)
+    values = jnp.concatenate([cache["value"], value], axis=2)
+    steps = jnp.concatenate([step - 1 - (step - 1 - arange) % size, step + jnp.arange(new)])
+    kept = min(size, new)
+    written = (step + new - kept + jnp.arange(kept)) % size
+    cache = {
+        "key": cache["key"].at[:, :, written].set(key[:, :, -kept:]),
+        "value": cache["value"].at[:, :, written].set(value[:, :, -kept:]),
+    }
+    return cache, keys, values, steps

@@ -1,0 +1,36 @@
+"""Token ids to vectors, the positions' code added."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from gpt_jax import config
+from gpt_jax.model.norm import make_norm
+from gpt_jax.model.position import LearnedPosition, sinusoidal_position
+
+
+class TokenEmbedding(nn.Module):
+    """Row `id` of a table (V, C), plus the code of its position."""
+
+    config: config.ModelConfig
+
+    def setup(self) -> None:
+        c, init = self.config, self.config.init
+        self.table = self.param(
+            "table", nn.initializers.normal(init.embedding_std), (c.vocab_size, c.width), jnp.dtype(c.param_dtype)
+        )
+        if isinstance(c.embedding.position, config.Learned):
+            self.position = LearnedPosition(config.learned_positions(c), c.width, init.embedding_std, c.param_dtype)
+        self.norm = make_norm(c.embedding.norm, c.param_dtype)
+        self.dropout = nn.Dropout(c.embedding.dropout)
+
+    def __call__(self, tokens: Int[Array, "B T"], positions: Int[Array, "b T"], train: bool) -> Float[Array, "B T C"]:
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        x = jnp.take(self.table, tokens, axis=0).astype(dtype)
+        if isinstance(c.embedding.position, config.Learned):
+            x += self.position(positions).astype(dtype)
+        elif isinstance(c.embedding.position, config.Sinusoidal):
+            x += sinusoidal_position(positions, c.width, c.embedding.position.theta).astype(dtype)
+        return self.dropout(self.norm(x), deterministic=not train)

@@ -1,0 +1,150 @@
+"""The decoder: tokens → embedding → blocks → final norm → head → logits."""
+
+from __future__ import annotations
+
+import fnmatch
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from gpt_jax import config
+from gpt_jax.model.attention import Row
+from gpt_jax.model.cache import Cache
+from gpt_jax.model.embedding import TokenEmbedding
+from gpt_jax.model.head import LmHead
+from gpt_jax.model.norm import make_norm
+from gpt_jax.model.stack import Blocks
+
+
+class GPT(nn.Module):
+    """A GPT-style decoder (Radford et al. 2018; Brown et al. 2020, arXiv:2005.14165), pure: `params = model.init(key,
+    tokens)`, then
+
+        logits = model.apply(params, tokens)                               # (B, T, V), float32
+        logits = model.apply(params, tokens, segments=…, positions=…, train=True, rngs={"dropout": key})
+        logits, cache = model.apply(params, tokens, cache=cache)           # from `init_cache`
+        logits, captured = model.apply(params, tokens, capture="blocks/*/attention/probabilities")
+        hidden = model.apply(params, tokens, method="backbone")            # (B, T, C)
+
+    `segments` (B, T) separates documents in a row, `positions` (B, T) restarts in each; None means one document from
+    position 0. `capture` is a glob over the taps' names (`*` also crosses "/"); what matches comes back as a dict, the
+    last item of the result.
+
+    Raises:
+      ValueError: in eager calls, an id outside [0, V), a position beyond a learned table, or tokens past the cache's
+      end. A compiled
+        call can't look at values: check them at the boundary, as `generate` and the data pipeline do.
+    """
+
+    config: config.ModelConfig
+
+    def setup(self) -> None:
+        c = self.config
+        if c.vocab_size is None:
+            raise ValueError("model.vocab_size is None: give the tokenizer's vocab_size")
+        self.embedding = TokenEmbedding(c)
+        self.blocks = Blocks(c)
+        self.final_norm = make_norm(c.final_norm, c.param_dtype)
+        self.head = LmHead(c)
+
+    def __call__(self, tokens: Int[Array, "B T"], **options: Any) -> Any:
+        hidden, *rest = self._hidden(tokens, **options)
+        return _unwrap(self.head(hidden, self.embedding.table), *rest)
+
+    def backbone(self, tokens: Int[Array, "B T"], **options: Any) -> Any:
+        """Everything below the head: hidden (B, T, C), with the same options as a plain call."""
+        return _unwrap(*self._hidden(tokens, **options))
+
+    def _hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        segments: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+        cache: Cache | None = None,
+        train: bool = False,
+        capture: str | None = None,
+    ) -> tuple[Float[Array, "B T C"], Cache | None, dict[str, Array] | None]:
+        check_inputs(self.config, tokens, positions, segments, cache)
+        row = make_row(tokens, positions, segments, cache)
+        embedded = x = self.embedding(tokens, row.positions, train)
+        x, caches, captured = self.blocks(x, row, None if cache is None else cache.layers, train, capture is not None)
+        hidden = self.final_norm(x)
+
+        if cache is not None:
+            assert caches is not None
+            cache = cache.replace(layers=caches, step=cache.step + tokens.shape[1])
+        if capture is None:
+            return hidden, cache, None
+        captured = {"embedding": embedded, **captured, "hidden": hidden}
+        return hidden, cache, {name: captured[name] for name in fnmatch.filter(captured, capture)}
+
+    @nn.nowrap
+    def init(self, rngs: Any, tokens: Int[Array, "B T"], **options: Any) -> dict[str, Any]:
+        """Initial parameters, always from a compiled program: an eager one would differ in the last bit."""
+        return jax.jit(partial(super().init, **options))(rngs, tokens)
+
+
+def make_row(
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"] | None,
+    segments: Int[Array, "B T"] | None,
+    cache: Cache | None,
+) -> Row:
+    """Where the tokens stand: from the beginning of the row, or after what the cache holds."""
+    steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    if cache is None:
+        return Row(steps, steps[None] if positions is None else positions, segments)
+    steps += cache.step
+    if positions is None:
+        positions = jnp.maximum(steps[None] - cache.padding[:, None], 0)
+    return Row(steps, positions, None, cache.padding, cache.length)
+
+
+def check_inputs(
+    model: config.ModelConfig,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"] | None,
+    segments: Int[Array, "B T"] | None,
+    cache: Cache | None,
+) -> None:
+    """Refuses what JAX would clamp or wrap without a word; values are checked where they are concrete.
+
+    Raises:
+      ValueError: see `GPT`.
+    """
+    config.check_length(model, tokens.shape[1])
+    check_range("token id", tokens, model.vocab_size)
+    if positions is not None:
+        check_range("position", positions, config.learned_positions(model))
+    if cache is not None:
+        if segments is not None:
+            raise ValueError("a cache holds one document a row: pass no segments with it")
+        if not isinstance(cache.step, jax.core.Tracer) and int(cache.step) + tokens.shape[1] > cache.length:
+            raise ValueError(
+                f"the cache has room for {cache.length} tokens and holds {int(cache.step)}, so {tokens.shape[1]} more "
+                f"don't fit: "
+                "give init_cache a greater length"
+            )
+
+
+def check_range(what: str, values: Any, stop: int | None) -> None:
+    """Raises ValueError unless all concrete `values` lie in [0, stop); `stop` None is no upper bound."""
+    if isinstance(values, jax.core.Tracer) or np.size(values) == 0:
+        return
+    values = np.asarray(values)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or (stop is not None and high >= stop):
+        bad = low if low < 0 else high
+        raise ValueError(f"{what} {bad} is out of range: it must lie in [0, {'∞' if stop is None else stop})")
+
+
+def _unwrap(result: Array, cache: Cache | None, captured: dict[str, Array] | None) -> Any:
+    """`result` alone, or in a tuple with what was asked for."""
+    extras = [extra for extra in (cache, captured) if extra is not None]
+    return (result, *extras) if extras else result

@@ -1,0 +1,33 @@
+"""Vectors to logits over the vocabulary."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from gpt_jax import config
+
+
+class LmHead(nn.Module):
+    """hidden (B, T, C) → logits (B, T, V) in float32, by its own kernel (C, V) or by the transposed table of the
+    embedding.
+    """
+
+    config: config.ModelConfig
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "B T C"], table: Float[Array, "V C"]) -> Float[Array, "B T V"]:
+        c, head = self.config, self.config.head
+        if head.tied:
+            kernel = table.T
+        else:
+            shape = (c.width, c.vocab_size)
+            kernel = self.param("kernel", nn.initializers.normal(c.init.head_std), shape, jnp.dtype(c.param_dtype))
+        x = hidden.reshape(-1, c.width)
+        logits = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        if head.bias:
+            logits += self.param("bias", nn.initializers.zeros, (c.vocab_size,), jnp.dtype(c.param_dtype))
+        if head.softcap is not None:
+            logits = head.softcap * jnp.tanh(logits / head.softcap)
+        return logits.reshape(*hidden.shape[:-1], c.vocab_size)

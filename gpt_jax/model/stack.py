@@ -1,0 +1,180 @@
+"""The stack of blocks, and how it is executed: a loop over layers, or a scan over groups of layers that share one
+compiled body.
+
+Layer l's initial values come from `fold_in(key, l)` either way. A looped stack keeps its parameters per layer,
+`blocks/3/…`: the canonical view, which checkpoints, optimizer rules and every name outside this file speak. A scanned
+stack keeps the layers l = i, i + p, i + 2p … of each place i in the pattern stacked along a leading axis, under the
+slice's name, `blocks/i:stop:p/…`; `canonical` and `stacked` convert.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from gpt_jax import config
+from gpt_jax.model.attention import Row
+from gpt_jax.model.block import Block
+from gpt_jax.model.cache import LayerCache
+from gpt_jax.model.taps import COLLECTION, tapped
+
+Params = dict[str, Any]
+REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+
+class Blocks(nn.Module):
+    """x (B, T, C) through all the layers; with caches, each layer's comes back extended; with `capture`, what the
+    blocks tap too.
+    """
+
+    config: config.ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T C"], row: Row, caches: tuple[LayerCache, ...] | None, train: bool, capture: bool
+    ) -> tuple[Float[Array, "B T C"], tuple[LayerCache, ...] | None, dict[str, Array]]:
+        model = self.config
+        if self.is_initializing():
+            for name, params in _init(model, self.make_rng("params"), x, row).items():
+                self.put_variable("params", name, params)
+        params = {name: self.get_variable("params", name) for name in storage_names(model)}
+        key = self.make_rng("dropout") if train and self.has_rng("dropout") else None
+
+        def run(block: config.BlockConfig, x: Array, params: Params, cache: LayerCache | None, layer: Any) -> tuple:
+            rngs = None if key is None else {"dropout": jax.random.fold_in(key, layer)}
+            apply = partial(Block(block, model).apply, rngs=rngs, mutable=[COLLECTION] if capture else [])
+            (x, cache), variables = apply({"params": params}, x, row, cache, train)
+            return x, cache, tapped(variables, "")
+
+        if model.remat is not None:
+            run = jax.checkpoint(run, policy=REMAT_POLICIES[model.remat], static_argnums=0)
+        if caches is None and model.scan:
+            return _scan(model, run, x, params)
+        layers = canonical_layers(model, params)
+        extended, captured = [], {}
+        for layer, block in enumerate(model.blocks):
+            x, cache, taps = run(block, x, layers[layer], None if caches is None else caches[layer], layer)
+            extended.append(cache)
+            captured |= {f"blocks/{layer}{path}": value for path, value in taps.items()}
+        return x, None if caches is None else tuple(extended), captured
+
+
+def _init(model: config.ModelConfig, key: Array, x: Float[Array, "B T C"], row: Row) -> Params:
+    """Initial parameters in the model's storage form; each layer's from its own key, layers of one kind in one
+    vmapped program.
+    """
+
+    def init_layer(block: config.BlockConfig, layer: Array) -> Params:
+        return Block(block, model).init(jax.random.fold_in(key, layer), x, row, None, False)["params"]
+
+    if model.scan:
+        return {
+            name: jax.vmap(partial(init_layer, model.blocks[layers[0]]))(jnp.array(layers))
+            for name, layers in _groups(model).items()
+        }
+    params = {}
+    for block in dict.fromkeys(model.blocks):
+        layers = [layer for layer, other in enumerate(model.blocks) if other == block]
+        together = jax.vmap(partial(init_layer, block))(jnp.array(layers))
+        params |= {str(layer): jax.tree.map(lambda leaf, i=i: leaf[i], together) for i, layer in enumerate(layers)}
+    return params
+
+
+def _scan(model: config.ModelConfig, run: Any, x: Array, params: Params) -> tuple[Array, None, dict[str, Array]]:
+    groups = _groups(model)
+    blocks = [model.blocks[layers[0]] for layers in groups.values()]
+
+    def body(x: Array, xs: tuple) -> tuple[Array, list[dict[str, Array]]]:
+        taps = []
+        for block, (block_params, layer) in zip(blocks, xs, strict=True):
+            x, _, captured = run(block, x, block_params, None, layer)
+            taps.append(captured)
+        return x, taps
+
+    x, taps = jax.lax.scan(body, x, [(params[name], jnp.array(layers)) for name, layers in groups.items()])
+    place = {
+        layer: (group, i) for group, layers in zip(taps, groups.values(), strict=True) for i, layer in enumerate(layers)
+    }
+    by_layer = [(layer, *place[layer]) for layer in range(model.layers)]
+    return x, None, {f"blocks/{layer}{path}": value[i] for layer, group, i in by_layer for path, value in group.items()}
+
+
+def period(blocks: tuple[config.BlockConfig, ...]) -> int:
+    """The least p that divides L with layer l like layer l + p."""
+    return next(p for p in range(1, len(blocks) + 1) if len(blocks) % p == 0 and blocks[:-p] == blocks[p:])
+
+
+def _groups(model: config.ModelConfig) -> dict[str, list[int]]:
+    """Name → the layers stacked under it, of a scanned stack."""
+    p, total = period(model.blocks), model.layers
+    return {f"{i}:{total}:{p}": list(range(i, total, p)) for i in range(p)}
+
+
+def storage_names(model: config.ModelConfig) -> list[str]:
+    """The names below `blocks` that the model keeps its parameters under."""
+    return list(_groups(model)) if model.scan else [str(layer) for layer in range(model.layers)]
+
+
+def canonical_layers(model: config.ModelConfig, params: Params) -> list[Params]:
+    """The parameters of each layer, from either storage form."""
+    if not model.scan:
+        return [params[str(layer)] for layer in range(model.layers)]
+    by_layer = {
+        layer: jax.tree.map(lambda leaf, i=i: leaf[i], params[name])
+        for name, layers in _groups(model).items()
+        for i, layer in enumerate(layers)
+    }
+    return [by_layer[layer] for layer in range(model.layers)]
+
+
+def canonical(tree: Any) -> Any:
+    """Per-layer names throughout a tree (parameters, or anything that holds trees of their shape: gradients,
+    optimizer states).
+    """
+
+    def unstack(node: Any) -> Any:
+        if not _is_dict(node):
+            return node
+        result: Params = {}
+        for name, child in node.items():
+            if ":" in name:
+                start, stop, step = map(int, name.split(":"))
+                layers = range(start, stop, step)
+                result |= {str(layer): jax.tree.map(lambda leaf, i=i: leaf[i], child) for i, layer in enumerate(layers)}
+            else:
+                result[name] = canonical(child)
+        return dict(sorted(result.items(), key=lambda item: _layer_order(item[0])))
+
+    return jax.tree.map(unstack, tree, is_leaf=_is_dict)
+
+
+def stacked(model: config.ModelConfig, tree: Any) -> Any:
+    """Inverse of `canonical` for a model that scans; for one that loops, the tree itself."""
+    if not model.scan:
+        return tree
+    per_layer = {str(layer) for layer in range(model.layers)}
+
+    def stack(node: Any) -> Any:
+        if not _is_dict(node):
+            return node
+        if set(node) != per_layer:
+            return {name: stacked(model, child) for name, child in node.items()}
+        return {
+            name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *[node[str(layer)] for layer in layers])
+            for name, layers in _groups(model).items()
+        }
+
+    return jax.tree.map(stack, tree, is_leaf=_is_dict)
+
+
+def _is_dict(node: Any) -> bool:
+    return isinstance(node, dict)
+
+
+def _layer_order(name: str) -> tuple[int, str]:
+    return (int(name), "") if name.isdigit() else (-1, name)

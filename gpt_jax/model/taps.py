@@ -1,0 +1,27 @@
+"""Taps: named values inside the model that a caller may ask for with `capture`. Asked for nothing, they leave no
+trace in the program.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax import linen as nn
+from flax import traverse_util
+from jax import Array
+
+COLLECTION = "intermediates"
+
+
+def tap(module: nn.Module, name: str, value: Array) -> Array:
+    """Offers `value` as `<path of module>/<name>`, and returns it."""
+    module.sow(COLLECTION, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+    return value
+
+
+def tapped(variables: Any, prefix: str) -> dict[str, Array]:
+    """What was tapped in one `apply`, by path below `prefix`."""
+    if COLLECTION not in variables:
+        return {}
+    flat = traverse_util.flatten_dict(variables[COLLECTION], sep="/")
+    return {f"{prefix}/{path}": value for path, value in flat.items()}
