@@ -1,0 +1,124 @@
+"""Optimizers built from optax, with rules that name parameters by path.
+
+A scanned stack's parameters carry a leading layer axis; each of their layers is updated as if it stood alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+from gpt_jax import config
+from gpt_jax.paths import is_stacked, layer_paths, map_with_path, matches, path_of
+
+MATRICES = ("blocks/**/kernel",)
+
+
+def make_optimizer(optimizer: config.OptimizerConfig) -> optax.GradientTransformation:
+    """Gradients → the change of the parameters at a learning rate of 1: multiply it by the rate and add it.
+
+    Weight decay is part of the change. Muon's other group already stands at `adam_ratio` times the rate.
+
+    Raises:
+      ValueError: from `init`, where a rule of `optimizer.decay` names no parameter.
+    """
+    return MAKERS[type(optimizer)](optimizer)
+
+
+def _decay(optimizer: Any) -> optax.GradientTransformation:
+    """Adds `weight_decay` times the parameter where its path matches one of `decay`."""
+
+    def init(params: Any) -> optax.EmptyState:
+        paths = [layer for keys, _ in jax.tree.leaves_with_path(params) for layer in layer_paths(path_of(keys))]
+        for rule in optimizer.decay:
+            if not any(matches(path, [rule]) for path in paths):
+                known = ", ".join(dict.fromkeys(path.rsplit("/", 1)[-1] for path in paths))
+                raise ValueError(f'optimizer.decay has "{rule}", which names no parameter; paths end in {known}')
+        return optax.EmptyState()
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+        def add(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
+            decays = np.array([matches(layer, optimizer.decay) for layer in layer_paths(path)], param.dtype)
+            if not decays.any():
+                return update
+            if is_stacked(path) and not decays.all():
+                return update + optimizer.weight_decay * decays.reshape(-1, *[1] * (param.ndim - 1)) * param
+            return update + optimizer.weight_decay * param
+
+        return (map_with_path(add, updates, params) if optimizer.weight_decay else updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _adamw(c: config.Adamw) -> optax.GradientTransformation:
+    return optax.chain(optax.scale_by_adam(c.beta1, c.beta2, c.eps), _decay(c), optax.scale(-1.0))
+
+
+def _lion(c: config.Lion) -> optax.GradientTransformation:
+    return optax.chain(optax.scale_by_lion(c.beta1, c.beta2), _decay(c), optax.scale(-1.0))
+
+
+def _sgd(c: config.Sgd) -> optax.GradientTransformation:
+    momentum = optax.identity() if c.momentum is None else optax.trace(c.momentum, nesterov=True)
+    return optax.chain(momentum, _decay(c), optax.scale(-1.0))
+
+
+def _adafactor(c: config.Adafactor) -> optax.GradientTransformation:
+    one = optax.chain(optax.scale_by_factored_rms(decay_rate=c.decay_rate), optax.clip_by_block_rms(1.0))
+
+    def over_layers(function: Callable[..., Any], tree: Any, of_state: bool) -> Callable[..., Any]:
+        """`function`, which sees one layer of every stacked leaf at a time."""
+        axes = map_with_path(lambda path, _: 0 if is_stacked(path) else None, tree)
+        if not jax.tree.leaves(axes):
+            return function
+        state = (optax.FactoredState(count=None, v_row=axes, v_col=axes, v=axes), optax.EmptyState())
+        into, out = ((axes, state, axes), (axes, state)) if of_state else ((axes,), state)
+        return jax.vmap(function, into, out)
+
+    def init(params: Any) -> Any:
+        return over_layers(one.init, params, of_state=False)(params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return over_layers(one.update, updates, of_state=True)(updates, state, params)
+
+    return optax.chain(optax.GradientTransformation(init, update), _decay(c), optax.scale(-1.0))
+
+
+def _muon(c: config.Muon) -> optax.GradientTransformation:
+    def group(path: str, _: Any = None) -> str:
+        return "muon" if matches(path, MATRICES) else "adam"
+
+    def shapes(updates: Any) -> Any:
+        return jax.tree.map(lambda _: MuonDimensionNumbers(-2, -1), updates)  # an axis before them counts matrices
+
+    def scale_by_shape(update: jax.Array) -> jax.Array:
+        fan_in, fan_out = update.shape[-2:]
+        return max(1.0, fan_out / fan_in) ** 0.5 * update
+
+    groups = {
+        "muon": optax.chain(
+            scale_by_muon(beta=c.momentum, weight_dimension_numbers=shapes),
+            optax.stateless(lambda updates, _: jax.tree.map(scale_by_shape, updates)),
+        ),
+        "adam": optax.scale_by_adam(c.beta1, c.beta2, c.eps),
+    }
+    grouped = optax.partition(groups, lambda params: map_with_path(group, params))
+
+    def scale_others(updates: Any, _: Any) -> Any:
+        return map_with_path(lambda path, update: update if group(path) == "muon" else c.adam_ratio * update, updates)
+
+    return optax.chain(grouped, _decay(c), optax.stateless(scale_others), optax.scale(-1.0))
+
+
+MAKERS: dict[type[config.OptimizerConfig], Callable[..., optax.GradientTransformation]] = {
+    config.Adamw: _adamw,
+    config.Lion: _lion,
+    config.Muon: _muon,
+    config.Sgd: _sgd,
+    config.Adafactor: _adafactor,
+}

@@ -1,0 +1,73 @@
+"""The learning rate's factor as a function of the step, built from optax."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+
+from gpt_jax import config
+
+
+def resolve_schedule(schedule: config.ScheduleConfig, steps: int) -> config.ScheduleConfig:
+    """The schedule with its length filled in by the run's number of steps where it has none of its own."""
+    if hasattr(schedule, "steps") and schedule.steps is None:
+        return dataclasses.replace(schedule, steps=steps)  # type: ignore[type-var]
+    return schedule
+
+
+def make_schedule(schedule: config.ScheduleConfig) -> optax.Schedule:
+    """step (from 0) → factor in [0, 1]: 0 to 1 over `warmup` steps, then what the type says; past `steps` it stays.
+
+    Raises:
+      ValueError: a length that is not filled in yet (`resolve_schedule`), or too short for its own warmup and decay.
+    """
+    return MAKERS[type(schedule)](schedule)
+
+
+def _warm(warmup: int, after: optax.Schedule) -> optax.Schedule:
+    return optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), after], [warmup]) if warmup else after
+
+
+def _length(schedule: config.WarmupCosine | config.LinearDecay | config.WarmupStableDecay, needed: int) -> int:
+    if schedule.steps is None:
+        raise ValueError("schedule.steps is None: fill it in with resolve_schedule(schedule, train.steps)")
+    if schedule.steps < needed:
+        raise ValueError(
+            f"schedule.steps ({schedule.steps}) leaves no room: raise it to at least {needed} or shorten schedule.warmup"
+        )
+    return schedule.steps
+
+
+def _constant(c: config.Constant) -> optax.Schedule:
+    return _warm(c.warmup, optax.constant_schedule(1.0))
+
+
+def _cosine(c: config.WarmupCosine) -> optax.Schedule:
+    steps = _length(c, c.warmup + 1)
+    return _warm(c.warmup, optax.cosine_decay_schedule(1.0, steps - c.warmup, alpha=c.final))
+
+
+def _linear(c: config.LinearDecay) -> optax.Schedule:
+    steps = _length(c, c.warmup + 1)
+    return _warm(c.warmup, optax.linear_schedule(1.0, c.final, steps - c.warmup))
+
+
+def _stable(c: config.WarmupStableDecay) -> optax.Schedule:
+    steps = _length(c, c.warmup + c.decay)
+    return _warm(c.warmup, optax.linear_schedule(1.0, c.final, c.decay, transition_begin=steps - c.decay - c.warmup))
+
+
+def _inverse_sqrt(c: config.InverseSqrt) -> optax.Schedule:
+    return _warm(c.warmup, lambda count: jnp.sqrt(c.warmup / (count + c.warmup)))
+
+
+MAKERS: dict[type[config.ScheduleConfig], Callable[..., optax.Schedule]] = {
+    config.Constant: _constant,
+    config.WarmupCosine: _cosine,
+    config.LinearDecay: _linear,
+    config.WarmupStableDecay: _stable,
+    config.InverseSqrt: _inverse_sqrt,
+}

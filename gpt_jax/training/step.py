@@ -1,0 +1,142 @@
+"""One training step, a pure function: (state, batch) → (state, metrics)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from gpt_jax import config
+from gpt_jax.training.loss import Sums, cross_entropy_sums
+from gpt_jax.training.optimizer import make_optimizer
+from gpt_jax.training.schedule import make_schedule
+
+Batch = dict[str, Any]  # tokens, targets, weights; segments and positions, or None; each (B, T)
+Metrics = dict[str, Array]
+TrainStep = Callable[..., tuple["TrainState", Metrics]]
+
+
+@struct.dataclass
+class TrainState:
+    """All that a training step changes. `params` is what `model.init` returns.
+
+    `step` counts batches. `skipped` counts those whose loss or gradient was not finite, `skipped_in_row` those of them
+    since the last good one.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    optimizer: Any
+    skipped: Int[Array, ""]
+    skipped_in_row: Int[Array, ""]
+
+
+def init_state(model: nn.Module, c: config.Config) -> TrainState:
+    """The state before the first step, a function of the configuration alone."""
+    tokens = jnp.zeros((1, c.model.context_length), jnp.int32)
+    params = model.init(jax.random.key(c.seed), tokens)
+    step, skipped, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # three buffers: each is donated by itself
+    return TrainState(step, params, make_optimizer(c.optimizer).init(params), skipped, in_row)
+
+
+def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
+    """`train_step(state, batch, axis_name=None)` for this model and configuration.
+
+    The gradient is that of Σ weight · (nll + z_loss · (log Z)²) / Σ weight over the global batch, however it is cut
+    into micro-batches and devices. Inside `pmap`, `axis_name` names the axis of devices; under `jit` the batch is the
+    global one.
+
+    A step whose loss or gradient is not finite leaves parameters and the optimizer's state as they were, bit for bit.
+
+    Metrics: `loss` (nats per token, without the z-loss), `accuracy`, `tokens` (targets that count), `grad_norm` (before
+    clipping), `learning_rate` (the main group's), `skipped` and `skipped_in_row` (counts, this step included).
+
+    Raises:
+      ValueError: a schedule without a length, from here; rows that `train.accumulate` does not divide, when traced.
+    """
+    optimizer, schedule, train = make_optimizer(c.optimizer), make_schedule(c.schedule), c.train
+
+    def train_step(state: TrainState, batch: Batch, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+        def over_devices(tree: Any) -> Any:
+            return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+        key = jax.random.fold_in(jax.random.key(c.seed), state.step)
+        if axis_name is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+        weight = over_devices(jnp.sum(batch["weights"].astype(jnp.float32)))
+        scale = 1.0 / jnp.where(weight > 0, weight, 1.0)  # a batch without targets has loss 0 and gradient 0
+
+        def loss_of(params: Any, micro: Batch, key: Array) -> tuple[Float[Array, ""], Sums]:
+            logits = model.apply(
+                params,
+                micro["tokens"],
+                segments=micro["segments"],
+                positions=micro["positions"],
+                train=True,
+                rngs={"dropout": key},
+            )
+            sums = cross_entropy_sums(logits, micro["targets"], micro["weights"])
+            z_loss = 0.0 if train.z_loss is None else train.z_loss * sums.z_loss
+            return scale * (sums.loss + z_loss), sums
+
+        gradients, sums = over_devices(accumulate(loss_of, state.params, batch, key, train.accumulate))
+
+        norm = optax.tree.norm(gradients)
+        good = jnp.isfinite(norm) & jnp.isfinite(sums.loss)  # the norm is finite only if every gradient is
+        if train.clip_norm is not None:
+            factor = jnp.where(norm > train.clip_norm, train.clip_norm / norm, 1.0)
+            gradients = jax.tree.map(lambda g: (factor * g).astype(g.dtype), gradients)
+        changes, moments = optimizer.update(gradients, state.optimizer, state.params)
+        rate = c.optimizer.learning_rate * schedule(state.step)
+        params = jax.tree.map(lambda p, change: (p + rate * change).astype(p.dtype), state.params, changes)
+
+        # `where`, not a multiplication by 0, which would keep the NaN.
+        params, moments = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), (params, moments), (state.params, state.optimizer)
+        )
+        skipped = state.skipped + (1 - good.astype(jnp.int32))
+        in_row = jnp.where(good, 0, state.skipped_in_row + 1)
+        metrics = {
+            "loss": scale * sums.loss,
+            "accuracy": scale * sums.hits,
+            "tokens": sums.tokens,
+            "grad_norm": norm,
+            "learning_rate": jnp.asarray(rate, jnp.float32),
+            "skipped": skipped,
+            "skipped_in_row": in_row,
+        }
+        return TrainState(state.step + 1, params, moments, skipped, in_row), metrics
+
+    return train_step
+
+
+def accumulate(
+    loss_of: Callable[[Any, Batch, Array], tuple[Array, Sums]], params: Any, batch: Batch, key: Array, parts: int
+) -> tuple[Any, Sums]:
+    """Gradients and sums of `loss_of(params, micro_batch, key)`, added up over `parts` micro-batches in turn."""
+    gradient = jax.grad(loss_of, has_aux=True)
+    if parts == 1:
+        return gradient(params, batch, key)
+    rows = batch["tokens"].shape[0]
+    if rows % parts:
+        raise ValueError(f"train.accumulate ({parts}) must divide the {rows} rows of a batch on a device: change one")
+
+    def cut(x: Array) -> Array:
+        # Every `parts`-th row, so that each device's rows spread evenly over the micro-batches and none has to move.
+        return x.reshape(rows // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total: tuple[Any, Sums], xs: tuple[Batch, Array]) -> tuple[tuple[Any, Sums], None]:
+        micro, index = xs
+        part = gradient(params, micro, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, part), None
+
+    micros = (jax.tree.map(cut, batch), jnp.arange(parts))
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micros[0]), key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, zeros, micros)[0]
