@@ -13,7 +13,7 @@ import difflib
 import hashlib
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from ml_collections import ConfigDict, config_dict
@@ -43,7 +43,7 @@ class Variant:
             cls.choices[cls.__name__] = cls
 
 
-def nearest(name: str, names: typing.Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
     """`; did you mean "x"?` for the nearest of `names`, or the list of them all."""
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=1)
