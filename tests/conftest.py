@@ -7,17 +7,17 @@ from pathlib import Path
 # XLA reads these once, when jax first makes a backend; the processes that tests start inherit them.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ["TPU_SKIP_MDS_QUERY"] = os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 # Kept in the checkout, shared by all workers and the processes they start; small programs too: tests compile hundreds.
 XLA_CACHE = Path(__file__).resolve().parents[1] / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(XLA_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-import hypothesis  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+import hypothesis
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
 
 install_import_hook("gpt_jax", "beartype.beartype")
 
