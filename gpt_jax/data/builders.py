@@ -1,0 +1,116 @@
+"""TFDS builders that need no TensorFlow: their examples are stored as array_record, the one random-access format that is whole.
+
+    builder = TextFiles(path="books/*.txt", data_dir=..., file_format="array_record")
+    builder.download_and_prepare()
+    builder.as_data_source("train")[0]["text"]
+"""
+
+import hashlib
+import threading
+import urllib.request
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from gpt_jax.data.files import Document, find_files, python_files, read_documents
+from gpt_jax.data.progress import Report, counted
+
+SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+DOWNLOAD_LIMIT = 12.0  # seconds
+
+
+class _Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """One example a document, in the order of their names, in one split."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, report: Report = lambda characters: None, **kwargs: Any):
+        self._report = report
+        super().__init__(**kwargs)
+
+    def _documents(self) -> Iterable[Document]:
+        raise NotImplementedError
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict({"name": tfds.features.Text(), "text": tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, str]]]:
+        for number, document in enumerate(counted(self._documents(), self._report)):
+            yield number, document._asdict()
+
+
+class PythonSources(_Documents, skip_registration=True):
+    """The sources of the running Python's standard library; those that are not UTF-8 are left out."""
+
+    name = "python"
+
+    def _documents(self) -> Iterable[Document]:
+        return read_documents(python_files(), separator=None, skip_undecodable=True)
+
+
+class TextFiles(_Documents, skip_registration=True):
+    """The files at `path` (a file, folder or glob), a document each, or the parts of each between separators."""
+
+    name = "text"
+
+    def __init__(self, *, path: str, separator: str | None = None, **kwargs: Any):
+        self._path, self._separator = path, separator
+        name = hashlib.sha256(repr((path, separator)).encode()).hexdigest()[:16]
+        config = tfds.core.BuilderConfig(name=name, version=self.VERSION, description=f"{path}, separator {separator!r}")
+        super().__init__(config=config, **kwargs)
+
+    def _documents(self) -> Iterable[Document]:
+        return read_documents(find_files(self._path), self._separator, skip_undecodable=False)
+
+
+class TinyShakespeare(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Karpathy's selection of Shakespeare, shaped like TFDS's own `tiny_shakespeare`: its first 90%, the next 5%, the last 5%."""
+
+    name = "tiny_shakespeare"
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True, homepage=SHAKESPEARE_URL)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        text = _download(SHAKESPEARE_URL, SHAKESPEARE_SHA256).decode("utf-8")
+        held_out = text[int(len(text) * 0.9) :]
+        middle = int(len(held_out) * 0.5)
+        splits = {"train": text[: int(len(text) * 0.9)], "validation": held_out[:middle], "test": held_out[middle:]}
+        return {name: self._generate_examples(part) for name, part in splits.items()}
+
+    def _generate_examples(self, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+        yield 0, {"text": text}
+
+
+def _download(url: str, sha256: str) -> bytes:
+    """The content at `url`, or within DOWNLOAD_LIMIT seconds a ConnectionError that says what to do."""
+    result: list[bytes | Exception] = []
+
+    def fetch() -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=DOWNLOAD_LIMIT) as response:
+                result.append(response.read())
+        except Exception as error:
+            result.append(error)
+
+    # On a thread of its own, because looking up a host name knows no time limit.
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    thread.join(DOWNLOAD_LIMIT)
+    problem = result[0] if result else "no answer"
+    if isinstance(problem, bytes):
+        if hashlib.sha256(problem).hexdigest() == sha256:
+            return problem
+        problem = "what came is another file"
+    raise ConnectionError(
+        f"tiny_shakespeare could not be downloaded from {url} ({problem}); get the file by other means and pass it as "
+        "data.path=FILE, which gives the same data."
+    )

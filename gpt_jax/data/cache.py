@@ -1,0 +1,84 @@
+"""Folders that are made once and are either whole or absent, whatever interrupts the making."""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+MANIFEST = "manifest.json"
+
+
+def cache_folder(folder: str | os.PathLike[str] | None) -> Path:
+    """`folder`, or `$GPT_JAX_CACHE`, or `~/.cache/gpt_jax` (below `$XDG_CACHE_HOME` where that is set)."""
+    if folder is None:
+        folder = os.environ.get("GPT_JAX_CACHE")
+    if folder is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt_jax"
+    return Path(folder).expanduser().absolute()
+
+
+def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """The manifest of `folder`, which `build(empty folder)` fills, and whose manifest it returns, if it is not there yet.
+
+    What is built is flushed to the disk and moved into place in one step, by one process at a time; files that do not have
+    the sizes they were built with are built again.
+    """
+    if (manifest := _manifest(folder)) is not None:
+        return manifest
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(folder):
+        if (manifest := _manifest(folder)) is not None:
+            return manifest
+        partial = folder.with_name(folder.name + ".partial")
+        for leftover in (partial, folder):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        partial.mkdir()
+        manifest = build(partial)
+        sizes = {str(file.relative_to(partial)): file.stat().st_size for file in partial.rglob("*") if file.is_file()}
+        (partial / MANIFEST).write_text(json.dumps({"manifest": manifest, "sizes": sizes}), encoding="utf-8")
+        for path in (*partial.rglob("*"), partial):
+            _flush(path)
+        partial.rename(folder)
+        _flush(folder.parent)
+        return manifest
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    lock = filelock.FileLock(folder.with_name(folder.name + ".lock"))
+    try:
+        lock.acquire(timeout=1)
+    except filelock.Timeout:
+        logging.getLogger(__name__).warning("Waiting for another process that prepares %s.", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a whole folder, or None."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        whole = all((folder / name).stat().st_size == size for name, size in content["sizes"].items())
+        return content["manifest"] if whole else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+        return None
+
+
+def _flush(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,202 @@
+"""Corpora: documents by the name of a corpus or by the path of files, prepared once as a TFDS data set in the cache."""
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import absl.logging
+
+from gpt_jax.config import Text
+from gpt_jax.data.cache import build_once
+from gpt_jax.data.files import Document, SourceFile, find_files, python_files
+from gpt_jax.data.progress import Report, counted, progress_bar
+
+HELD_OUT_SPLITS = ("validation", "valid", "dev", "test")
+READ_AT_ONCE = 256
+
+
+class Source(Protocol):
+    """Where documents come from."""
+
+    def state(self) -> Any:
+        """What tells, without reading the text, whether it changed: names, sizes and times of change of files."""
+
+    def characters(self) -> int | None:
+        """About how much text there is."""
+
+    def prepare(self, folder: Path, report: Report) -> None:
+        """Writes the data set below `folder`."""
+
+    def read(self, folder: Path) -> Iterator[tuple[Document, bool | None]]:
+        """The documents, and for each whether it is held out (None: the split decides)."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A prepared corpus. `text_hash` is the SHA-256 of all names and texts; a corpus with a `fixed_split` brings its own validation set."""
+
+    source: Source
+    folder: Path
+    text_hash: str
+    documents: int
+    characters: int
+    fixed_split: bool
+
+    def read(self, validation_fraction: float) -> Iterator[tuple[Document, bool]]:
+        """The documents in order, each with whether it is held out. A lone document is cut: its last part is held out."""
+        for document, held_out in self.source.read(self.folder):
+            if held_out is None and self.documents == 1:
+                cut = int((1 - validation_fraction) * len(document.text))
+                yield Document(document.name, document.text[:cut]), False
+                yield Document(document.name, document.text[cut:]), True
+            else:
+                yield document, _is_held_out(document.name, validation_fraction) if held_out is None else held_out
+
+
+def open_corpus(config: Text, cache: Path, progress: bool) -> Corpus:
+    """The corpus of `config`, prepared now unless the cache has it.
+
+    Whether it has is decided by names, sizes and times of change of the files, not by reading them: a file changed within the
+    clock's resolution to a text of the same size goes unnoticed.
+
+    Raises:
+      FileNotFoundError: no such files or corpus.
+      ValueError: no text, or text that is not UTF-8.
+      ConnectionError: a corpus that must be downloaded cannot be.
+    """
+    source = _source(config)
+    label = "text" if config.path is not None else config.corpus
+    state = json.dumps([code_version(), label, source.state()]).encode()
+    name = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in label)
+    folder = cache / "sources" / f"{name}-{hashlib.sha256(state).hexdigest()[:16]}"
+    manifest = build_once(folder, functools.partial(_build, source, label, progress))
+    return Corpus(source, folder, **manifest)
+
+
+@functools.cache
+def code_version() -> str:
+    """A hash of the code that decides which tokens a text becomes: a cache made by other code is not used."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*here.glob("*.py"), *here.glob("tokenizer/*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _source(config: Text) -> Source:
+    if config.path is not None:
+        return _Files(find_files(config.path), config.path, config.separator)
+    match config.corpus:
+        case "python":
+            return _Files(python_files(), None, None)
+        case "tiny_shakespeare":
+            return _Shakespeare()
+        case "text":
+            raise ValueError('The corpus "text" reads your own files: say which with data.path=FILE, FOLDER or GLOB.')
+    from gpt_jax.data.prepared import PreparedDataset
+
+    return PreparedDataset(config.corpus)
+
+
+def _build(source: Source, label: str, progress: bool, folder: Path) -> dict[str, Any]:
+    with progress_bar(f"Reading {label}", source.characters(), progress) as report:
+        source.prepare(folder, report)
+    digest, documents, characters, sides = hashlib.sha256(), 0, 0, set()
+    for document, held_out in source.read(folder):
+        for part in (document.name.encode(), document.text.encode()):
+            digest.update(len(part).to_bytes(8, "little") + part)
+        digest.update(repr(held_out).encode())
+        sides.add(held_out)
+        documents, characters = documents + 1, characters + len(document.text)
+    if not characters:
+        raise ValueError(f"There is no text in {label}: give data.path a file that is not empty.")
+    fixed = None not in sides
+    return {"text_hash": digest.hexdigest(), "documents": documents, "characters": characters, "fixed_split": fixed}
+
+
+def _is_held_out(name: str, fraction: float) -> bool:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") < fraction * 2**64
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Files at `path`; without one, Python's own sources."""
+
+    files: list[SourceFile]
+    path: str | None
+    separator: str | None
+
+    def state(self) -> Any:
+        return [self.separator, [(file.name, file.size, file.modified) for file in self.files]]
+
+    def characters(self) -> int | None:
+        return sum(file.size for file in self.files)
+
+    def prepare(self, folder: Path, report: Report) -> None:
+        from gpt_jax.data.builders import PythonSources, TextFiles
+
+        where: dict[str, Any] = {"data_dir": folder, "file_format": "array_record", "report": report}
+        with _quiet():
+            python = self.path is None
+            builder = PythonSources(**where) if python else TextFiles(path=self.path, separator=self.separator, **where)
+            builder.download_and_prepare()
+
+    def read(self, folder: Path) -> Iterator[tuple[Document, bool | None]]:
+        for example in read_examples(_directory(folder), "train"):
+            yield Document(example["name"].decode(), example["text"].decode()), None
+
+
+class _Shakespeare:
+    """The three splits are one text again, so that the split is the same as with a file of one's own."""
+
+    def state(self) -> Any:
+        return None
+
+    def characters(self) -> int | None:
+        return None
+
+    def prepare(self, folder: Path, report: Report) -> None:
+        from gpt_jax.data.builders import TinyShakespeare
+
+        with _quiet():
+            TinyShakespeare(data_dir=folder, file_format="array_record").download_and_prepare()
+
+    def read(self, folder: Path) -> Iterator[tuple[Document, bool | None]]:
+        directory = _directory(folder)
+        parts = [example["text"] for split in ("train", "validation", "test") for example in read_examples(directory, split)]
+        yield Document("tiny_shakespeare", b"".join(parts).decode()), None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the builders' own notices, prints and bars off the terminal, where ours are."""
+    import tensorflow_datasets as tfds
+
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        absl.logging.set_verbosity(verbosity)
+
+
+def _directory(folder: Path) -> Path:
+    """The one data set below `folder`."""
+    return next(folder.rglob("dataset_info.json")).parent
+
+
+def read_examples(directory: Path, split: str) -> Iterator[dict[str, Any]]:
+    """The examples of a split of the data set in `directory`, in order."""
+    import tensorflow_datasets as tfds
+
+    source = tfds.builder_from_directory(directory).as_data_source(split)
+    for first in range(0, len(source), READ_AT_ONCE):
+        yield from source.__getitems__(range(first, min(first + READ_AT_ONCE, len(source))))

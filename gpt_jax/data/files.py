@@ -1,0 +1,94 @@
+"""Text files: which ones a pattern names, what text they hold, where it is divided into documents."""
+
+import glob
+import os
+import sysconfig
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from etils import epath
+
+# The standard library's sources without what pip adds to them and without its tests, a third of its size and much of it data.
+SKIPPED_FOLDERS = frozenset({"__pycache__", "idle_test", "site-packages", "dist-packages", "test", "tests"})
+
+
+class Document(NamedTuple):
+    """A text and the name that decides its place in the order and its side of the split."""
+
+    name: str
+    text: str
+
+
+class SourceFile(NamedTuple):
+    """A file, its name relative to the folder that was asked for, with "/" on every system, and what shows that it changed."""
+
+    name: str
+    path: epath.Path
+    size: int
+    modified: int
+
+
+def find_files(path: str) -> list[SourceFile]:
+    """The file, every file below the folder, or the files that the glob (`**` crosses folders) names, by name. Hidden ones are left out.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+    """
+    source = epath.Path(path).expanduser()
+    if source.is_dir():
+        root, found = source, source.rglob("*")
+    elif glob.has_magic(str(source)) and not source.exists():
+        depth = next(i for i, part in enumerate(source.parts) if glob.has_magic(part))
+        root = epath.Path(*source.parts[:depth]) if depth else epath.Path(".")
+        found = root.glob("/".join(source.parts[depth:]))
+    else:
+        root, found = source.parent, iter([source])
+    files = [_source_file(file, root) for file in found if file.is_file()]
+    files = sorted(file for file in files if not any(part.startswith(".") for part in file.name.split("/")) or file.path == source)
+    if not files:
+        raise FileNotFoundError(f"There is no text at data.path={path}; give a file, a folder with files in it, or a glob that matches some.")
+    return files
+
+
+def python_files() -> list[SourceFile]:
+    """The standard library's `*.py`, by name."""
+    root = epath.Path(sysconfig.get_paths()["stdlib"])
+    files = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
+        files += [_source_file(root / folder / name, root) for name in names if name.endswith(".py")]
+    if not files:
+        raise FileNotFoundError(f'This Python keeps no sources at {root}; name another corpus, or give data.path="FILE".')
+    return sorted(files)
+
+
+def read_documents(files: Iterable[SourceFile], separator: str | None, skip_undecodable: bool) -> Iterator[Document]:
+    """The documents of the files in order: a file each, or its parts between separators, which belong to none. Empty ones are left out.
+
+    A file is UTF-8; a byte order mark at its start is dropped; line ends, NULs and the rest stay as they are.
+
+    Raises:
+      ValueError: a file is not UTF-8 (unless such files are to be skipped).
+    """
+    for file in files:
+        try:
+            text = file.path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            if skip_undecodable:
+                continue
+            raise ValueError(
+                f"{file.path} is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); "
+                "convert it, for example with iconv, or leave it out of data.path."
+            ) from None
+        parts = [text] if separator is None else text.split(separator)
+        for number, part in enumerate(parts):
+            if part:
+                yield Document(file.name if separator is None else f"{file.name}#{number}", part)
+
+
+def _source_file(path: epath.Path, root: epath.Path) -> SourceFile:
+    if "://" in str(path):
+        state = path.stat()
+        return SourceFile(str(path).removeprefix(str(root)).lstrip("/"), path, state.length, int(state.mtime or 0))
+    state = os.stat(path)
+    return SourceFile(os.path.relpath(path, root).replace(os.sep, "/"), path, state.st_size, state.st_mtime_ns)

@@ -1,0 +1,134 @@
+"""Rows of a token stream: where the stream is cut, which target counts, which document a position belongs to.
+
+A split of a corpus is one stream of token ids. Where the vocabulary has an end-of-text token E, the documents a b and c d are
+the stream `E a b E c d E`: as a target, E says that a document ends; as an input, it starts the next one. So every target is predicted
+from inputs of its own document only, the first token of a document and its end included, and sampling from nothing starts with E.
+A vocabulary without E gives `a b c d`; there the first token of a document has no context and is never a target.
+
+The N targets of a stream (all its tokens but the first) are cut into rows of T; row i's inputs are the same tokens, one place earlier.
+Neighbouring rows share one token. The last row is short: it is padded with token 0 at weight 0.
+"""
+
+from typing import NamedTuple, Protocol
+
+import grain
+import numpy as np
+
+MASK64 = 2**64 - 1
+
+
+class Batch(NamedTuple):
+    """B rows of T places. Padding has token 0, target 0, weight 0, segment 0 and position 0.
+
+    `segments` numbers the documents of a row from 1, and `positions` counts from 0 in each (or from the row's start, where
+    a document began in an earlier row). Both are None in every batch of a data set whose rows each are one document.
+    """
+
+    tokens: np.ndarray  # (B, T) int32
+    targets: np.ndarray  # (B, T) int32
+    weights: np.ndarray  # (B, T) float32: 1 where the target counts, else 0
+    segments: np.ndarray | None = None  # (B, T) int32
+    positions: np.ndarray | None = None  # (B, T) int32
+
+
+class Rows(Protocol):
+    """A sequence of rows, each a pure function of its number."""
+
+    @property
+    def count(self) -> int | None:
+        """Rows in one reading of the whole; None where they never repeat."""
+
+    @property
+    def length(self) -> int:
+        """T."""
+
+    def gather(self, numbers: np.ndarray) -> Batch:
+        """The rows of these numbers, in their order."""
+
+
+class Stream(NamedTuple):
+    """The tokens of a split and the places where its documents begin, the first of them 0.
+
+    `ended` says that documents are bounded by an end-of-text token, so that the token after a document belongs to it as a target.
+    """
+
+    tokens: np.ndarray  # (N + 1,) unsigned
+    starts: np.ndarray  # (documents,) int64, increasing
+    ended: bool
+
+    @property
+    def targets(self) -> int:
+        """N: every token but the first."""
+        return len(self.tokens) - 1
+
+    @property
+    def counted_targets(self) -> int:
+        """Targets of weight 1."""
+        return self.targets if self.ended else len(self.tokens) - len(self.starts)
+
+    def cut(self, begins: np.ndarray, length: int, segmented: bool) -> Batch:
+        """Rows of `length` targets; row i's inputs start at `begins[i]`, which may be negative: then the row is shorter by that much."""
+        first = np.maximum(begins, 0)
+        stop = np.minimum(begins + length, self.targets)
+        places = np.minimum(first[:, None] + np.arange(length + 1), self.targets)
+        real = places[:, :-1] < stop[:, None]
+        ids = self.tokens[places].astype(np.int32)
+        tokens, targets = np.where(real, ids[:, :-1], 0), np.where(real, ids[:, 1:], 0)
+        if not segmented:
+            return Batch(tokens, targets, real.astype(np.float32))
+        document = np.searchsorted(self.starts, places, side="right")
+        counted = real if self.ended else real & (document[:, 1:] == document[:, :-1])
+        document, places = document[:, :-1], places[:, :-1]
+        positions = places - np.maximum(self.starts[document - 1], first[:, None])
+        segments = document - document[:, :1] + 1
+        return Batch(
+            tokens,
+            targets,
+            counted.astype(np.float32),
+            np.where(real, segments, 0).astype(np.int32),
+            np.where(real, positions, 0).astype(np.int32),
+        )
+
+
+class FixedRows:
+    """A stream's rows in order, every target once: the validation set."""
+
+    def __init__(self, stream: Stream, length: int, segmented: bool):
+        self._stream, self.length, self._segmented = stream, length, segmented
+        self.count: int | None = -(-stream.targets // length)
+
+    def gather(self, numbers: np.ndarray) -> Batch:
+        return self._stream.cut(numbers * self.length, self.length, self._segmented)
+
+
+class ShuffledRows:
+    """A stream's rows for ever: each epoch another order, and from the second on another cut, both functions of (seed, epoch).
+
+    The first epoch has every target once. Later ones shift the cut by `offset(epoch)` so that no row is seen twice; they keep the
+    number of rows, for which an epoch may leave out its first `offset` targets, fewer than T.
+    """
+
+    def __init__(self, stream: Stream, length: int, segmented: bool, seed: int):
+        self._stream, self.length, self._segmented, self._seed = stream, length, segmented, seed
+        self._epoch_rows = -(-stream.targets // length)
+        self.count: int | None = self._epoch_rows
+        self._order = grain.MapDataset.range(self._epoch_rows).seed(seed % 2**32).shuffle().repeat()
+
+    def offset(self, epoch: int) -> int:
+        """How many targets the cut of this epoch is shifted by, in [0, T)."""
+        if epoch == 0 or self._epoch_rows == 1:
+            return 0
+        generator = np.random.Generator(np.random.Philox(key=np.array([self._seed & MASK64, epoch], np.uint64)))
+        return int(generator.integers(self.length))
+
+    def gather(self, numbers: np.ndarray) -> Batch:
+        places = np.array([self._order[int(number)] for number in numbers], np.int64)
+        epochs = numbers // self._epoch_rows
+        shifts = {epoch: self._shift(epoch) for epoch in set(epochs.tolist())}
+        begins = places * self.length + np.array([shifts[epoch] for epoch in epochs.tolist()], np.int64)
+        return self._stream.cut(begins, self.length, self._segmented)
+
+    def _shift(self, epoch: int) -> int:
+        # A shift past the short last row leaves room for one more row; it holds the targets before the shift.
+        offset, short = self.offset(epoch), self._stream.targets - (self._epoch_rows - 1) * self.length
+        return offset if offset < short else offset - self.length

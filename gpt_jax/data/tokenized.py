@@ -1,0 +1,161 @@
+"""A corpus as token ids: tokenized once into memory-mapped arrays of the smallest unsigned type that holds V."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt_jax.config import Characters, Text, TokenizerFile
+from gpt_jax.conversion import to_dict
+from gpt_jax.data.cache import build_once
+from gpt_jax.data.corpus import Corpus, code_version, open_corpus
+from gpt_jax.data.files import Document
+from gpt_jax.data.progress import Report, progress_bar
+from gpt_jax.data.rows import Stream
+from gpt_jax.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
+
+CHARACTERS_AT_ONCE = 2**22
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One split: its stream, and the UTF-8 bytes of each of its documents."""
+
+    stream: Stream
+    sizes: np.ndarray
+
+    def first(self, targets: int, tokenizer: Tokenizer) -> "Tokens":
+        """Its first `targets` targets."""
+        if targets >= self.stream.targets:
+            return self
+        tokens, starts, ended = self.stream
+        tokens = tokens[: targets + 1]
+        starts = starts[: np.searchsorted(starts, targets + 1)]
+        last = tokens[starts[-1] + 1 if ended else starts[-1] :]
+        sizes = np.append(self.sizes[: len(starts) - 1], len(tokenizer.decode_bytes(last)))
+        return Tokens(Stream(tokens, starts, ended), sizes)
+
+    def target_bytes(self, tokenizer: Tokenizer) -> int:
+        """The UTF-8 bytes of the text that the targets of weight 1 stand for. An end of text stands for none."""
+        unseen = [] if self.stream.ended else self.stream.tokens[self.stream.starts]
+        return int(self.sizes.sum()) - sum(len(tokenizer.decode_bytes([index])) for index in unseen)
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """`content_hash` changes with the text, the tokenizer or the split."""
+
+    tokenizer: Tokenizer
+    train: Tokens
+    validation: Tokens
+    content_hash: str
+
+
+def tokenized_text(config: Text, cache: Path, progress: bool) -> TokenizedText:
+    """The tokens of a corpus, made now unless the cache has them. Raises what `open_corpus` and the tokenizers raise."""
+    corpus = open_corpus(config, cache, progress)
+    # A saved tokenizer is known by its content, one to be trained by its recipe: the text is in the key already.
+    loaded = load_tokenizer(config.tokenizer.path) if isinstance(config.tokenizer, TokenizerFile) else None
+    recipe = to_dict(config.tokenizer) if loaded is None else loaded.content_hash()
+    fraction = None if corpus.fixed_split else config.validation_fraction
+    key = json.dumps([code_version(), corpus.text_hash, recipe, fraction], sort_keys=True)
+    folder = cache / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    manifest = build_once(folder, functools.partial(_build, corpus, config, loaded, progress))
+    tokenizer = load_tokenizer(folder / "tokenizer") if loaded is None else loaded
+    train, validation = (_open(folder / split, manifest) for split in SPLITS)
+    if config.validation_tokens is not None:
+        validation = validation.first(config.validation_tokens, tokenizer)
+    content = json.dumps([corpus.text_hash, tokenizer.content_hash(), fraction, config.validation_tokens])
+    return TokenizedText(tokenizer, train, validation, hashlib.sha256(content.encode()).hexdigest())
+
+
+def _build(corpus: Corpus, config: Text, loaded: Tokenizer | None, progress: bool, folder: Path) -> dict[str, Any]:
+    with progress_bar("Training the tokenizer", corpus.characters, progress and loaded is None) as report:
+        tokenizer = loaded or make_tokenizer(config.tokenizer, _training_texts(corpus, config, report))
+    if loaded is None:
+        tokenizer.save(folder / "tokenizer")
+    dtype, end = np.min_scalar_type(tokenizer.vocab_size - 1), tokenizer.end_of_text
+    writers = [_Writer(folder / split, dtype, end) for split in SPLITS]
+    with progress_bar("Tokenizing", corpus.characters, progress) as report:
+        for documents in _groups(corpus.read(config.validation_fraction)):
+            ids = tokenizer.encode_batch([document.text for document, _ in documents], "none")
+            for (document, held_out), one in zip(documents, ids, strict=True):
+                writers[held_out].write(one, len(document.text.encode()), tokenizer.vocab_size)
+                report(len(document.text))
+    # A lone document is cut, not ended, where training stops and validation begins.
+    counts = {split: writer.close(ended=corpus.documents > 1) for split, writer in zip(SPLITS, writers, strict=True)}
+    for split, count in counts.items():
+        if count < 2:
+            raise ValueError(
+                f"The {split} split of {corpus.documents} document(s) has {count} token(s), too few to predict one: give more "
+                f"text, another data.validation_fraction (now {config.validation_fraction}), or data.separator to divide a file."
+            )
+    return {"dtype": dtype.name, "ended": end is not None}
+
+
+def _training_texts(corpus: Corpus, config: Text, report: Report) -> Iterator[str]:
+    """What a tokenizer is trained on: the training split; for characters everything, since one that is unknown cannot be encoded."""
+    everything = isinstance(config.tokenizer, Characters)
+    for document, held_out in corpus.read(config.validation_fraction):
+        if everything or not held_out:
+            yield document.text
+        report(len(document.text))
+
+
+def _groups(documents: Iterable[tuple[Document, bool]]) -> Iterator[list[tuple[Document, bool]]]:
+    """Lists of consecutive documents that are worth encoding together and still fit into memory."""
+    group, characters = [], 0
+    for document, held_out in documents:
+        group.append((document, held_out))
+        characters += len(document.text)
+        if characters >= CHARACTERS_AT_ONCE:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
+
+
+class _Writer:
+    """Writes one split's stream: `PATH.tokens`, `PATH.starts.npy`, `PATH.sizes.npy`."""
+
+    def __init__(self, path: Path, dtype: np.dtype, end: int | None):
+        self._path, self._dtype, self._end = path, dtype, end
+        self._file = open(f"{path}.tokens", "wb")
+        self._count = 0
+        self._starts: list[int] = []
+        self._sizes: list[int] = []
+
+    def write(self, ids: np.ndarray, size: int, vocab_size: int) -> None:
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+            raise ValueError(f"The tokenizer gave an id outside its vocabulary of {vocab_size}: use another tokenizer.")
+        if self._end is None and not len(ids):
+            return
+        self._starts.append(self._count)
+        self._sizes.append(size)
+        self._append([] if self._end is None else [self._end])
+        self._append(ids)
+
+    def close(self, ended: bool) -> int:
+        if ended and self._end is not None and self._starts:
+            self._append([self._end])
+        self._file.close()
+        np.save(f"{self._path}.starts.npy", np.array(self._starts, np.int64))
+        np.save(f"{self._path}.sizes.npy", np.array(self._sizes, np.int64))
+        return self._count
+
+    def _append(self, ids: Any) -> None:
+        ids = np.asarray(ids).astype(self._dtype)
+        self._file.write(ids.tobytes())
+        self._count += len(ids)
+
+
+def _open(path: Path, manifest: dict[str, Any]) -> Tokens:
+    tokens = np.asarray(np.memmap(f"{path}.tokens", np.dtype(manifest["dtype"]), "r"))
+    stream = Stream(tokens, np.load(f"{path}.starts.npy"), manifest["ended"])
+    return Tokens(stream, np.load(f"{path}.sizes.npy"))
