@@ -408,7 +408,7 @@ class Bytes(TokenizerConfig):
 
 @dataclass(frozen=True)
 class Characters(TokenizerConfig):
-    """The distinct characters of the training text, sorted by code point, with no special token."""
+    """The distinct characters of the whole corpus, held-out part included, sorted by code point, with no special token."""
 
 
 @dataclass(frozen=True)
@@ -436,10 +436,11 @@ class DataConfig(Variant):
 class Text(DataConfig):
     """Documents, tokenized once and packed into rows.
 
-    `path`: a file, folder or glob of text to read in place of the named `corpus`. Several documents are split by a
-    hash of their path, one document at a position; `validation_fraction` of them are held out. `separator` splits
-    files into documents. `validation_tokens` caps the held-out stream to its first so many tokens (None: all), which
-    then is the validation set.
+    `corpus`: "python" (the standard library's sources), "tiny_shakespeare", or the name of a data set that TFDS has prepared.
+    `path`: a file, folder or glob of text to read in place of the named `corpus`; `separator` divides its files into documents.
+    Several documents are split by a hash of their path, one document at a position; `validation_fraction` of them are held out,
+    unless a prepared data set brings its own validation split. `validation_tokens` caps the validation set to its first so many
+    predicted tokens (None: all).
     """
 
     corpus: str = "python"
@@ -459,6 +460,15 @@ class Text(DataConfig):
             self.validation_tokens is None or self.validation_tokens > 0,
             f"data.validation_tokens must be positive, not {self.validation_tokens}",
         )
+        require(
+            self.separator is None or (self.path is not None and self.separator != ""),
+            "data.separator divides the files of data.path into documents: give a path, and a separator that is not empty",
+        )
+
+
+def _require_task(symbols: int, length: int, validation_rows: int) -> None:
+    for name, value in (("symbols", symbols), ("length", length), ("validation_rows", validation_rows)):
+        require(value > 0, f"data.{name} must be positive, not {value}")
 
 
 @dataclass(frozen=True)
@@ -470,10 +480,13 @@ class Copy(DataConfig):
     validation_rows: int = 256
     seed: int | None = None
 
+    def __post_init__(self) -> None:
+        _require_task(self.symbols, self.length, self.validation_rows)
+
 
 @dataclass(frozen=True)
 class Induction(DataConfig):
-    """A random sequence repeated with a period drawn anew for each row: predict what followed last time (Olsson et
+    """A random sequence, its symbols all different, repeated with a period drawn anew for each row: predict what followed last time (Olsson et
     al. 2022, arXiv:2209.11895).
     """
 
@@ -483,6 +496,18 @@ class Induction(DataConfig):
     longest_period: int = 24
     validation_rows: int = 256
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_task(self.symbols, self.length, self.validation_rows)
+        require(
+            0 < self.shortest_period <= self.longest_period < self.length,
+            f"data.shortest_period ({self.shortest_period}) ≤ data.longest_period ({self.longest_period}) < data.length "
+            f"({self.length}) must hold, for a row to show its period once and ask for it",
+        )
+        require(
+            self.longest_period <= self.symbols,
+            f"the symbols of a period differ: data.longest_period ({self.longest_period}) may be data.symbols ({self.symbols}) at most",
+        )
 
 
 @dataclass(frozen=True)
@@ -495,6 +520,17 @@ class Recall(DataConfig):
     validation_rows: int = 256
     seed: int | None = None
 
+    def __post_init__(self) -> None:
+        _require_task(self.symbols, self.length, self.validation_rows)
+        require(
+            0 < self.pairs <= self.symbols // 2,
+            f"data.pairs must lie between 1 and half of data.symbols ({self.symbols}), whose other half are the values, not {self.pairs}",
+        )
+        require(
+            4 * self.pairs <= self.length,
+            f"{self.pairs} pairs and their queries need a data.length of {4 * self.pairs} at least, not {self.length}",
+        )
+
 
 @dataclass(frozen=True)
 class Sort(DataConfig):
@@ -504,6 +540,9 @@ class Sort(DataConfig):
     length: int = 6
     validation_rows: int = 256
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_task(self.symbols, self.length, self.validation_rows)
 
 
 # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────────
