@@ -1,0 +1,243 @@
+"""Byte-level byte-pair encoding: trained here, or read from a tiktoken rank file.
+
+Sennrich et al. 2016, arXiv:1508.07909; on bytes since GPT-2 (Radford et al. 2019). The `tokenizers` library learns the
+merges and `tiktoken` applies them. The ids are those of minbpe: bytes are 0–255 by value, merges follow in the order in
+which they were learned, special tokens come last.
+
+Ties: of several pairs that are equally frequent, minbpe merges the one seen first in the text; the library merges the
+one whose tokens are oldest (lowest left token, then lowest right token, in its own numbering, where printable ASCII
+stands first). Where pairs tie, the two therefore learn other merges from the same text, equally good ones.
+"""
+
+import base64
+import binascii
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import tiktoken
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from gpt_jax.data.tokenizer.base import PieceTokenizer, check_text, special_ids
+from gpt_jax.data.tokenizer.chunks import CHUNK_CHARACTERS, chunks
+
+RANKS = "ranks.tiktoken"
+
+# How text is cut into words before merging; no merge crosses a cut. These spell the published patterns in the syntax
+# that the trainer's and the encoder's regular expressions share.
+PATTERNS = {
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "gpt4": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+    "gpt4o": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+
+
+class Encoding(NamedTuple):
+    """What a rank file leaves unsaid."""
+
+    pattern: str
+    special_tokens: dict[str, int]
+
+
+ENCODINGS = {
+    "r50k_base": Encoding("gpt2", {"<|endoftext|>": 50256}),
+    "p50k_base": Encoding("gpt2", {"<|endoftext|>": 50256}),
+    "cl100k_base": Encoding(
+        "gpt4",
+        {
+            "<|endoftext|>": 100257,
+            "<|fim_prefix|>": 100258,
+            "<|fim_middle|>": 100259,
+            "<|fim_suffix|>": 100260,
+            "<|endofprompt|>": 100276,
+        },
+    ),
+    "o200k_base": Encoding("gpt4o", {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}),
+}
+
+
+class BpeTokenizer(PieceTokenizer):
+    """Byte-pair encoding by the rank of the merged bytes; a rank is an id.
+
+    Args:
+        ranks: the id of each byte string; all 256 single bytes are among them.
+        pattern: one of `PATTERNS`.
+        special_tokens: the id of each special token.
+    """
+
+    kind = "bpe"
+
+    def __init__(self, ranks: Mapping[bytes, int], pattern: str, special_tokens: Mapping[str, int]):
+        if pattern not in PATTERNS:
+            raise ValueError(f"{pattern!r} is no split pattern; choose one of {sorted(PATTERNS)}.")
+        if missing := [value for value in range(256) if bytes([value]) not in ranks]:
+            raise ValueError(f"The vocabulary lacks the byte 0x{missing[0]:02X}; byte-level BPE needs all 256 of them.")
+        ids = sorted([*ranks.values(), *special_tokens.values()])
+        if ids[0] < 0 or len(set(ids)) < len(ids):
+            raise ValueError("The ids of a vocabulary's tokens and special tokens are not negative and all differ.")
+        super().__init__({index: piece for piece, index in ranks.items()}, special_tokens)
+        self.pattern = pattern
+        self._ranks = dict(ranks)
+        self._engine = tiktoken.Encoding(
+            "gpt_jax", pat_str=PATTERNS[pattern], mergeable_ranks=self._ranks, special_tokens={}
+        )
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, pattern: str, special_tokens: Iterable[str] = ()) -> "BpeTokenizer":
+        """Learns merges until V = vocab_size, the 256 bytes and the special tokens included.
+
+        `texts` is read once, in chunks of bounded size, so its memory is that of its distinct words. A text in which no
+        pair is left to merge gives a smaller vocabulary. Raises ValueError for an empty text or too small a vocabulary.
+        """
+        if isinstance(texts, str):
+            raise TypeError("train takes an iterable of texts; put a single text in a list.")
+        if pattern not in PATTERNS:
+            raise ValueError(f"{pattern!r} is no split pattern; choose one of {sorted(PATTERNS)}.")
+        special = special_ids(special_tokens, 0)
+        if vocab_size < 256 + len(special):
+            raise ValueError(
+                f"vocab_size is at least {256 + len(special)}, for the 256 bytes and {len(special)} special tokens, "
+                f"not {vocab_size}."
+            )
+        library = _library_tokenizer(models.BPE(), pattern)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - len(special),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        feed = _Feed(texts)
+        library.train_from_iterator(feed, trainer)
+        if feed.characters == 0:
+            raise ValueError("There is no text to train on; give at least one text that is not empty.")
+        merges = json.loads(library.to_str())["model"]["merges"]
+        ranks = {bytes([value]): value for value in range(256)}
+        for left, right in merges:
+            ranks[bytes(LETTER_BYTES[letter] for letter in left + right)] = len(ranks)
+        return cls(ranks, pattern, special_ids(special, len(ranks)))
+
+    @classmethod
+    def from_ranks(cls, content: bytes, pattern: str, special_tokens: Mapping[str, int], name: str = RANKS) -> "BpeTokenizer":
+        """Reads a tiktoken rank file's `content`: lines of a token's bytes in base64, a space, its rank."""
+        ranks: dict[bytes, int] = {}
+        for number, line in enumerate(content.splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                token, rank = line.split()
+                piece = base64.b64decode(token, validate=True)
+                value = int(rank)
+            except (ValueError, binascii.Error):
+                raise ValueError(
+                    f"{name} is no tiktoken rank file: line {number} is not base64, space, rank."
+                ) from None
+            if piece in ranks or not piece:
+                raise ValueError(f"{name} is damaged: line {number} holds a token that is empty or there already.")
+            ranks[piece] = value
+        try:
+            return cls(ranks, pattern, special_tokens)
+        except ValueError as error:
+            raise ValueError(f"{name} is not a whole rank file: {error}") from None
+
+    def to_hugging_face(self) -> tokenizers.Tokenizer:
+        """The same tokenizer for the `tokenizers` library, whose `save` writes Hugging Face's tokenizer.json."""
+        vocab = {_letters(piece): rank for piece, rank in self._ranks.items()}
+        merges = []
+        for piece, rank in sorted(self._ranks.items(), key=lambda item: item[1]):
+            if len(piece) > 1:
+                left, right = self._parts(piece, rank)
+                merges.append((_letters(left), _letters(right)))
+        library = _library_tokenizer(models.BPE(vocab={**vocab, **self.special_tokens}, merges=merges), self.pattern)
+        library.decoder = decoders.ByteLevel()
+        library.add_special_tokens(
+            [tokenizers.AddedToken(name, normalized=False, special=True) for name in self.special_tokens]
+        )
+        return library
+
+    def _parts(self, piece: bytes, rank: int) -> list[bytes]:
+        """The two tokens whose merge is `piece`: what lower ranks alone make of it."""
+        parts = [bytes([value]) for value in piece]
+        while len(parts) > 2:
+            pairs = [self._ranks.get(left + right, rank) for left, right in zip(parts, parts[1:], strict=False)]
+            best = min(range(len(pairs)), key=pairs.__getitem__)
+            if pairs[best] >= rank:
+                raise ValueError(f"Token {rank} ({piece!r}) is no merge of two earlier tokens, as merge lists need.")
+            parts[best : best + 2] = [parts[best] + parts[best + 1]]
+        return parts
+
+    def _ordinary_batch(self, texts: list[str]) -> list[np.ndarray]:
+        workers = min(os.cpu_count() or 1, len(texts))
+        if workers == 1 or sum(map(len, texts)) < CHUNK_CHARACTERS:
+            return [self._ordinary(text) for text in texts]
+        # The engine works outside the interpreter's lock. Few large jobs: small documents would drown in futures.
+        bounds = np.linspace(0, len(texts), 4 * workers + 1).astype(int)
+        slices = [texts[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+        with ThreadPoolExecutor(workers) as pool:
+            done = pool.map(lambda part: [self._ordinary(text) for text in part], slices)
+            return [ids for part in done for ids in part]
+
+    def _ordinary(self, text: str) -> np.ndarray:
+        ids = [self._engine.encode_to_numpy(chunk, disallowed_special=()) for chunk in chunks([text])]
+        return np.concatenate(ids).astype(np.int32) if ids else np.empty(0, np.int32)
+
+    def manifest(self) -> dict[str, Any]:
+        return {"pattern": self.pattern, "special_tokens": self.special_tokens}
+
+    def _files(self) -> dict[str, bytes]:
+        lines = [
+            base64.b64encode(piece) + f" {rank}\n".encode()
+            for piece, rank in sorted(self._ranks.items(), key=lambda item: item[1])
+        ]
+        return {RANKS: b"".join(lines)}
+
+    @classmethod
+    def _load(cls, manifest: dict[str, Any], files: dict[str, bytes]) -> "BpeTokenizer":
+        return cls.from_ranks(files[RANKS], manifest["pattern"], manifest["special_tokens"])
+
+
+class _Feed:
+    """The trainer's input in bounded chunks, counting the characters that went through."""
+
+    def __init__(self, texts: Iterable[str]):
+        self._texts = texts
+        self.characters = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            check_text(text)
+            for chunk in chunks([text]):
+                self.characters += len(chunk)
+                yield chunk
+
+
+def _library_tokenizer(model: models.Model, pattern: str) -> tokenizers.Tokenizer:
+    library = tokenizers.Tokenizer(model)
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(PATTERNS[pattern]), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return library
+
+
+def _byte_letters() -> list[str]:
+    """GPT-2's printable stand-in for each byte: itself where printable, else the next letter from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    spare = iter(range(0x100, 0x200))
+    return [chr(value if value in printable else next(spare)) for value in range(256)]
+
+
+BYTE_LETTERS = _byte_letters()
+LETTER_BYTES = {letter: value for value, letter in enumerate(BYTE_LETTERS)}
+
+
+def _letters(piece: bytes) -> str:
+    return "".join(BYTE_LETTERS[value] for value in piece)
