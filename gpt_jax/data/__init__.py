@@ -1,7 +1,7 @@
 """Sequences to train and validate on: text from corpora and files, or synthetic tasks.
 
-    data = open_data(config.data, context_length=256, seed=0)
-    data.batch(step=0, batch_size=8)          # a pure function of (seed, step)
+data = open_data(config.data, context_length=256, seed=0)
+data.batch(step=0, batch_size=8)          # a pure function of (seed, step)
 """
 
 import os
@@ -28,7 +28,8 @@ def open_data(
     `~/.cache/gpt_jax`).
 
     Raises:
-      FileNotFoundError, ConnectionError, ValueError: there is no text, or none that can be used; the message says what to do.
+      FileNotFoundError, ConnectionError, ValueError: there is no text, or none that can be used; the message says what
+      to do.
     """
     if not isinstance(config, Text):
         from gpt_jax.data.tasks import open_task

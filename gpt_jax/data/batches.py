@@ -1,4 +1,4 @@
-"""Batches: `batch(step)` is a pure function of (seed, step), and each process takes its slice of the one global sequence."""
+"""Batches: a pure function of (seed, step), of which each process takes its slice."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +17,9 @@ PREFETCHED = 8
 class Data:
     """Training rows without end and a fixed set of validation rows.
 
-    `content_hash` changes with the text, the tokenizer or the split, or with a task's definition; it does not with the order.
-    `validation_tokens` counts the validation targets of weight 1, `validation_bytes` the UTF-8 bytes they stand for (None for tasks).
+    `content_hash` changes with the text, the tokenizer or the split, or with a task's definition; it does not with the
+    order. `validation_tokens` counts the validation targets of weight 1, `validation_bytes` the UTF-8 bytes they stand
+    for (None for tasks).
     """
 
     train: Rows
@@ -70,17 +71,17 @@ class Data:
         return iter(made.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED)))
 
     def validation(self, batch_size: int, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
-        """The whole validation set in order; the last batch is filled up with rows of weight 0, so that all have one shape."""
+        """The validation set in order, once; rows of weight 0 fill up the last batch, so that all have one shape."""
         share = _share(batch_size, process_index, process_count)
         for first in range(process_index * share, self.validation_rows + process_index * share, batch_size):
-            numbers = np.arange(first, first + share)
-            yield _blank_from(self.held_out.gather(np.minimum(numbers, self.validation_rows - 1)), self.validation_rows - first)
+            numbers = np.minimum(np.arange(first, first + share), self.validation_rows - 1)
+            yield _blank_from(self.held_out.gather(numbers), self.validation_rows - first)
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> int:
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(
-            f"A batch of {batch_size} rows cannot be shared by {process_count} processes; choose a batch size that is a multiple."
+            f"{process_count} processes cannot share {batch_size} rows evenly; choose a batch size that is a multiple."
         )
     if not 0 <= process_index < process_count:
         raise ValueError(f"Process {process_index} is none of {process_count}; they are numbered from 0.")
@@ -90,4 +91,4 @@ def _share(batch_size: int, process_index: int, process_count: int) -> int:
 def _blank_from(batch: Batch, count: int) -> Batch:
     """`batch` with every row from number `count` on turned to padding."""
     keep = np.arange(len(batch.tokens))[:, None] < count
-    return Batch(*(None if array is None else np.where(keep, array, array.dtype.type(0)) for array in batch))
+    return Batch._make(None if array is None else np.where(keep, array, array.dtype.type(0)) for array in batch)

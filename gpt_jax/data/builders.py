@@ -1,4 +1,5 @@
-"""TFDS builders that need no TensorFlow: their examples are stored as array_record, the one random-access format that is whole.
+"""TFDS builders that need no TensorFlow: their examples are stored as array_record, the one random-access format that
+is whole.
 
     builder = TextFiles(path="books/*.txt", data_dir=..., file_format="array_record")
     builder.download_and_prepare()
@@ -62,7 +63,9 @@ class TextFiles(_Documents, skip_registration=True):
     def __init__(self, *, path: str, separator: str | None = None, **kwargs: Any):
         self._path, self._separator = path, separator
         name = hashlib.sha256(repr((path, separator)).encode()).hexdigest()[:16]
-        config = tfds.core.BuilderConfig(name=name, version=self.VERSION, description=f"{path}, separator {separator!r}")
+        config = tfds.core.BuilderConfig(
+            name=name, version=self.VERSION, description=f"{path}, separator {separator!r}"
+        )
         super().__init__(config=config, **kwargs)
 
     def _documents(self) -> Iterable[Document]:
@@ -70,7 +73,7 @@ class TextFiles(_Documents, skip_registration=True):
 
 
 class TinyShakespeare(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Karpathy's selection of Shakespeare, shaped like TFDS's own `tiny_shakespeare`: its first 90%, the next 5%, the last 5%."""
+    """40,000 lines of Shakespeare, split like TFDS's own `tiny_shakespeare`: 90%, then 5% and 5%."""
 
     name = "tiny_shakespeare"
     VERSION = tfds.core.Version("1.0.0")

@@ -24,10 +24,10 @@ def cache_folder(folder: str | os.PathLike[str] | None) -> Path:
 
 
 def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """The manifest of `folder`, which `build(empty folder)` fills, and whose manifest it returns, if it is not there yet.
+    """The manifest of `folder`; if there is none yet, `build(empty folder)` fills the folder and returns its manifest.
 
-    What is built is flushed to the disk and moved into place in one step, by one process at a time; files that do not have
-    the sizes they were built with are built again.
+    What is built is flushed to the disk and moved into place in one step, by one process at a time; files that do not
+    have the sizes they were built with are built again.
     """
     if (manifest := _manifest(folder)) is not None:
         return manifest

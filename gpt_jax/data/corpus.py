@@ -8,19 +8,21 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import absl.logging
 
 from gpt_jax.config import Text
 from gpt_jax.data.cache import build_once
 from gpt_jax.data.files import Document, SourceFile, find_files, python_files
-from gpt_jax.data.progress import Report, counted, progress_bar
+from gpt_jax.data.progress import Report, progress_bar
 
 HELD_OUT_SPLITS = ("validation", "valid", "dev", "test")
-READ_AT_ONCE = 256
+READ_AT_ONCE = 2**24  # bytes
+DECISIVE = ("builders.py", "cache.py", "corpus.py", "files.py", "prepared.py", "tokenized.py")
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where documents come from."""
 
@@ -39,7 +41,9 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Corpus:
-    """A prepared corpus. `text_hash` is the SHA-256 of all names and texts; a corpus with a `fixed_split` brings its own validation set."""
+    """A prepared corpus. `text_hash` is the SHA-256 of all names and texts; a corpus with a `fixed_split` brings its
+    own validation set.
+    """
 
     source: Source
     folder: Path
@@ -49,7 +53,7 @@ class Corpus:
     fixed_split: bool
 
     def read(self, validation_fraction: float) -> Iterator[tuple[Document, bool]]:
-        """The documents in order, each with whether it is held out. A lone document is cut: its last part is held out."""
+        """The documents in order, each with whether it is held out. Of a lone one, the last part is held out."""
         for document, held_out in self.source.read(self.folder):
             if held_out is None and self.documents == 1:
                 cut = int((1 - validation_fraction) * len(document.text))
@@ -62,8 +66,8 @@ class Corpus:
 def open_corpus(config: Text, cache: Path, progress: bool) -> Corpus:
     """The corpus of `config`, prepared now unless the cache has it.
 
-    Whether it has is decided by names, sizes and times of change of the files, not by reading them: a file changed within the
-    clock's resolution to a text of the same size goes unnoticed.
+    Whether it has is decided by names, sizes and times of change of the files, not by reading them: a file changed
+    within the clock's resolution to a text of the same size goes unnoticed.
 
     Raises:
       FileNotFoundError: no such files or corpus.
@@ -84,7 +88,7 @@ def code_version() -> str:
     """A hash of the code that decides which tokens a text becomes: a cache made by other code is not used."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted([*here.glob("*.py"), *here.glob("tokenizer/*.py")]):
+    for path in sorted([*map(here.joinpath, DECISIVE), *here.glob("tokenizer/*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -143,9 +147,10 @@ class _Files:
 
         where: dict[str, Any] = {"data_dir": folder, "file_format": "array_record", "report": report}
         with _quiet():
-            python = self.path is None
-            builder = PythonSources(**where) if python else TextFiles(path=self.path, separator=self.separator, **where)
-            builder.download_and_prepare()
+            if self.path is None:
+                PythonSources(**where).download_and_prepare()
+            else:
+                TextFiles(path=self.path, separator=self.separator, **where).download_and_prepare()
 
     def read(self, folder: Path) -> Iterator[tuple[Document, bool | None]]:
         for example in read_examples(_directory(folder), "train"):
@@ -169,7 +174,9 @@ class _Shakespeare:
 
     def read(self, folder: Path) -> Iterator[tuple[Document, bool | None]]:
         directory = _directory(folder)
-        parts = [example["text"] for split in ("train", "validation", "test") for example in read_examples(directory, split)]
+        parts = [
+            example["text"] for split in ("train", "validation", "test") for example in read_examples(directory, split)
+        ]
         yield Document("tiny_shakespeare", b"".join(parts).decode()), None
 
 
@@ -197,6 +204,8 @@ def read_examples(directory: Path, split: str) -> Iterator[dict[str, Any]]:
     """The examples of a split of the data set in `directory`, in order."""
     import tensorflow_datasets as tfds
 
-    source = tfds.builder_from_directory(directory).as_data_source(split)
-    for first in range(0, len(source), READ_AT_ONCE):
-        yield from source.__getitems__(range(first, min(first + READ_AT_ONCE, len(source))))
+    builder = tfds.builder_from_directory(directory)
+    source, info = builder.as_data_source(split), builder.info.splits[split]
+    step = max(1, READ_AT_ONCE * len(source) // max(info.num_bytes, 1))
+    for first in range(0, len(source), step):
+        yield from source.__getitems__(range(first, min(first + step, len(source))))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-# The standard library's sources without what pip adds to them and without its tests, a third of its size and much of it data.
+# What pip adds to the standard library, and its tests, which are a good part of it and much of them data.
 SKIPPED_FOLDERS = frozenset({"__pycache__", "idle_test", "site-packages", "dist-packages", "test", "tests"})
 
 
@@ -20,7 +20,7 @@ class Document(NamedTuple):
 
 
 class SourceFile(NamedTuple):
-    """A file, its name relative to the folder that was asked for, with "/" on every system, and what shows that it changed."""
+    """A file, its name relative to the folder that was asked for ("/" on every system), what shows that it changed."""
 
     name: str
     path: epath.Path
@@ -29,7 +29,8 @@ class SourceFile(NamedTuple):
 
 
 def find_files(path: str) -> list[SourceFile]:
-    """The file, every file below the folder, or the files that the glob (`**` crosses folders) names, by name. Hidden ones are left out.
+    """The file, every file below the folder, or the files that the glob (`**` crosses folders) names, by name. Hidden
+    ones are left out.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -44,9 +45,13 @@ def find_files(path: str) -> list[SourceFile]:
     else:
         root, found = source.parent, iter([source])
     files = [_source_file(file, root) for file in found if file.is_file()]
-    files = sorted(file for file in files if not any(part.startswith(".") for part in file.name.split("/")) or file.path == source)
+    files = sorted(
+        file for file in files if not any(part.startswith(".") for part in file.name.split("/")) or file.path == source
+    )
     if not files:
-        raise FileNotFoundError(f"There is no text at data.path={path}; give a file, a folder with files in it, or a glob that matches some.")
+        raise FileNotFoundError(
+            f"There is no text at data.path={path}; give a file, a folder with files, or a glob that matches some."
+        )
     return files
 
 
@@ -58,12 +63,15 @@ def python_files() -> list[SourceFile]:
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
         files += [_source_file(root / folder / name, root) for name in names if name.endswith(".py")]
     if not files:
-        raise FileNotFoundError(f'This Python keeps no sources at {root}; name another corpus, or give data.path="FILE".')
+        raise FileNotFoundError(
+            f'This Python keeps no sources at {root}; name another corpus, or give data.path="FILE".'
+        )
     return sorted(files)
 
 
 def read_documents(files: Iterable[SourceFile], separator: str | None, skip_undecodable: bool) -> Iterator[Document]:
-    """The documents of the files in order: a file each, or its parts between separators, which belong to none. Empty ones are left out.
+    """The documents of the files in order: a file each, or its parts between separators, which belong to none. Empty
+    ones are left out.
 
     A file is UTF-8; a byte order mark at its start is dropped; line ends, NULs and the rest stay as they are.
 

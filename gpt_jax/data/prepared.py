@@ -16,11 +16,12 @@ from gpt_jax.data.progress import Report
 class PreparedDataset:
     """`name`, `name:version`, `name/config` or `name/config:version`, in `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
 
-    Its `train` split is trained on; its `validation` (or `valid`, `dev`, `test`) split is held out, and where it has none,
-    examples chosen by a hash of their number are.
+    Its `train` split is trained on; its `validation` (or `valid`, `dev`, `test`) split is held out, and where it has
+    none, examples chosen by a hash of their number are.
 
     Raises:
-      ValueError: it is not there, is not stored as array_record, or has no text feature or several of which none is called "text".
+      ValueError: it is not there, is not stored as array_record, or has no text feature or several of which none is
+      called "text".
     """
 
     name: str
@@ -58,7 +59,9 @@ class PreparedDataset:
                 "file_format='array_record'."
             )
         if "train" not in info.splits:
-            raise ValueError(f"The data set {self.name} has no train split, only {', '.join(info.splits)}; use another one.")
+            raise ValueError(
+                f"The data set {self.name} has no train split, only {', '.join(info.splits)}; use another one."
+            )
         features = info.features if isinstance(info.features, tfds.features.FeaturesDict) else {}
         texts = [name for name, feature in features.items() if isinstance(feature, tfds.features.Text)]
         if "text" not in texts and len(texts) != 1:
@@ -77,6 +80,6 @@ class PreparedDataset:
             return read_only_builder.builder_from_files(self.name, data_dir=str(folder))
         except (tfds.core.DatasetNotFoundError, ValueError):
             raise ValueError(
-                f'The corpus "{self.name}" is neither "python" nor "tiny_shakespeare" nor a TFDS data set prepared in {folder}: '
+                f'The corpus "{self.name}" is neither "python", "tiny_shakespeare" nor a TFDS data set in {folder}: '
                 "correct data.corpus, or give data.path=FILE."
             ) from None

@@ -1,15 +1,16 @@
 """Rows of a token stream: where the stream is cut, which target counts, which document a position belongs to.
 
-A split of a corpus is one stream of token ids. Where the vocabulary has an end-of-text token E, the documents a b and c d are
-the stream `E a b E c d E`: as a target, E says that a document ends; as an input, it starts the next one. So every target is predicted
-from inputs of its own document only, the first token of a document and its end included, and sampling from nothing starts with E.
-A vocabulary without E gives `a b c d`; there the first token of a document has no context and is never a target.
+A split of a corpus is one stream of token ids. Where the vocabulary has an end-of-text token E, the documents a b and c
+d are the stream `E a b E c d E`: as a target, E says that a document ends; as an input, it starts the next one. So
+every target is predicted from inputs of its own document only, the first token of a document and its end included, and
+sampling from nothing starts with E. A vocabulary without E gives `a b c d`; there the first token of a document has no
+context and is never a target.
 
-The N targets of a stream (all its tokens but the first) are cut into rows of T; row i's inputs are the same tokens, one place earlier.
-Neighbouring rows share one token. The last row is short: it is padded with token 0 at weight 0.
+The N targets of a stream (all its tokens but the first) are cut into rows of T; row i's inputs are the same tokens, one
+place earlier. Neighbouring rows share one token. The last row is short: it is padded with token 0 at weight 0.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -20,8 +21,9 @@ MASK64 = 2**64 - 1
 class Batch(NamedTuple):
     """B rows of T places. Padding has token 0, target 0, weight 0, segment 0 and position 0.
 
-    `segments` numbers the documents of a row from 1, and `positions` counts from 0 in each (or from the row's start, where
-    a document began in an earlier row). Both are None in every batch of a data set whose rows each are one document.
+    `segments` numbers the documents of a row from 1, and `positions` counts from 0 in each (or from the row's start,
+    where a document began in an earlier row). Both are None in every batch of a data set whose rows each are one
+    document.
     """
 
     tokens: np.ndarray  # (B, T) int32
@@ -31,6 +33,7 @@ class Batch(NamedTuple):
     positions: np.ndarray | None = None  # (B, T) int32
 
 
+@runtime_checkable
 class Rows(Protocol):
     """A sequence of rows, each a pure function of its number."""
 
@@ -49,7 +52,8 @@ class Rows(Protocol):
 class Stream(NamedTuple):
     """The tokens of a split and the places where its documents begin, the first of them 0.
 
-    `ended` says that documents are bounded by an end-of-text token, so that the token after a document belongs to it as a target.
+    `ended` says that documents are bounded by an end-of-text token, so that the token after a document belongs to it as
+    a target.
     """
 
     tokens: np.ndarray  # (N + 1,) unsigned
@@ -67,7 +71,7 @@ class Stream(NamedTuple):
         return self.targets if self.ended else len(self.tokens) - len(self.starts)
 
     def cut(self, begins: np.ndarray, length: int, segmented: bool) -> Batch:
-        """Rows of `length` targets; row i's inputs start at `begins[i]`, which may be negative: then the row is shorter by that much."""
+        """Rows of `length` targets whose inputs start at `begins`; a negative one makes a row shorter."""
         first = np.maximum(begins, 0)
         stop = np.minimum(begins + length, self.targets)
         places = np.minimum(first[:, None] + np.arange(length + 1), self.targets)
@@ -102,10 +106,10 @@ class FixedRows:
 
 
 class ShuffledRows:
-    """A stream's rows for ever: each epoch another order, and from the second on another cut, both functions of (seed, epoch).
+    """A stream's rows for ever: each epoch another order, from the second on another cut, given by (seed, epoch).
 
-    The first epoch has every target once. Later ones shift the cut by `offset(epoch)` so that no row is seen twice; they keep the
-    number of rows, for which an epoch may leave out its first `offset` targets, fewer than T.
+    The first epoch has every target once. Later ones shift the cut by `offset(epoch)` so that no row is seen twice;
+    they keep the number of rows, for which an epoch may leave out its first `offset` targets, fewer than T.
     """
 
     def __init__(self, stream: Stream, length: int, segmented: bool, seed: int):

@@ -1,10 +1,11 @@
 """Synthetic tasks: each row is drawn from (seed, number) alone, and only its answers count.
 
-A row of T places is a sequence of T + 1 symbols; the weights mark the targets that the symbols before them determine. T is what
-the task needs. Symbols are written as letters (A, B, C …, in the order of their ids), so that a row can be read and a prompt typed.
+A row of T places is a sequence of T + 1 symbols; the weights mark the targets that the symbols before them determine. T
+is what the task needs. Symbols are written as letters (A, B, C …, in the order of their ids), so that a row can be read
+and a prompt typed.
 
-The validation set is the same for every seed. Its rows are drawn apart from the training rows, but a task with few possible
-rows (three letters in rows of six: 729) has the same ones in both.
+The validation set is the same for every seed. Its rows are drawn apart from the training rows, but a task with few
+possible rows (three letters in rows of six: 729) has the same ones in both.
 """
 
 import functools
@@ -31,7 +32,7 @@ Draw = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Task(NamedTuple):
-    """A task with V = `vocab_size` symbols whose rows of T = `length` each come from `numbers` uniform random numbers."""
+    """A task of V = `vocab_size` symbols whose rows of T = `length` each come from `numbers` uniform random numbers."""
 
     vocab_size: int
     length: int
@@ -40,7 +41,7 @@ class Task(NamedTuple):
 
 
 class TaskRows:
-    """The rows of a task. `key` parts the sequences of numbers: rows of two keys have nothing to do with one another."""
+    """The rows of a task, numbered from `first` in the sequence of rows that belongs to `key`."""
 
     def __init__(self, task: Task, key: int, first: int, count: int | None):
         self._task, self._key, self._first, self.count = task, key & MASK64, first, count
@@ -105,7 +106,7 @@ def _copy(config: Copy) -> Task:
 
 @make_task.register
 def _sort(config: Sort) -> Task:
-    """`C B A B A B A A B B B C`, without a separator: the answer starts after as many letters as the question always has."""
+    """`C B A B A B A A B B B C`, without a separator: every question is as long."""
 
     def draw(uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         symbols = _integers(uniform, config.symbols)
@@ -116,7 +117,7 @@ def _sort(config: Sort) -> Task:
 
 @make_task.register
 def _induction(config: Induction) -> Task:
-    """`C A B C A B C`: the symbols of a period all differ, so from the second after it on, each is what followed its forerunner."""
+    """`C A B C A B C`: the symbols of a period differ, so after one of them returned, the next is known."""
 
     def draw(uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         choices = config.longest_period - config.shortest_period + 1
@@ -130,11 +131,11 @@ def _induction(config: Induction) -> Task:
 
 @make_task.register
 def _recall(config: Recall) -> Task:
-    """K pairs `k v`, then each key once more and after it, as the answer, its value; random values fill the places between.
+    """K pairs `k v`, then each key once more and, as the answer, its value; random values fill the places between.
 
-    As in Zoology, keys are the lower half of the symbols and values the upper, both without repetition, and a query stands in slot i (of two
-    places) with a probability in proportion to (i + 1)^(−0.99). Otherwise than there, the answer is itself part of the sequence, as the next
-    token, and the filling has no keys, so that it binds no key anew.
+    As in Zoology, keys are the lower half of the symbols and values the upper, both without repetition, and a query
+    stands in slot i (of two places) with a probability in proportion to (i + 1)^(−0.99). Otherwise than there, the
+    answer is itself part of the sequence, as the next token, and the filling has no keys, so that it binds no key anew.
     """
     pairs, length = config.pairs, config.length
     keys_from = config.symbols // 2
@@ -161,7 +162,7 @@ def _recall(config: Recall) -> Task:
 
 
 def letters(count: int) -> str:
-    """The `count` symbols in the order of their ids: A to Z, then a to z, then other printable characters by code point."""
+    """The `count` symbols in the order of their ids: A to Z, a to z, then other letters by code point."""
     known = string.ascii_uppercase + string.ascii_lowercase
     rest = (letter for letter in map(chr, range(0xC0, 0x110000)) if letter.isalpha())
     return "".join(itertools.islice(itertools.chain(known, rest), count))

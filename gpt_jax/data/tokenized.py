@@ -58,7 +58,7 @@ class TokenizedText:
 
 
 def tokenized_text(config: Text, cache: Path, progress: bool) -> TokenizedText:
-    """The tokens of a corpus, made now unless the cache has them. Raises what `open_corpus` and the tokenizers raise."""
+    """The tokens of a corpus, made now unless the cache has them. Raises as `open_corpus` and tokenizers do."""
     corpus = open_corpus(config, cache, progress)
     # A saved tokenizer is known by its content, one to be trained by its recipe: the text is in the key already.
     loaded = load_tokenizer(config.tokenizer.path) if isinstance(config.tokenizer, TokenizerFile) else None
@@ -93,14 +93,15 @@ def _build(corpus: Corpus, config: Text, loaded: Tokenizer | None, progress: boo
     for split, count in counts.items():
         if count < 2:
             raise ValueError(
-                f"The {split} split of {corpus.documents} document(s) has {count} token(s), too few to predict one: give more "
-                f"text, another data.validation_fraction (now {config.validation_fraction}), or data.separator to divide a file."
+                f"The {split} split of {corpus.documents} document(s) has {count} token(s), too few to predict one: "
+                f"give more text, data.separator to divide a file, or another data.validation_fraction than "
+                f"{config.validation_fraction}."
             )
     return {"dtype": dtype.name, "ended": end is not None}
 
 
 def _training_texts(corpus: Corpus, config: Text, report: Report) -> Iterator[str]:
-    """What a tokenizer is trained on: the training split; for characters everything, since one that is unknown cannot be encoded."""
+    """What a tokenizer is trained on: the training split; for characters all, as unknown ones cannot be encoded."""
     everything = isinstance(config.tokenizer, Characters)
     for document, held_out in corpus.read(config.validation_fraction):
         if everything or not held_out:
