@@ -14,6 +14,8 @@ END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 MANIFEST = "gpt_jax_tokenizer.json"
 
+# Integers, or an array of them, whose elements are of the array library's own types.
+TokenIds = Iterable[Any]
 AllowedSpecial = Literal["all", "none", "none_raise"] | Collection[str]
 
 
@@ -21,7 +23,7 @@ AllowedSpecial = Literal["all", "none", "none_raise"] | Collection[str]
 class StreamDecoder(Protocol):
     """Text of ids that arrive one by one; the pieces joined are `decode` of all ids."""
 
-    def push(self, ids: int | np.integer | Iterable[int]) -> str:
+    def push(self, ids: int | np.integer | TokenIds) -> str:
         """The text that `ids` complete; the bytes of an unfinished character are held back."""
 
     def flush(self) -> str:
@@ -54,10 +56,10 @@ class Tokenizer(Protocol):
     def encode_batch(self, texts: Sequence[str], allowed_special: AllowedSpecial = "none_raise") -> list[np.ndarray]:
         """The ids of each text, int32. Documents are data, not prompts: encode them with "none"."""
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: TokenIds) -> str:
         """The text of `ids`, with U+FFFD for bytes that are not UTF-8."""
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    def decode_bytes(self, ids: TokenIds) -> bytes:
         """The exact bytes of `ids`."""
 
     def stream(self) -> StreamDecoder:
@@ -107,10 +109,10 @@ class PieceTokenizer:
         allowed = self._resolve(texts, allowed_special)
         return self._encode_with(texts, allowed) if allowed else self._ordinary_batch(texts)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: TokenIds) -> str:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    def decode_bytes(self, ids: TokenIds) -> bytes:
         pieces = self._pieces
         return b"".join([pieces[index] for index in self._check_ids(ids)])
 
@@ -181,7 +183,7 @@ class PieceTokenizer:
             for parts in split
         ]
 
-    def _check_ids(self, ids: Iterable[int]) -> list[int]:
+    def _check_ids(self, ids: TokenIds) -> list[int]:
         array = np.asarray(ids if hasattr(ids, "__array__") else list(ids))
         if array.size == 0:
             return []
@@ -202,7 +204,7 @@ class ByteStream:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, ids: int | np.integer | Iterable[int]) -> str:
+    def push(self, ids: int | np.integer | TokenIds) -> str:
         return self._utf8.decode(self._tokenizer.decode_bytes(as_ids(ids)))
 
     def flush(self) -> str:
@@ -211,7 +213,7 @@ class ByteStream:
         return text
 
 
-def as_ids(ids: int | np.integer | Iterable[int]) -> list[int]:
+def as_ids(ids: int | np.integer | TokenIds) -> list[int]:
     """One id or several (also array scalars) as a list."""
     return np.atleast_1d(ids if isinstance(ids, int) or hasattr(ids, "__array__") else list(ids)).tolist()
 

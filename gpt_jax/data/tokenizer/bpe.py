@@ -91,7 +91,9 @@ class BpeTokenizer(PieceTokenizer):
         )
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, pattern: str, special_tokens: Iterable[str] = ()) -> "BpeTokenizer":
+    def train(
+        cls, texts: Iterable[str], vocab_size: int, pattern: str, special_tokens: Iterable[str] = ()
+    ) -> "BpeTokenizer":
         """Learns merges until V = vocab_size, the 256 bytes and the special tokens included.
 
         `texts` is read once, in chunks of bounded size, so its memory is that of its distinct words. A text in which no
@@ -124,7 +126,9 @@ class BpeTokenizer(PieceTokenizer):
         return cls(ranks, pattern, special_ids(special, len(ranks)))
 
     @classmethod
-    def from_ranks(cls, content: bytes, pattern: str, special_tokens: Mapping[str, int], name: str = RANKS) -> "BpeTokenizer":
+    def from_ranks(
+        cls, content: bytes, pattern: str, special_tokens: Mapping[str, int], name: str = RANKS
+    ) -> "BpeTokenizer":
         """Reads a tiktoken rank file's `content`: lines of a token's bytes in base64, a space, its rank."""
         ranks: dict[bytes, int] = {}
         for number, line in enumerate(content.splitlines(), 1):

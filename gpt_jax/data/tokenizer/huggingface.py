@@ -2,13 +2,13 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tokenizers
 
-from gpt_jax.data.tokenizer.base import ByteStream, PieceTokenizer, StreamDecoder, as_ids
+from gpt_jax.data.tokenizer.base import ByteStream, PieceTokenizer, StreamDecoder, TokenIds, as_ids
 from gpt_jax.data.tokenizer.bpe import LETTER_BYTES
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -46,63 +46,65 @@ class HuggingFaceTokenizer(PieceTokenizer):
     def __init__(self, definition: str, name: str = TOKENIZER_JSON):
         try:
             self._definition = json.loads(definition)
-            self._engines: dict[frozenset[str], tokenizers.Tokenizer] = {}
-            engine = self._engine(frozenset())
-            added = [token for token in self._definition["added_tokens"] if token["special"]]
+            self._decoder = tokenizers.Tokenizer.from_str(definition)
+            added = {token["content"]: token for token in self._definition["added_tokens"]}
         # The library raises bare Exception.
         except Exception as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{name} is not a tokenizer.json that can be read ({reason}).") from None
-        vocab = engine.get_vocab(with_added_tokens=True)
+        self._encoders: dict[frozenset[str], tokenizers.Tokenizer] = {}
+        vocab = self._decoder.get_vocab(with_added_tokens=True)
         if not vocab:
             raise ValueError(f"{name} has an empty vocabulary; give a trained tokenizer.json.")
-        special = {token["content"]: token["id"] for token in added}
+        special = {content: token["id"] for content, token in added.items() if token["special"]}
         self._bytewise = (self._definition["decoder"] or {"type": None})["type"] == "ByteLevel"
-        plain = {token["content"] for token in self._definition["added_tokens"]}
         pieces = {
-            index: _piece(token) if self._bytewise and token not in plain else token.encode()
+            index: _piece(token) if self._bytewise and token not in added else token.encode()
             for token, index in vocab.items()
         }
         super().__init__(pieces, special)
         model = self._definition["model"]
         unknown = model["unk_token"] if "unk_token" in model else None
-        self._unknown = None if unknown is None else engine.token_to_id(unknown)
+        self._unknown = None if unknown is None else self._decoder.token_to_id(unknown)
         self.normalisers = sorted(set(_types(self._definition["normalizer"])) & _LOSSY_NORMALISERS)
         self.losses = [what for what, probe in _PROBES.items() if not self._gives_back(probe)]
         if self.losses:
             by = f" (normalised by {', '.join(self.normalisers)})" if self.normalisers else ""
             warnings.warn(f"{name} does not give every text back{by}: it loses {', '.join(self.losses)}.", stacklevel=2)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: TokenIds) -> str:
         if self._bytewise:
             return super().decode(ids)
-        return self._engine(frozenset()).decode(self._check_ids(ids), skip_special_tokens=False)
+        return self._decoder.decode(self._check_ids(ids), skip_special_tokens=False)
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    def decode_bytes(self, ids: TokenIds) -> bytes:
         return super().decode_bytes(ids) if self._bytewise else self.decode(ids).encode("utf-8")
 
     def stream(self) -> StreamDecoder:
         return ByteStream(self) if self._bytewise else TextStream(self)
 
-    def _engine(self, allowed: frozenset[str]) -> tokenizers.Tokenizer:
+    def _encoder(self, allowed: frozenset[str]) -> tokenizers.Tokenizer:
         """The library's tokenizer that recognises the special tokens `allowed` and takes the others as text."""
-        if allowed not in self._engines:
-            definition = dict(self._definition)
-            # `encode_special_tokens` makes text of all that are marked special, so those allowed lose the mark.
-            definition["added_tokens"] = [
-                {**token, "special": token["special"] and token["content"] not in allowed}
-                for token in definition["added_tokens"]
-            ]
-            engine = tokenizers.Tokenizer.from_str(json.dumps(definition))
-            engine.encode_special_tokens = True
-            engine.no_truncation()
-            engine.no_padding()
-            self._engines[allowed] = engine
-        return self._engines[allowed]
+        if allowed not in self._encoders:
+            model_vocab = self._decoder.get_vocab(with_added_tokens=False)
+            added = []
+            for token in self._definition["added_tokens"]:
+                content = token["content"]
+                if token["special"] and content not in allowed:
+                    if content in model_vocab:
+                        continue
+                    # Its place keeps the ids of those after it, under a name of no text: U+10FFFF is no character.
+                    content = f"\U0010ffff{token['id']}"
+                added.append({**token, "content": content, "special": False})
+            encoder = tokenizers.Tokenizer.from_str(json.dumps({**self._definition, "added_tokens": added}))
+            encoder.no_truncation()
+            encoder.no_padding()
+            self._encoders[allowed] = encoder
+        return self._encoders[allowed]
 
     def _encode_with(self, texts: list[str], allowed: frozenset[str]) -> list[np.ndarray]:
         # The library splits, not the base class: only it knows what a special token does to the text beside it.
-        encodings = self._engine(allowed).encode_batch_fast(texts, add_special_tokens=False)
+        encodings = self._encoder(allowed).encode_batch_fast(texts, add_special_tokens=False)
         rows = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
         for name, index in self.special_tokens.items():
             if name in allowed or index == self._unknown:
@@ -137,7 +139,7 @@ class TextStream:
         self._ids: list[int] = []
         self._shown = ""
 
-    def push(self, ids: int | np.integer | Iterable[int]) -> str:
+    def push(self, ids: int | np.integer | TokenIds) -> str:
         self._ids += as_ids(ids)
         text = self._tokenizer.decode(self._ids)
         if text.endswith("\ufffd") or not text.startswith(self._shown):
