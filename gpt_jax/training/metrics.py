@@ -63,9 +63,15 @@ class Metrics:
         self._sinks = sinks
         self._buffer: list[str] = []
         self._flushed = time.monotonic()
+        self._recorded: set[tuple[int, str]] = set()
         if folder.exists(METRICS):
             kept = [r for r in read(folder) if r["step"] <= step]
+            self._recorded = {(r["step"], r["split"]) for r in kept}
             folder.truncate(METRICS, "".join(json.dumps(r) + "\n" for r in kept))
+
+    def had(self, step: int, split: str) -> bool:
+        """Whether the file held this record when the process began."""
+        return (step, split) in self._recorded
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Adds one record; numbers that are not finite become null in the file."""

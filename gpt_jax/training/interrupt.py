@@ -1,0 +1,49 @@
+"""SIGINT and SIGTERM ask a run to save and stop; a second Ctrl-C ends the process at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """While it is entered, the signals only set a flag that the loop looks at after each step.
+
+    With several processes all have to stop after the same step, so there the notice goes through jax's coordination service.
+    """
+
+    def __init__(self) -> None:
+        self._received = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+            self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop after `step` updates."""
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
+        # The operating system's own action: it works while Python waits for a long compilation. A notebook's kernel must survive.
+        signal.signal(signal.SIGINT, signal.default_int_handler if "ipykernel" in sys.modules else signal.SIG_DFL)
+        cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
+        os.write(2, f"{cursor}\nstopping: saves a checkpoint first; Ctrl-C again quits at once\n".encode())

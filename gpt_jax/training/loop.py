@@ -1,0 +1,139 @@
+"""The loop around the pure step: batches in, records and checkpoints out, and nothing that the devices wait for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from gpt_jax.config import Config
+from gpt_jax.data import Batch
+from gpt_jax.training.checkpoint import PARAMS, REST, Checkpoints
+from gpt_jax.training.evaluate import Evaluate
+from gpt_jax.training.interrupt import Interrupts
+from gpt_jax.training.metrics import Metrics
+from gpt_jax.training.progress import Display
+from gpt_jax.training.run import to_trees
+from gpt_jax.training.sharding import Step
+from gpt_jax.training.step import TrainState
+
+PROFILED = (3, 8)  # from the first step of this process: compilation is over, and a trace of so few can still be read
+
+
+class Trace:
+    """The profiler's trace of a few steps, written to `path`; None: no trace."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._running = False
+
+    def before(self, count: int) -> None:
+        """To be called before the `count`-th step of this process."""
+        if self._path is not None and count == PROFILED[0]:
+            jax.profiler.start_trace(self._path)
+            self._running = True
+        if count == PROFILED[1]:
+            self.end()
+
+    def end(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+
+
+class TrainingDiverged(ValueError):
+    """Too many steps in a row had a loss or gradient that was not finite."""
+
+
+@dataclass
+class Loop:
+    """What the loop talks to. `place` brings a host batch to the devices."""
+
+    config: Config
+    step: Step
+    place: Callable[[dict[str, Any]], dict[str, Any]]
+    evaluate: Evaluate
+    checkpoints: Checkpoints
+    records: Metrics
+    display: Display
+    interrupts: Interrupts
+    trace: Trace
+    _clock: float | None = field(default=None, init=False)
+    _skipped_in_row: int = field(default=0, init=False)
+
+    def run(self, state: TrainState, batches: Iterator[Batch], start: int) -> tuple[TrainState, int]:
+        """Goes from `start` updates to `train.steps`, or to an interrupt; returns the state, which is saved, and its number of updates.
+
+        Update s is recorded as step s with the loss before it; an evaluation at step s is of the parameters after it. Metrics are
+        fetched while the following step runs.
+
+        Raises:
+          TrainingDiverged: after `train.max_skipped` skipped updates in a row; the state is saved.
+        """
+        c = self.config
+        step = start
+        if start > 0 and self._evaluation_due(start) and not self.records.had(start, "validation"):
+            self._evaluate(start, state)  # the run was interrupted before it
+        pending: dict[str, jax.Array] | None = None
+        for step in range(start + 1, c.train.steps + 1):
+            self.trace.before(step - start)
+            state, metrics = self.step(state, self.place(next(batches)._asdict()))
+            if pending is not None:
+                self._report(step - 1, pending)
+            pending = metrics
+            last = step == c.train.steps
+            stop = self.interrupts.requested(step) or self._skipped_in_row >= c.train.max_skipped
+            evaluates = last or (self._evaluation_due(step) and not stop)
+            saves = last or stop or step % c.checkpoint.every == 0
+            if not (evaluates or saves):
+                continue
+            self._report(step, pending)
+            pending = None
+            loss = self._evaluate(step, state) if evaluates else None
+            if saves:
+                self._save(step, state, loss)
+            if stop and not last:
+                break
+        self.trace.end()
+        if self._skipped_in_row >= c.train.max_skipped:
+            self.checkpoints.wait()
+            raise TrainingDiverged(
+                f"the loss or gradient was not finite in {self._skipped_in_row} steps in a row, up to step {step}: the parameters of the last "
+                f"good step are in {self.checkpoints.path(step)}; lower optimizer.learning_rate, or set train.clip_norm, in another folder"
+            )
+        return state, step
+
+    def _evaluation_due(self, step: int) -> bool:
+        return step % self.config.evaluation.every == 0
+
+    def _report(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Fetches and records the metrics of update `step`."""
+        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        now = time.perf_counter()
+        self._skipped_in_row = values.pop("skipped_in_row")
+        rate = None if self._clock is None else values["tokens"] / (now - self._clock)
+        self._clock = now
+        if step % self.config.train.log_every == 0 or step == self.config.train.steps:
+            self.records.write({"step": step, "split": "train", **values, "tokens_per_second": rate})
+        self.display.update(step, values["loss"])
+
+    def _evaluate(self, step: int, state: TrainState) -> float:
+        result = self.evaluate(state.params)
+        self.records.write({"step": step, "split": "validation", **result})
+        self.display.evaluated(step, result)
+        self._pause()
+        return float(result["loss"])
+
+    def _save(self, step: int, state: TrainState, validation_loss: float | None) -> None:
+        self.records.flush()  # a checkpoint is never ahead of what is recorded
+        trees = (jax.jit(to_trees) if self.config.model.scan else to_trees)(state)
+        self.checkpoints.save(step, trees[PARAMS], trees[REST], {"step": step}, validation_loss)
+        self._pause()
+
+    def _pause(self) -> None:
+        """What was done since the last step is no training, and counts in no rate."""
+        self._clock = None
+        self.display.pause()
