@@ -36,7 +36,7 @@ def _length(schedule: config.WarmupCosine | config.LinearDecay | config.WarmupSt
         raise ValueError("schedule.steps is None: fill it in with resolve_schedule(schedule, train.steps)")
     if schedule.steps < needed:
         raise ValueError(
-            f"schedule.steps ({schedule.steps}) leaves no room: raise it to at least {needed} or shorten schedule.warmup"
+            f"schedule.steps ({schedule.steps}) leaves no room: raise it to {needed} or shorten schedule.warmup"
         )
     return schedule.steps
 

@@ -33,7 +33,7 @@ def place_batch(batch: Batch, mesh: Mesh, parallel: Literal["jit", "pmap"], accu
     axis of this process's devices.
 
     Raises:
-      ValueError: rows that can't be divided over this process's devices, and each share into `accumulate` micro-batches.
+      ValueError: rows that can't be divided over this process's devices and `accumulate` micro-batches.
     """
     rows, devices = batch["tokens"].shape[0], len(mesh.local_devices)
     if rows % (devices * accumulate):
