@@ -22,7 +22,7 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 DOWNLOAD_LIMIT = 12.0  # seconds
 
 
-class _Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """One example a document, in the order of their names, in one split."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -46,7 +46,7 @@ class _Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield number, document._asdict()
 
 
-class PythonSources(_Documents, skip_registration=True):
+class PythonSources(_Documents, skip_registration=True):  # type: ignore[call-arg]
     """The sources of the running Python's standard library; those that are not UTF-8 are left out."""
 
     name = "python"
@@ -55,7 +55,7 @@ class PythonSources(_Documents, skip_registration=True):
         return read_documents(python_files(), separator=None, skip_undecodable=True)
 
 
-class TextFiles(_Documents, skip_registration=True):
+class TextFiles(_Documents, skip_registration=True):  # type: ignore[call-arg]
     """The files at `path` (a file, folder or glob), a document each, or the parts of each between separators."""
 
     name = "text"
@@ -72,7 +72,7 @@ class TextFiles(_Documents, skip_registration=True):
         return read_documents(find_files(self._path), self._separator, skip_undecodable=False)
 
 
-class TinyShakespeare(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class TinyShakespeare(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """40,000 lines of Shakespeare, split like TFDS's own `tiny_shakespeare`: 90%, then 5% and 5%."""
 
     name = "tiny_shakespeare"

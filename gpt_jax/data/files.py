@@ -1,6 +1,7 @@
 """Text files: which ones a pattern names, what text they hold, where it is divided into documents."""
 
 import glob
+import itertools
 import os
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -29,25 +30,20 @@ class SourceFile(NamedTuple):
 
 
 def find_files(path: str) -> list[SourceFile]:
-    """The file, every file below the folder, or the files that the glob (`**` crosses folders) names, by name. Hidden
-    ones are left out.
+    """The file, every file below the folder, or the files that the glob (`**` crosses folders) names, by name.
+
+    A glob and a folder pass over hidden files. In a bucket (`gs://`), neither crosses folders.
 
     Raises:
       FileNotFoundError: there is no such file.
     """
-    source = epath.Path(path).expanduser()
-    if source.is_dir():
-        root, found = source, source.rglob("*")
-    elif glob.has_magic(str(source)) and not source.exists():
-        depth = next(i for i, part in enumerate(source.parts) if glob.has_magic(part))
-        root = epath.Path(*source.parts[:depth]) if depth else epath.Path(".")
-        found = root.glob("/".join(source.parts[depth:]))
+    path = os.path.expanduser(path)
+    root, pattern = _root_and_pattern(path)
+    if "://" in path:
+        found = [file for file in epath.Path(root).glob(pattern) if not file.name.startswith(".")]
     else:
-        root, found = source.parent, iter([source])
-    files = [_source_file(file, root) for file in found if file.is_file()]
-    files = sorted(
-        file for file in files if not any(part.startswith(".") for part in file.name.split("/")) or file.path == source
-    )
+        found = [epath.Path(root, name) for name in glob.glob(pattern, root_dir=root, recursive=True)]
+    files = sorted({_source_file(file, root) for file in found if file.is_file()})
     if not files:
         raise FileNotFoundError(
             f"There is no text at data.path={path}; give a file, a folder with files, or a glob that matches some."
@@ -55,13 +51,25 @@ def find_files(path: str) -> list[SourceFile]:
     return files
 
 
+def _root_and_pattern(path: str) -> tuple[str, str]:
+    """The folder that names are relative to, and the glob of the files in it."""
+    whole = epath.Path(path)
+    if whole.is_dir():
+        return path, "*" if "://" in path else "**"
+    if whole.exists() or not glob.has_magic(path):
+        return str(whole.parent), glob.escape(whole.name)
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.split("/"))
+    root = "/".join(fixed)
+    return root or ("/" if path.startswith("/") else "."), path[len(root) :].lstrip("/")
+
+
 def python_files() -> list[SourceFile]:
     """The standard library's `*.py`, by name."""
-    root = epath.Path(sysconfig.get_paths()["stdlib"])
+    root = sysconfig.get_paths()["stdlib"]
     files = []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
-        files += [_source_file(root / folder / name, root) for name in names if name.endswith(".py")]
+        files += [_source_file(epath.Path(folder, name), root) for name in names if name.endswith(".py")]
     if not files:
         raise FileNotFoundError(
             f'This Python keeps no sources at {root}; name another corpus, or give data.path="FILE".'
@@ -94,9 +102,9 @@ def read_documents(files: Iterable[SourceFile], separator: str | None, skip_unde
                 yield Document(file.name if separator is None else f"{file.name}#{number}", part)
 
 
-def _source_file(path: epath.Path, root: epath.Path) -> SourceFile:
+def _source_file(path: epath.Path, root: str) -> SourceFile:
     if "://" in str(path):
         state = path.stat()
-        return SourceFile(str(path).removeprefix(str(root)).lstrip("/"), path, state.length, int(state.mtime or 0))
+        return SourceFile(str(path).removeprefix(root).lstrip("/"), path, state.length, int(state.mtime or 0))
     state = os.stat(path)
     return SourceFile(os.path.relpath(path, root).replace(os.sep, "/"), path, state.st_size, state.st_mtime_ns)
