@@ -3,7 +3,9 @@ are the public ones.
 """
 
 from gpt_jax.config import ModelConfig
+from gpt_jax.decoding.generate import Generation, generate, stream
+from gpt_jax.decoding.sampling import Greedy, Sampler
 from gpt_jax.model.cache import init_cache
 from gpt_jax.model.gpt import GPT
 
-__all__ = ["GPT", "ModelConfig", "init_cache"]
+__all__ = ["GPT", "Generation", "Greedy", "ModelConfig", "Sampler", "generate", "init_cache", "stream"]

@@ -1,0 +1,140 @@
+"""How the next token is chosen from the logits. A sampler is a small frozen value, called with one key a row.
+
+Anything callable alike, `(keys, logits) -> ids`, and hashable can stand in for one.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+# Below it, float32 arithmetic flushes a temperature to 0.
+SMALLEST_TEMPERATURE = float(jnp.finfo(jnp.float32).tiny)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Greedy:
+    """The most probable token, the lowest id among equals."""
+
+    def __call__(self, keys: Key[Array, " B"], logits: Float[Array, "B V"]) -> Int[Array, " B"]:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def probabilities(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        """What is drawn from: all on one token."""
+        return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A draw from softmax(logits / temperature), cut to the tokens that pass every filter, in this order:
+
+    `top_k` keeps the k most probable (Fan et al. 2018, arXiv:1805.04833), the lower id first among equals; `top_p` the
+    fewest most probable whose sum, among those left, reaches p (nucleus sampling, Holtzman et al. 2019,
+    arXiv:1904.09751); `min_p` those at least p times as probable as the best (Nguyen et al. 2024, arXiv:2407.01082).
+    None: no such filter. Temperature 0 is greedy.
+
+    A pytree too, whose leaves are the numbers: under jit another temperature, p or minimum needs no new program.
+
+    Raises:
+      ValueError: a temperature that is negative or not finite, top_k below 1, top_p outside (0, 1], min_p outside
+        [0, 1].
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_number("temperature", self.temperature)
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(
+                f"temperature must be 0 (the most probable token) or a positive number, not {self.temperature}"
+            )
+        top_k: Any = self.top_k
+        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, numbers.Integral) or top_k < 1):
+            raise ValueError(f"top_k must be a whole number of at least 1, or None for no limit, not {top_k!r}")
+        if self.top_p is not None:
+            _require_number("top_p", self.top_p)
+            if not 0 < self.top_p <= 1:
+                raise ValueError(f"top_p must lie in (0, 1], or be None for no limit, not {self.top_p}")
+        if self.min_p is not None:
+            _require_number("min_p", self.min_p)
+            if not 0 <= self.min_p <= 1:
+                raise ValueError(f"min_p must lie in [0, 1], or be None for no limit, not {self.min_p}")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the temperature is 0 in float32."""
+        temperature: Any = self.temperature  # a traced one is not 0: `_flatten` sees to that
+        return isinstance(temperature, numbers.Real) and bool(temperature < SMALLEST_TEMPERATURE)
+
+    def __call__(self, keys: Key[Array, " B"], logits: Float[Array, "B V"]) -> Int[Array, " B"]:
+        if self.is_greedy:
+            return Greedy()(keys, logits)
+        weights, ids = self._candidates(logits)
+        chosen = jax.vmap(jax.random.categorical)(keys, weights)
+        if ids is not None:
+            chosen = jnp.take_along_axis(ids, chosen[:, None], axis=-1)[:, 0]
+        return chosen.astype(jnp.int32)
+
+    def probabilities(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        """What is drawn from: each token's probability after temperature and filters, 0 where it was cut."""
+        if self.is_greedy:
+            return Greedy().probabilities(logits)
+        weights, ids = self._candidates(logits)
+        probabilities = jax.nn.softmax(weights, axis=-1)
+        if ids is None:
+            return probabilities
+        rows = jnp.arange(logits.shape[0])[:, None]
+        return jnp.zeros(logits.shape, jnp.float32).at[rows, ids].set(probabilities)
+
+    def _candidates(self, logits: Float[Array, "B V"]) -> tuple[Float[Array, "B N"], Int[Array, "B N"] | None]:
+        """Unnormalized log-probabilities, the best one's 0, and the ids they belong to (None: 0, 1, … V − 1)."""
+        logits, ids = logits.astype(jnp.float32), None
+        # The best token's weight is 0 at any temperature: no other one's can overflow.
+        weights = (logits - logits.max(axis=-1, keepdims=True)) / self.temperature
+        if self.top_k is not None or self.top_p is not None:
+            size = logits.shape[-1]
+            weights, ids = jax.lax.top_k(weights, size if self.top_k is None else min(self.top_k, size))
+        if self.top_p is not None:
+            probabilities = jax.nn.softmax(weights, axis=-1)
+            better = jnp.cumsum(probabilities, axis=-1) - probabilities
+            # A sum of thousands of floats may pass 1 before its end.
+            weights = jnp.where((better < self.top_p) | jnp.greater_equal(self.top_p, 1), weights, -jnp.inf)
+        if self.min_p is not None:
+            weights = jnp.where(jnp.exp(weights) >= self.min_p, weights, -jnp.inf)
+        return weights, ids
+
+
+def _require_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name} must be a number, not {value!r}")
+
+
+def _flatten(sampler: Sampler) -> tuple[tuple[Any, ...], tuple[int | None, bool]]:
+    greedy = sampler.is_greedy
+    return (None if greedy else sampler.temperature, sampler.top_p, sampler.min_p), (sampler.top_k, greedy)
+
+
+def _unflatten(static: tuple[int | None, bool], numbers_: tuple[Any, ...]) -> Sampler:
+    # Not through the constructor, which can't judge numbers that are being traced.
+    sampler, (top_k, greedy), (temperature, top_p, min_p) = object.__new__(Sampler), static, numbers_
+    for name, value in (
+        ("temperature", 0.0 if greedy else temperature),
+        ("top_k", top_k),
+        ("top_p", top_p),
+        ("min_p", min_p),
+    ):
+        object.__setattr__(sampler, name, value)
+    return sampler
+
+
+jax.tree_util.register_pytree_node(Sampler, _flatten, _unflatten)
