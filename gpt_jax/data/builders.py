@@ -42,8 +42,11 @@ class _Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # ty
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, str]]]:
+        number = -1
         for number, document in enumerate(counted(self._documents(), self._report)):
             yield number, document._asdict()
+        if number < 0:
+            raise ValueError(f"There is no text in the files of the corpus {self.name}: give one that is not empty.")
 
 
 class PythonSources(_Documents, skip_registration=True):  # type: ignore[call-arg]

@@ -119,7 +119,7 @@ def _build(source: Source, label: str, progress: bool, folder: Path) -> dict[str
         sides.add(held_out)
         documents, characters = documents + 1, characters + len(document.text)
     if not characters:
-        raise ValueError(f"There is no text in {label}: give data.path a file that is not empty.")
+        raise ValueError(f"There is no text in the data set {label}: use another one, or give data.path=FILE.")
     fixed = None not in sides
     return {"text_hash": digest.hexdigest(), "documents": documents, "characters": characters, "fixed_split": fixed}
 

@@ -63,7 +63,7 @@ class PreparedDataset:
                 f"The data set {self.name} has no train split, only {', '.join(info.splits)}; use another one."
             )
         features = info.features if isinstance(info.features, tfds.features.FeaturesDict) else {}
-        texts = [name for name, feature in features.items() if isinstance(feature, tfds.features.Text)]
+        texts = sorted(name for name, feature in features.items() if isinstance(feature, tfds.features.Text))
         if "text" not in texts and len(texts) != 1:
             raise ValueError(
                 f'The data set {self.name} needs one text feature, or one called "text"; its text features are: '
