@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gpt_jax.conversion import ConfigError, Variant, convert, from_dict, nearest, to_dict
+from gpt_jax.conversion import ConfigError, Variant, convert, from_dict, join, nearest, to_dict
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
@@ -29,6 +29,11 @@ def require(condition: bool, message: str) -> None:
 
 def _require_probability(value: float, name: str) -> None:
     require(0 <= value < 1, f"{name} must lie in [0, 1), not {value}")
+
+
+def _require_positive(value: float | None, name: str) -> None:
+    """None, which is off or derived, is as good."""
+    require(value is None or value > 0, f"{name} must be positive, not {value}")
 
 
 # ── the model ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -46,6 +51,9 @@ class LayerNorm(NormConfig):
     scale: bool = True
     bias: bool = True
 
+    def __post_init__(self) -> None:
+        _require_positive(self.eps, "norm.eps")
+
 
 @dataclass(frozen=True)
 class RmsNorm(NormConfig):
@@ -53,6 +61,9 @@ class RmsNorm(NormConfig):
 
     eps: float = 1e-6
     scale: bool = True
+
+    def __post_init__(self) -> None:
+        _require_positive(self.eps, "norm.eps")
 
 
 class PositionConfig(Variant):
@@ -72,7 +83,7 @@ class Rope(PositionConfig):
 
     def __post_init__(self) -> None:
         require(0 < self.fraction <= 1, f"Rope.fraction must lie in (0, 1], not {self.fraction}")
-        require(self.theta > 0, f"Rope.theta must be positive, not {self.theta}")
+        _require_positive(self.theta, "Rope.theta")
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,7 @@ class Window(MaskConfig):
     size: int
 
     def __post_init__(self) -> None:
-        require(self.size > 0, f"Window.size must be positive, not {self.size}")
+        _require_positive(self.size, "Window.size")
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,9 @@ class Score:
     scale: float | None = None
     qk_norm: NormConfig | None = None
     softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_positive(self.softcap, "score.softcap")
 
 
 class AttentionConfig(Variant):
@@ -130,7 +144,8 @@ class Attention(AttentionConfig):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.heads > 0, f"attention.heads must be positive, not {self.heads}")
+        _require_positive(self.heads, "attention.heads")
+        _require_positive(self.head_width, "attention.head_width")
         kv_heads = self.resolved_kv_heads
         require(
             kv_heads > 0 and self.heads % kv_heads == 0,
@@ -167,6 +182,9 @@ class Mlp(MlpConfig):
     activation: Activation = "gelu_tanh"
     bias: bool = False
 
+    def __post_init__(self) -> None:
+        _require_positive(self.width, "mlp.width")
+
 
 @dataclass(frozen=True)
 class GatedMlp(MlpConfig):
@@ -175,6 +193,9 @@ class GatedMlp(MlpConfig):
     width: int
     activation: Activation = "silu"
     bias: bool = False
+
+    def __post_init__(self) -> None:
+        _require_positive(self.width, "mlp.width")
 
 
 @dataclass(frozen=True)
@@ -211,12 +232,18 @@ class Learned(AbsolutePositionConfig):
 
     length: int | None = None
 
+    def __post_init__(self) -> None:
+        _require_positive(self.length, "embedding.position.length")
+
 
 @dataclass(frozen=True)
 class Sinusoidal(AbsolutePositionConfig):
     """Fixed sines and cosines (Vaswani et al. 2017, arXiv:1706.03762)."""
 
     theta: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        _require_positive(self.theta, "embedding.position.theta")
 
 
 @dataclass(frozen=True)
@@ -239,6 +266,9 @@ class Head:
     bias: bool = False
     softcap: float | None = None
 
+    def __post_init__(self) -> None:
+        _require_positive(self.softcap, "head.softcap")
+
 
 @dataclass(frozen=True)
 class Init:
@@ -253,6 +283,11 @@ class Init:
     kernel_std: float | None = 0.02
     head_std: float = 0.02
     output: Literal["depth", "same", "zero"] = "depth"
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_std", "kernel_std", "head_std"):
+            std = getattr(self, name)
+            require(std is None or std >= 0, f"init.{name} must be 0 or more, not {std}")
 
 
 @dataclass(frozen=True)
@@ -279,11 +314,10 @@ class ModelConfig:
     remat: Literal["full", "dots"] | None = None
 
     def __post_init__(self) -> None:
-        require(
-            self.vocab_size is None or self.vocab_size > 0, f"model.vocab_size must be positive, not {self.vocab_size}"
-        )
-        require(self.context_length > 0, f"model.context_length must be positive, not {self.context_length}")
-        require(self.width > 0, f"model.width must be positive, not {self.width}")
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+        _require_positive(self.vocab_size, "model.vocab_size")
+        _require_positive(self.context_length, "model.context_length")
+        _require_positive(self.width, "model.width")
         require(len(self.blocks) > 0, "model.layers must be at least 1")
         for block in self.blocks:
             if isinstance(block.attention, Attention):
@@ -296,6 +330,12 @@ class ModelConfig:
         require(
             not isinstance(self.embedding.position, Sinusoidal) or self.width % 2 == 0,
             f"a sinusoidal code needs an even model.width, not {self.width}",
+        )
+        positions = learned_positions(self)
+        require(
+            positions is None or positions >= self.context_length,
+            f"model.embedding.position.length ({positions}) is less than model.context_length ({self.context_length}),"
+            " so no row would fit: make it at least as long",
         )
 
     @property
@@ -329,17 +369,21 @@ class ModelConfig:
         """Inverse of `to_compact_dict`."""
         hints = cls.compact_hints()
         for key in values:
-            require(key in hints, f'unknown setting "{path}.{key}"{nearest(key, hints)}')
-        for key in ("layers", "pattern"):
-            require(key in values, f'{path} needs the setting "{path}.{key}"')
-        layers, spelled = (
-            convert(values["layers"], int, f"{path}.layers"),
-            convert(values["pattern"], str, f"{path}.pattern"),
-        )
-        require(layers > 0 and spelled != "", f"{path}.layers and the length of {path}.pattern must be at least 1")
+            require(key in hints, f'unknown setting "{join(path, key)}"{nearest(key, hints)}')
+        for key in ("layers", "pattern", "vocab_size", "context_length", "width"):
+            require(key in values, f'{path or "ModelConfig"} needs the setting "{join(path, key)}"')
+        at = {key: join(path, key) for key in hints}
+        layers, spelled = convert(values["layers"], int, at["layers"]), convert(values["pattern"], str, at["pattern"])
+        require(layers > 0 and spelled != "", f"{at['layers']} and the length of {at['pattern']} must be at least 1")
         letters = values["letters"] if "letters" in values else {}
-        for letter in letters:
-            require(letter in spelled, f'{path}.letters has "{letter}", which {path}.pattern "{spelled}" does not use')
+        require(isinstance(letters, Mapping), f"{at['letters']} must be a group of settings, not {letters!r}")
+        for letter, changes in letters.items():
+            require(
+                letter in spelled, f'{at["letters"]} has "{letter}", which {at["pattern"]} "{spelled}" does not use'
+            )
+            require(
+                isinstance(changes, Mapping), f"{at['letters']}.{letter} must be a group of settings, not {changes!r}"
+            )
         block_names = [f.name for f in dataclasses.fields(BlockConfig)]
         base = {key: values[key] for key in block_names if key in values}
         blocks = {
@@ -347,9 +391,7 @@ class ModelConfig:
             for letter in dict.fromkeys(spelled)
         }
         own = [f.name for f in dataclasses.fields(cls) if f.name != "blocks"]
-        for key in ("vocab_size", "context_length", "width"):
-            require(key in values, f'{path} needs the setting "{path}.{key}"')
-        rest = {key: convert(values[key], hints[key], f"{path}.{key}") for key in own if key in values}
+        rest = {key: convert(values[key], hints[key], at[key]) for key in own if key in values}
         return cls(blocks=tuple(blocks[spelled[i % len(spelled)]] for i in range(layers)), **rest)
 
     @classmethod
@@ -456,10 +498,7 @@ class Text(DataConfig):
             0 < self.validation_fraction < 1,
             f"data.validation_fraction must lie in (0, 1), not {self.validation_fraction}",
         )
-        require(
-            self.validation_tokens is None or self.validation_tokens > 0,
-            f"data.validation_tokens must be positive, not {self.validation_tokens}",
-        )
+        _require_positive(self.validation_tokens, "data.validation_tokens")
         require(
             self.separator is None or (self.path is not None and self.separator != ""),
             "data.separator divides the files of data.path into documents: give a path, and a separator that is not empty",
@@ -684,10 +723,10 @@ class Train:
     parallel: Literal["jit", "pmap"] = "jit"
 
     def __post_init__(self) -> None:
-        require(self.steps > 0, f"train.steps must be positive, not {self.steps}")
-        require(self.batch_size > 0, f"train.batch_size must be positive, not {self.batch_size}")
-        require(self.log_every > 0, f"train.log_every must be positive, not {self.log_every}")
-        require(self.max_skipped > 0, f"train.max_skipped must be positive, not {self.max_skipped}")
+        _require_positive(self.steps, "train.steps")
+        _require_positive(self.batch_size, "train.batch_size")
+        _require_positive(self.log_every, "train.log_every")
+        _require_positive(self.max_skipped, "train.max_skipped")
         require(
             self.accumulate > 0 and self.batch_size % self.accumulate == 0,
             f"train.accumulate must divide train.batch_size ({self.batch_size}), and {self.accumulate} does not",
@@ -703,6 +742,10 @@ class Evaluation:
     every: int = 500
     batch_size: int = 64
 
+    def __post_init__(self) -> None:
+        _require_positive(self.every, "evaluation.every")
+        _require_positive(self.batch_size, "evaluation.batch_size")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -710,6 +753,10 @@ class Checkpoint:
 
     every: int = 500
     keep: int = 1
+
+    def __post_init__(self) -> None:
+        _require_positive(self.every, "checkpoint.every")
+        _require_positive(self.keep, "checkpoint.keep")
 
 
 @dataclass(frozen=True)
@@ -743,7 +790,7 @@ def _overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
         same_type = (
             isinstance(old, Mapping)
             and isinstance(change, Mapping)
-            and ("type" not in change or change["type"] == old["type"])
+            and ("type" not in change or ("type" in old and change["type"] == old["type"]))
         )
         result[key] = _overlay(old, change) if same_type else change  # type: ignore[arg-type]
     return result

@@ -43,6 +43,18 @@ class Variant:
             cls.choices[cls.__name__] = cls
 
 
+def implementation(table: Mapping[Any, T], choice: Variant) -> T:
+    """What `table` has for the type of `choice`.
+
+    Raises:
+      ConfigError: nothing, as for a variant defined in a notebook and not yet entered in the table.
+    """
+    if type(choice) not in table:
+        names = ", ".join(kind.__name__ for kind in table)
+        raise ConfigError(f"{type(choice).__name__} has no implementation beside those of {names}: enter one for it")
+    return table[type(choice)]
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """`; did you mean "x"?` for the nearest of `names`, or the list of them all."""
     known = sorted(names)
@@ -85,13 +97,13 @@ def from_dict(kind: type[T], values: Mapping[str, Any], path: str = "") -> T:
     names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
         if key not in names and not (key == "type" and issubclass(kind, Variant)):
-            raise ConfigError(f'unknown setting "{_join(path, key)}" of {kind.__name__}{nearest(key, names)}')
+            raise ConfigError(f'unknown setting "{join(path, key)}" of {kind.__name__}{nearest(key, names)}')
     missing = [f.name for f in dataclasses.fields(kind) if _is_required(f) and f.name not in values]  # type: ignore[arg-type]
     if missing:
         raise ConfigError(
-            f'{path or kind.__name__} of type {kind.__name__} needs the setting "{_join(path, missing[0])}"'
+            f'{path or kind.__name__} of type {kind.__name__} needs the setting "{join(path, missing[0])}"'
         )
-    converted = {key: convert(values[key], hints[key], _join(path, key)) for key in values if key != "type"}
+    converted = {key: convert(values[key], hints[key], join(path, key)) for key in values if key != "type"}
     try:
         return kind(**converted)
     except ConfigError as error:
@@ -131,11 +143,14 @@ def _variant_from_dict(kind: type, value: Any, path: str, optional: bool) -> Any
         raise ConfigError(f'{path} must be a group of settings with a "type"{nearest("", kind.choices)}')
     tag = value["type"]
     if tag == NONE_TAG and optional:
+        for key in value:
+            if key != "type":
+                raise ConfigError(f'{join(path, key)} is set, but {join(path, "type")} is "none": choose a type')
         return None
     if tag not in kind.choices:
         names = [*kind.choices, *([NONE_TAG] if optional else [])]
         hint = " (a variant defined in a notebook or script must be defined again before it is used)"
-        raise ConfigError(f'{_join(path, "type")} is "{tag}", which is not known{nearest(str(tag), names)}{hint}')
+        raise ConfigError(f'{join(path, "type")} is "{tag}", which is not known{nearest(str(tag), names)}{hint}')
     return from_dict(kind.choices[tag], value, path)
 
 
@@ -186,7 +201,8 @@ def _fields_of_tag(tag: str) -> set[str]:
 
 def config_hash(value: Any) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of the canonical JSON of a configuration."""
-    return hashlib.sha256(json.dumps(to_dict(value), sort_keys=True).encode()).hexdigest()[:16]
+    canonical = from_dict(type(value), to_dict(value))  # 1 where a float belongs becomes 1.0
+    return hashlib.sha256(json.dumps(to_dict(canonical), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def flatten(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -194,9 +210,9 @@ def flatten(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, item in values.items():
         if isinstance(item, Mapping):
-            flat |= flatten(item, _join(path, key))
+            flat |= flatten(item, join(path, key))
         else:
-            flat[_join(path, key)] = item
+            flat[join(path, key)] = item
     return flat
 
 
@@ -240,5 +256,5 @@ def _scalar_of(hint: Any) -> type:
     return {tuple: tuple, typing.Literal: str}.get(typing.get_origin(scalar), scalar)
 
 
-def _join(path: str, key: str) -> str:
+def join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from gpt_jax import config
+from gpt_jax.conversion import ConfigError
 from gpt_jax.model.cache import LayerCache, extend, slots
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.mask import allowed
@@ -53,8 +54,13 @@ class MultiHeadAttention(nn.Module):
 
         query = make_norm(c.score.qk_norm, dtype, name="query_norm")(query)
         key = make_norm(c.score.qk_norm, dtype, name="key_norm")(key)
-        if isinstance(c.position, config.Rope):
-            query, key = rotate(query, row.positions, c.position), rotate(key, row.positions, c.position)
+        match c.position:
+            case config.Rope():
+                query, key = rotate(query, row.positions, c.position), rotate(key, row.positions, c.position)
+            case None | config.Alibi():
+                pass
+            case other:
+                raise ConfigError(f"attention knows no position {type(other).__name__}: teach it or choose another")
         query, key, value = tap(self, "queries", query), tap(self, "keys", key), tap(self, "values", value)
 
         query, key, value = (y.swapaxes(1, 2) for y in (query, key, value))  # heads first
@@ -81,7 +87,7 @@ def attention_probabilities(
     bias: Float[Array, "b H T S"] | None,
     score: config.Score,
 ) -> Float[Array, "B H T S"]:
-    """softmax over S of scale · q·k (+ bias) where `mask` allows, exactly 0 elsewhere, in float32 (Vaswani et al. 2017).
+    """softmax over S of scale · q·k (+ bias) where `mask` allows, exactly 0 elsewhere, in float32 (Vaswani 2017).
 
     H/K neighbouring query heads share a key head: GQA (Ainslie et al. 2023, arXiv:2305.13245), with K = 1 MQA (Shazeer
     2019, arXiv:1911.02150).

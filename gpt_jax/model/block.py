@@ -6,6 +6,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gpt_jax import config
+from gpt_jax.conversion import implementation
 from gpt_jax.model.attention import MultiHeadAttention, Row
 from gpt_jax.model.cache import LayerCache
 from gpt_jax.model.mlp import Mlp
@@ -28,8 +29,8 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "B T C"], LayerCache | None]:
         c, model = self.config, self.model
         output_scale = residual_scale(model)
-        attention = ATTENTIONS[type(c.attention)](c.attention, model, output_scale, name="attention")
-        mlp = None if c.mlp is None else MLPS[type(c.mlp)](c.mlp, model, output_scale, name="mlp")
+        attention = implementation(ATTENTIONS, c.attention)(c.attention, model, output_scale, name="attention")
+        mlp = None if c.mlp is None else implementation(MLPS, c.mlp)(c.mlp, model, output_scale, name="mlp")
 
         def norm(name: str, x: Array) -> Array:
             return make_norm(c.norm, model.param_dtype, name=name)(x)
@@ -61,5 +62,4 @@ ARRANGEMENTS = {"pre": (True, False, False), "sandwich": (True, True, False), "p
 
 def residual_scale(model: config.ModelConfig) -> float:
     """What the initial kernels that write to the residual stream are multiplied by (see `Init.output`)."""
-    writers = sum(1 if block.mlp is None else 2 for block in model.blocks)
-    return {"depth": writers**-0.5, "same": 1.0, "zero": 0.0}[model.init.output]
+    return {"depth": (2 * model.layers) ** -0.5, "same": 1.0, "zero": 0.0}[model.init.output]

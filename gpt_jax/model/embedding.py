@@ -7,6 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from gpt_jax import config
+from gpt_jax.conversion import ConfigError
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.position import LearnedPosition, sinusoidal_position
 
@@ -29,8 +30,15 @@ class TokenEmbedding(nn.Module):
     def __call__(self, tokens: Int[Array, "B T"], positions: Int[Array, "b T"], train: bool) -> Float[Array, "B T C"]:
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         x = jnp.take(self.table, tokens, axis=0).astype(dtype)
-        if isinstance(c.embedding.position, config.Learned):
-            x += self.position(positions).astype(dtype)
-        elif isinstance(c.embedding.position, config.Sinusoidal):
-            x += sinusoidal_position(positions, c.width, c.embedding.position.theta).astype(dtype)
+        match c.embedding.position:
+            case config.Learned():
+                x += self.position(positions).astype(dtype)
+            case config.Sinusoidal(theta):
+                x += sinusoidal_position(positions, c.width, theta).astype(dtype)
+            case None:
+                pass
+            case other:
+                raise ConfigError(
+                    f"TokenEmbedding knows no position {type(other).__name__}: teach it or choose another"
+                )
         return self.dropout(self.norm(x), deterministic=not train)

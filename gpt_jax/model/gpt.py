@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from gpt_jax import config
+from gpt_jax.conversion import nearest
 from gpt_jax.model.attention import Row
 from gpt_jax.model.cache import Cache
 from gpt_jax.model.embedding import TokenEmbedding
@@ -36,9 +37,9 @@ class GPT(nn.Module):
     last item of the result.
 
     Raises:
-      ValueError: in eager calls, an id outside [0, V), a position beyond a learned table, or tokens past the cache's
-      end. A compiled
-        call can't look at values: check them at the boundary, as `generate` and the data pipeline do.
+      ValueError: a row longer than a learned table, segments or positions with a cache, a `capture` that matches
+        nothing; in eager calls also an id outside [0, V), a position beyond a learned table, or tokens past the cache's
+        end. A compiled call can't look at values: check them at the boundary, as `generate` and the data pipeline do.
     """
 
     config: config.ModelConfig
@@ -82,7 +83,10 @@ class GPT(nn.Module):
         if capture is None:
             return hidden, cache, None
         captured = {"embedding": embedded, **captured, "hidden": hidden}
-        return hidden, cache, {name: captured[name] for name in fnmatch.filter(captured, capture)}
+        names = fnmatch.filter(captured, capture)
+        if not names:
+            raise ValueError(f'capture="{capture}" matches nothing{nearest(capture, captured)}')
+        return hidden, cache, {name: captured[name] for name in names}
 
     @nn.nowrap
     def init(self, rngs: Any, tokens: Int[Array, "B T"], **options: Any) -> dict[str, Any]:
@@ -101,8 +105,7 @@ def make_row(
     if cache is None:
         return Row(steps, steps[None] if positions is None else positions, segments)
     steps += cache.step
-    if positions is None:
-        positions = jnp.maximum(steps[None] - cache.padding[:, None], 0)
+    positions = jnp.maximum(steps[None] - cache.padding[:, None], 0)
     return Row(steps, positions, None, cache.padding, cache.length)
 
 
@@ -123,13 +126,12 @@ def check_inputs(
     if positions is not None:
         check_range("position", positions, config.learned_positions(model))
     if cache is not None:
-        if segments is not None:
-            raise ValueError("a cache holds one document a row: pass no segments with it")
+        if segments is not None or positions is not None:
+            raise ValueError("a cache holds one document a row and counts its positions: pass no segments or positions")
         if not isinstance(cache.step, jax.core.Tracer) and int(cache.step) + tokens.shape[1] > cache.length:
             raise ValueError(
                 f"the cache has room for {cache.length} tokens and holds {int(cache.step)}, so {tokens.shape[1]} more "
-                f"don't fit: "
-                "give init_cache a greater length"
+                "don't fit: give init_cache a greater length"
             )
 
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from gpt_jax import config
+from gpt_jax.conversion import implementation
+
+# mask, how many steps the key lies before the query → may it be seen?
+VISIBLE: dict[type[config.MaskConfig], Callable[[Any, Int[Array, "T S"]], Bool[Array, "T S"]]] = {
+    config.Causal: lambda mask, distance: distance >= 0,
+    config.Window: lambda mask, distance: (distance >= 0) & (distance < mask.size),
+}
 
 
 def allowed(
@@ -23,10 +33,7 @@ def allowed(
     before step 0 (a cache's slot not yet written) are seen by nobody, keys of another segment neither.
     """
     distance = query_steps[:, None] - key_steps[None, :]
-    seen = (distance >= 0) & (key_steps >= 0)
-    if isinstance(mask, config.Window):
-        seen &= distance < mask.size
-    seen = seen[None]
+    seen = (implementation(VISIBLE, mask)(mask, distance) & (key_steps >= 0))[None]
     if padding is not None:
         seen &= key_steps[None, None, :] >= padding[:, None, None]
     if query_segments is not None and key_segments is not None:

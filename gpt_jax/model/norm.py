@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gpt_jax import config
+from gpt_jax.conversion import implementation
 
 
 class LayerNorm(nn.Module):
@@ -48,7 +49,7 @@ NORMS: dict[type[config.NormConfig], type[nn.Module]] = {config.LayerNorm: Layer
 
 def make_norm(choice: config.NormConfig | None, param_dtype: str, name: str | None = None) -> nn.Module:
     """The module of a choice of norm; None leaves x as it is."""
-    return Identity(name=name) if choice is None else NORMS[type(choice)](choice, param_dtype, name=name)
+    return Identity(name=name) if choice is None else implementation(NORMS, choice)(choice, param_dtype, name=name)
 
 
 class Identity(nn.Module):

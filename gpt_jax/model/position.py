@@ -17,9 +17,7 @@ from gpt_jax import config
 class LearnedPosition(nn.Module):
     """A table of vectors, one a position.
 
-    Raises:
-      ValueError: a row longer than the table (found at trace time; `check_positions` finds a position beyond it in
-      eager calls).
+    A position beyond the table is the caller's to refuse (`check_inputs`): JAX would gather NaN.
     """
 
     length: int
