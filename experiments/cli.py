@@ -1,20 +1,26 @@
-"""What the commands share: help that reads like a page, and mistakes that are answered in one sentence."""
+"""What the commands share: help that reads like a page, configurations from flags, and mistakes that are answered in one sentence."""
 
 from __future__ import annotations
 
-import importlib
+import difflib
 import logging
-import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import ConfigDict, config_flags
 
-USAGE_ERROR = 2
-OUR_PACKAGES = ("gpt_jax", "experiments", "configs")
+from gpt_jax.config import Config
+from gpt_jax.conversion import ConfigError, from_config_dict
+
+FAILURE, USAGE_ERROR, INTERRUPTED, SAVED = 1, 2, 130, 75
+OUR_PACKAGES = ("gpt_jax", "experiments", "configs", "__main__")
+_switched_off: list[str] = []
 
 
 class UsageError(ValueError):
@@ -25,7 +31,7 @@ def run(main: Callable[[], int | None], page: str) -> None:
     """Parses the flags, calls `main` and exits with what it returns; `--help` prints `page` (and `--helpfull` all flags there are).
 
     A mistake of the user's becomes one sentence on stderr: exit code 2 where the command line or the configuration is wrong,
-    else 1. What we did not foresee keeps its traceback.
+    else 1. What nobody foresaw keeps its traceback.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -35,6 +41,43 @@ def run(main: Callable[[], int | None], page: str) -> None:
         return _answer(_parse, argv)
 
     app.run(lambda _: sys.exit(_answer(main)), flags_parser=parse)
+
+
+def define_config() -> None:
+    """Defines `--config=FILE.py[:argument]`, whose settings `--config.KEY=VALUE` changes."""
+    config_flags.DEFINE_config_file(
+        "config", None, "The configuration file.", accept_new_attributes=True, lock_config=False
+    )
+
+
+def config_from_flags() -> Config:
+    """The configuration that the flags describe.
+
+    Raises:
+      ConfigError: it can't be; see `gpt_jax.conversion.from_dict`.
+      UsageError: there is no such file.
+    """
+    file = flags.FLAGS["config"].config_filename if flags.FLAGS["config"].present else None
+    if file is None:
+        raise UsageError("--config is required: a configuration file, such as configs/quickstart.py")
+    path = file.split(":")[0]
+    if not Path(path).is_file():
+        raise UsageError(f"the configuration file {path} does not exist")
+    values = flags.FLAGS.config
+    if not isinstance(values, ConfigDict):
+        raise ConfigError(f"get_config() in {path} must return a ConfigDict, as to_config_dict(Config(…)) does")
+    overridden = dict(config_flags.get_override_values(flags.FLAGS["config"]))
+    for key in _switched_off:
+        *groups, name = key.split(".")
+        group = values
+        for part in groups:
+            if part not in group:
+                raise ConfigError(f'unknown setting "{key}"')
+            group = group[part]
+        with group.ignore_type():
+            group[name] = None
+        overridden[key] = None
+    return from_config_dict(Config, values, overridden)
 
 
 def required(name: str, what: str) -> Any:
@@ -50,13 +93,20 @@ def required(name: str, what: str) -> Any:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    # absl would read the None of a setting that holds a number as a number.
+    _switched_off[:] = [m.group(1) for arg in argv if (m := re.fullmatch(r"--config\.([\w.]+)=None", arg))]
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS([arg for arg in argv if not re.fullmatch(r"--config\.[\w.]+=None", arg)])
     except flags.UnrecognizedFlagError as error:
-        guess = f'; did you mean "--{error.flagvalue}"?' if error.flagvalue in flags.FLAGS else ""
-        raise UsageError(f'there is no flag "--{error.flagname}"{guess or "; --help lists them"}') from None
-    except (flags.Error, TypeError, AttributeError) as error:
+        if error.flagname.startswith("config."):
+            raise UsageError("--config is required: a configuration file, such as configs/quickstart.py") from None
+        close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
+        hint = f'did you mean "--{close[0]}"?' if close else "--help lists them"
+        raise UsageError(f'there is no flag "--{error.flagname}"; {hint}') from None
+    except flags.Error as error:
         raise UsageError(str(error)) from None
+    except KeyError as error:  # ml_collections: a group of settings that there is not
+        raise UsageError(f"unknown setting in --config: {' '.join(str(error.args[0]).split())}") from None
     if len(rest) > 1:
         raise UsageError(f'"{rest[1]}" is no flag: write --name=value')
     return rest
@@ -66,34 +116,37 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
     quiet()
     try:
         return call(*args)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         if not _is_answer(error):
             raise
-        print(f"{os.path.basename(sys.argv[0]).removesuffix('.py')}: {_sentence(error)}", file=sys.stderr)
-        sys.exit(USAGE_ERROR if type(error).__name__ in ("UsageError", "ConfigError") else 1)
+        command = Path(sys.argv[0]).stem
+        print(f"{command}: {_sentence(error)}", file=sys.stderr)
+        sys.exit(USAGE_ERROR if isinstance(error, UsageError | ConfigError) else FAILURE)
 
 
 def _is_answer(error: Exception) -> bool:
-    """Whether an error speaks to the user: we raised it ourselves (an error from deep inside a library is a bug), or something is missing."""
-    if isinstance(error, FileNotFoundError | ModuleNotFoundError):
+    """Whether an error speaks to the user: something is missing, or we raised it ourselves. From deep inside a library it is a bug."""
+    if isinstance(error, OSError | ModuleNotFoundError):
         return True
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
-    module = "" if traceback is None else traceback.tb_frame.f_globals["__name__"]
-    return module == "__main__" or module.split(".")[0] in OUR_PACKAGES
+    return traceback is not None and traceback.tb_frame.f_globals["__name__"].split(".")[0] in OUR_PACKAGES
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return f"the package {error.name} is missing: pip install {error.name}"
-    if isinstance(error, FileNotFoundError) and error.filename is not None:
-        return f"{error.filename} does not exist"
+        return f"the Python package {error.name} is missing: install it, for example with pip install {error.name}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split())
 
 
 def quiet() -> None:
-    """Keeps what libraries log to themselves away from the user, and shows a warning as a line."""
+    """Keeps what libraries log to themselves away from the user, and shows a warning as one line."""
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("jax").setLevel(logging.ERROR)
 
@@ -102,8 +155,3 @@ def quiet() -> None:
             print(f"warning: {message}", file=sys.stderr)
 
     warnings.showwarning = show
-
-
-def module(name: str) -> Any:
-    """A module of ours that a command needs only at its end."""
-    return importlib.import_module(name)

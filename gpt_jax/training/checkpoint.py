@@ -7,23 +7,24 @@ Arrays are stored under their canonical per-layer paths, parameters apart from t
 
 from __future__ import annotations
 
+import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy  # type: ignore[import-untyped]
 
-from gpt_jax.training.storage import CHECKPOINTS, RunFolder
+from gpt_jax.training.storage import CHECKPOINTS, DAMAGED, RunFolder
 
 PARAMS, REST, RECORD = "params", "rest", "record"
 
 
 class CheckpointError(ValueError):
-    """No checkpoint can be read."""
+    """A checkpoint is not there, or can't be read."""
 
 
 class Restored(NamedTuple):
@@ -60,20 +61,30 @@ def _fingerprint(array: jax.Array) -> jax.Array:
 
 
 class Checkpoints:
-    """The checkpoints of a run folder: the newest `keep` and the one of the lowest validation loss stay."""
+    """The checkpoints of a run folder, a context manager: the newest `keep` and the one of the lowest validation loss stay."""
 
     def __init__(self, folder: RunFolder, keep: int = 1, read_only: bool = False) -> None:
         self._folder = folder
-        policy = preservation_policy.AnyPreservationPolicy([
-            preservation_policy.LatestN(keep),
-            preservation_policy.BestN(
-                get_metric_fn=lambda metrics: metrics["validation_loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
-            ),
-        ])
+        policy = preservation_policy.AnyPreservationPolicy(
+            [
+                preservation_policy.LatestN(keep),
+                preservation_policy.BestN(
+                    get_metric_fn=lambda metrics: metrics["validation_loss"],
+                    reverse=True,
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        if read_only and not folder.exists(CHECKPOINTS):
+            raise FileNotFoundError(f"the run in {folder} has no checkpoint yet: wait for its first one")
         self._manager = ocp.CheckpointManager(
             folder.make(CHECKPOINTS) if not read_only else folder.file(CHECKPOINTS),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, read_only=read_only, create=not read_only, cleanup_tmp_directories=not read_only
+                preservation_policy=policy,
+                read_only=read_only,
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
             ),
             item_handlers={
                 PARAMS: ocp.StandardCheckpointHandler(),
@@ -98,7 +109,8 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()}, **{RECORD: ocp.args.JsonSave(full)}
+                **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
+                **{RECORD: ocp.args.JsonSave(full)},
             ),
             metrics=None if validation_loss is None else {"validation_loss": validation_loss},
             force=True,
@@ -108,18 +120,25 @@ class Checkpoints:
         """Reads one checkpoint into the shapes, types and shardings of `templates` (`params`, `rest` or both).
 
         Raises:
-          CheckpointError: an array differs from what was saved.
-          Exception: whatever Orbax meets in a damaged folder.
+          CheckpointError: there is none of this step, it can't be read, or an array differs from what was saved.
         """
+        if step not in self.steps():
+            known = ", ".join(map(str, self.steps())) if self.steps() else "none"
+            raise CheckpointError(f"{self._folder} has no checkpoint of step {step}; there are: {known}")
         args = {name: ocp.args.StandardRestore(template) for name, template in templates.items()}
-        items = self._manager.restore(step, args=ocp.args.Composite(**args, **{RECORD: ocp.args.JsonRestore()}))
-        record = dict(items[RECORD])
-        saved = record.pop("fingerprints")
+        try:
+            items = self._manager.restore(step, args=ocp.args.Composite(**args, **{RECORD: ocp.args.JsonRestore()}))
+            record = dict(items[RECORD])
+            saved = record.pop("fingerprints")
+        except Exception as error:  # Orbax has no error of its own for a damaged checkpoint
+            raise CheckpointError(f"{self.path(step)} can't be read: {str(error).splitlines()[0][:200]}") from error
         for name in templates:
             found = fingerprints(items[name])
-            if found != saved[name]:
-                differing = sorted(path for path in found.keys() | saved[name].keys() if found.get(path) != saved[name].get(path))
-                raise CheckpointError(f"the content of {differing[0]} is not what was saved")
+            differing = [path for path in found if path not in saved[name] or found[path] != saved[name][path]]
+            if differing:
+                raise CheckpointError(
+                    f"{self.path(step)} is damaged: the content of {differing[0]} is not what was saved"
+                )
         return Restored(step, {name: items[name] for name in templates}, record)
 
     def restore_newest(self, templates: Mapping[str, Any], move_damaged: bool = False) -> Restored | None:
@@ -129,36 +148,37 @@ class Checkpoints:
         Raises:
           CheckpointError: there are checkpoints, and each is damaged.
         """
-        steps = self.steps()
-        failures = []
-        for step in steps:
+        damaged: list[int] = []
+        for step in self.steps():
             try:
                 restored = self.restore(step, templates)
-            except Exception as error:  # noqa: BLE001  Orbax has no error of its own for a damaged checkpoint
-                reason = str(error).split("\n")[0][:200]
-                failures.append((step, reason))
-                warnings.warn(f"checkpoint {self.path(step)} is damaged and passed over: {reason}", stacklevel=2)
+            except CheckpointError as error:
+                damaged.append(step)
+                reason = str(error)
+                warnings.warn(f"{reason}; going back to the checkpoint before it", stacklevel=2)
                 continue
-            if move_damaged and failures:
-                self._move_damaged(step for step, _ in failures)
+            if move_damaged and damaged:
+                self._move_damaged(damaged)
             return restored
-        if failures:
-            step, reason = failures[0]
-            raise CheckpointError(
-                f"no checkpoint in {self._folder.file(CHECKPOINTS)} can be read (step {step}: {reason}): start in another folder"
-            )
+        if damaged:
+            raise CheckpointError(f"no checkpoint in {self._folder} can be read ({reason}): start in another folder")
         return None
 
-    def _move_damaged(self, steps: Iterator[int]) -> None:
+    def _move_damaged(self, steps: list[int]) -> None:
         if self._folder.writes:
-            aside = self._folder.make("damaged")
+            aside = self._folder.make(DAMAGED)
             for step in steps:
-                self._folder.file(CHECKPOINTS).joinpath(str(step)).rename(aside / f"{step}-{np.random.default_rng().integers(1 << 32):08x}")
+                self._folder.file(CHECKPOINTS).joinpath(str(step)).rename(aside / f"{step}-{uuid.uuid4().hex[:8]}")
+        multihost_utils.sync_global_devices("damaged checkpoints moved")
         self._manager.reload()
 
     def wait(self) -> None:
         """Returns once everything is on disk."""
         self._manager.wait_until_finished()
 
-    def close(self) -> None:
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits too."""
         self._manager.close()

@@ -43,7 +43,8 @@ def make_evaluate(model: nn.Module, data: Data, batch_size: int, mesh: Mesh) -> 
                 sums.append(np.asarray(running))  # fetched while the next batch computes
             running = following
         sums.append(np.asarray(running))
-        return summarize(*np.concatenate(sums, axis=1).astype(np.float64), data.validation_bytes)
+        loss, hits, weight = np.concatenate(sums, axis=1).astype(np.float64)
+        return summarize(loss, hits, weight, data.validation_bytes)
 
     return evaluate
 

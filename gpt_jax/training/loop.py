@@ -16,7 +16,7 @@ from gpt_jax.training.evaluate import Evaluate
 from gpt_jax.training.interrupt import Interrupts
 from gpt_jax.training.metrics import Metrics
 from gpt_jax.training.progress import Display
-from gpt_jax.training.run import to_trees
+from gpt_jax.training.record import to_trees
 from gpt_jax.training.sharding import Step
 from gpt_jax.training.step import TrainState
 
@@ -117,7 +117,8 @@ class Loop:
         rate = None if self._clock is None else values["tokens"] / (now - self._clock)
         self._clock = now
         if step % self.config.train.log_every == 0 or step == self.config.train.steps:
-            self.records.write({"step": step, "split": "train", **values, "tokens_per_second": rate})
+            loss = values["loss"]  # first in its line, for whoever reads it by eye
+            self.records.write({"step": step, "split": "train", "loss": loss, **values, "tokens_per_second": rate})
         self.display.update(step, values["loss"])
 
     def _evaluate(self, step: int, state: TrainState) -> float:

@@ -119,11 +119,15 @@ class WeightsAndBiases:
         try:
             import wandb
         except ImportError:
-            raise ValueError("config.wandb needs the package wandb: pip install 'gpt_jax[wandb]', or set config.wandb to None") from None
+            raise ValueError(
+                "config.wandb needs the package wandb: pip install 'gpt_jax[wandb]', or set config.wandb to None"
+            ) from None
         self._run = wandb.init(project=project, id=run_id, name=folder.path.name, config=dict(config), resume="allow")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        values = {f"{record['split']}/{k}": v for k, v in record.items() if k not in ("step", "split") and v is not None}
+        values = {
+            f"{record['split']}/{k}": v for k, v in record.items() if k not in ("step", "split") and v is not None
+        }
         self._run.log(values | {"step": record["step"]})
 
     def close(self) -> None:

@@ -37,7 +37,9 @@ def plot_loss(folder: RunFolder) -> str:
         axes.plot(steps, smooth(losses, 1 - 1 / max(1, len(losses) // 50)), color="tab:blue", label="train (smoothed)")
     if validation:
         steps, losses = np.array([r["step"] for r in validation]), np.array([r["loss"] for r in validation])
-        axes.plot(steps, losses, color="tab:orange", marker="o", markersize=4, label=f"validation (last {losses[-1]:.4f})")
+        axes.plot(
+            steps, losses, color="tab:orange", marker="o", markersize=4, label=f"validation (last {losses[-1]:.4f})"
+        )
     axes.set(xlabel="step", ylabel="loss (nats per token)", title=folder.path.name)
     axes.grid(alpha=0.3)
     if train or validation:

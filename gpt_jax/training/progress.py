@@ -21,7 +21,12 @@ class Display:
     """
 
     def __init__(
-        self, console: Console, steps: int, tokens_per_step: int, flops_per_token: float | None, peak_flops: float | None
+        self,
+        console: Console,
+        steps: int,
+        tokens_per_step: int,
+        flops_per_token: float | None,
+        peak_flops: float | None,
     ) -> None:
         self.console = console
         self.steps = steps
@@ -37,7 +42,11 @@ class Display:
     def start(self, step: int) -> None:
         """Begins after `step` updates."""
         if self.console.is_terminal and not self.console.is_jupyter:
-            columns = (TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"), BarColumn(), TextColumn("{task.fields[text]}"))
+            columns = (
+                TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
             self._bar = Progress(*columns, console=self.console, auto_refresh=False, transient=True)
             self._bar.start()
             self._task = self._bar.add_task("", total=self.steps, completed=step, text="compiling the first step …")
@@ -51,7 +60,10 @@ class Display:
         now = time.monotonic()
         if self._window is None:
             self._window = (now, step)
-        if now - self._drawn < (REFRESH_SECONDS if self._bar is not None else PLAIN_LINE_SECONDS) and step != self.steps:
+        if (
+            now - self._drawn < (REFRESH_SECONDS if self._bar is not None else PLAIN_LINE_SECONDS)
+            and step != self.steps
+        ):
             return
         since, first = self._window
         if step > first and now > since:
@@ -96,4 +108,3 @@ class Display:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-

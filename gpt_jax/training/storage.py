@@ -27,6 +27,7 @@ METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
 LOSS_PLOT = "loss.png"
 CHECKPOINTS = "checkpoints"
+DAMAGED = "damaged"
 TOKENIZER = "tokenizer"
 TENSORBOARD = "tensorboard"
 PROFILE = "profile"
@@ -76,7 +77,9 @@ class RunFolder:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise ValueError(f"the folder {folder} can't be made ({error.strerror}): choose another --workdir") from None
+                raise ValueError(
+                    f"the folder {folder} can't be made ({error.strerror}): choose another --workdir"
+                ) from None
         return folder
 
     def read_text(self, name: str) -> str:
@@ -158,7 +161,9 @@ class RunFolder:
         except filelock.Timeout:
             raise RunLocked(_locked(self.path)) from None
         except OSError as error:
-            raise ValueError(f"the folder {self.path} can't be written to ({error.strerror}): choose another --workdir") from None
+            raise ValueError(
+                f"the folder {self.path} can't be written to ({error.strerror}): choose another --workdir"
+            ) from None
         try:
             yield
         finally:

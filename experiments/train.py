@@ -1,0 +1,86 @@
+"""Trains a model: `python -m experiments.train --help`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from absl import flags
+from rich.console import Console
+
+from experiments import cli
+from gpt_jax.config import Text
+from gpt_jax.report import show_end, show_next, show_sample
+from gpt_jax.run import load_run, train
+
+PAGE = """
+Train a GPT, or go on with a run that was interrupted.
+
+  python -m experiments.train --config=FILE.py --workdir=DIR [--config.KEY=VALUE ...]
+
+  --config=FILE.py       The configuration; FILE.py:ARG passes ARG to its get_config. Start with configs/quickstart.py.
+  --config.KEY=VALUE     Changes one setting, for example
+                           --config.seed=1                       --config.train.steps=2000
+                           --config.optimizer.learning_rate=3e-4 --config.train.batch_size=64
+                           --config.data.path=book.txt           --config.model.attention.kv_heads=1
+                           --config.model.mlp.type=GatedMlp      --config.train.clip_norm=None
+                         A name that does not exist is answered with the nearest one that does.
+  --workdir=DIR          The run's folder (required): checkpoints, metrics.jsonl, loss.png, TensorBoard events. If it holds a run,
+                         that run goes on from its newest good checkpoint. The configuration must be the same; train.steps may grow.
+                         gs://BUCKET/DIR works where the package gcsfs is installed.
+  --noresume             Refuse to go on with a run that is there.
+  --profile              Write a profiler trace of a few steps to DIR/profile.
+  --helpfull             All flags, those of the libraries too.
+
+Ctrl-C (or SIGTERM) saves a checkpoint and stops; a second Ctrl-C stops at once. The same command goes on.
+
+Exit codes: 0 finished, 75 interrupted and saved, 1 failed, 2 wrong command line or configuration, 130 interrupted before the first step.
+"""
+
+flags.DEFINE_string("workdir", None, "The run's folder.")
+flags.DEFINE_bool("resume", True, "Go on with the run in the folder, if there is one.")
+flags.DEFINE_bool("profile", False, "Write a profiler trace of a few steps.")
+cli.define_config()
+FLAGS = flags.FLAGS
+
+
+def main() -> int:
+    workdir = cli.required("workdir", "the folder that the run is written to")
+    config = cli.config_from_flags()
+    console = Console()
+    outcome = train(config, workdir, resume=FLAGS.resume, profile=FLAGS.profile, console=console)
+    if outcome.status == "interrupted":
+        console.print(
+            f"interrupted after step {outcome.step:,}; to go on:\n  {_command()}", highlight=False, soft_wrap=True
+        )
+        return cli.SAVED
+    if outcome.status == "already finished":
+        console.print(
+            f"the run is finished already, after step {outcome.step:,} (a greater train.steps would go on)",
+            highlight=False,
+        )
+    elif isinstance(config.data, Text):
+        show_sample(console, *load_run(workdir), config)
+    folder = shlex.quote(workdir)
+    show_end(console, outcome.validation, {"checkpoint": outcome.checkpoint, "loss curve": outcome.loss_plot})
+    show_next(
+        console,
+        {
+            "sample more": f'python -m experiments.sample --workdir={folder} --prompt="def " --max_new_tokens=200 --temperature=0.8',
+            "evaluate": f"python -m experiments.evaluate --workdir={folder}",
+            "train longer": _command(f"--workdir={workdir}", f"--config.train.steps={2 * config.train.steps}"),
+            "ablate: one key/value head": _command(f"--workdir={workdir}-mqa", "--config.model.attention.kv_heads=1"),
+        },
+    )
+    return 0
+
+
+def _command(*changes: str) -> str:
+    """This command with some flags in the place of those of the same names."""
+    names = {change.split("=")[0] for change in changes}
+    kept = [arg for arg in sys.argv[1:] if arg.split("=")[0] not in names]
+    return shlex.join(["python", "-m", "experiments.train", *kept, *changes])
+
+
+if __name__ == "__main__":
+    cli.run(main, PAGE)
