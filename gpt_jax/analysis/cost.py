@@ -1,0 +1,112 @@
+"""What a model costs: parameters, floating-point operations, bytes of cache. Analytic, since XLA counts a scan once."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gpt_jax import config
+from gpt_jax.model.cache import init_cache
+from gpt_jax.model.gpt import GPT
+from gpt_jax.paths import is_stacked, layer_paths, matches, path_of
+
+
+class ParameterRow(NamedTuple):
+    """Parameters of one name and shape in `layers` layers: `path` has `*` for the layer where they are several."""
+
+    path: str
+    shape: tuple[int, ...]
+    layers: int
+
+    @property
+    def count(self) -> int:
+        """Numbers in all the layers together."""
+        return self.layers * math.prod(self.shape)
+
+
+def parameter_table(params: Any) -> list[ParameterRow]:
+    """The parameters (arrays or shapes), those of like layers in one row; the same for a looped and a scanned stack."""
+    found: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for keys, leaf in jax.tree.leaves_with_path(params):
+        path = path_of(keys)
+        shape = leaf.shape[1:] if is_stacked(path) else leaf.shape
+        for layer in layer_paths(path):
+            found.setdefault((re.sub(r"(?<=^blocks/)\d+", "*", layer), shape), []).append(layer)
+    return [ParameterRow(paths[0] if len(paths) == 1 else name, s, len(paths)) for (name, s), paths in found.items()]
+
+
+def parameter_shapes(model: config.ModelConfig) -> Any:
+    """The parameters' shapes and types, computed without making them."""
+    tokens = jax.ShapeDtypeStruct((1, model.context_length), jnp.int32)
+    return jax.eval_shape(GPT(model).init, jax.random.key(0), tokens)
+
+
+def count_parameters(model: config.ModelConfig) -> tuple[int, int]:
+    """(all parameters, those outside of the embedding's tables). The second is the N of scaling laws; an untied head
+    counts.
+    """
+    table = parameter_table(parameter_shapes(model))
+    rest = [row for row in table if not matches(row.path, ["embedding/**/table"])]
+    return sum(row.count for row in table), sum(row.count for row in rest)
+
+
+def forward_flops_per_token(model: config.ModelConfig, context: int) -> int:
+    """Floating-point operations (a multiply-add is 2) of the matrix products that one of `context` tokens takes.
+
+    As executed: every query meets all `context` keys, whatever the mask hides. Norms, softmax and activations, a few
+    percent, are left out, as in the customary 6·N (Kaplan et al. 2020, arXiv:2001.08361; PaLM, arXiv:2204.02311).
+    """
+    table = parameter_table(parameter_shapes(model))
+    products = sum(row.count for row in table if row.path.endswith("/kernel"))
+    if model.head.tied:
+        assert model.vocab_size is not None
+        products += model.vocab_size * model.width
+    return 2 * products + sum(MIXING[type(b.attention)](b.attention, model.width, context) for b in model.blocks)
+
+
+def training_flops_per_token(model: config.ModelConfig, context: int) -> int:
+    """Forward and backward, each product of the forward pass being two in the backward; what remat repeats counts not."""
+    return 3 * forward_flops_per_token(model, context)
+
+
+def _attention(attention: config.Attention, width: int, context: int) -> int:
+    """Scores and the mean of the values: 2 · H · D for each key, each."""
+    return 4 * attention.heads * attention.resolved_head_width(width) * context
+
+
+MIXING: dict[type[config.AttentionConfig], Callable[[Any, int, int], int]] = {config.Attention: _attention}
+
+
+def kv_bytes_per_token(model: config.ModelConfig, length: int) -> float:
+    """Bytes of cache that decoding a text of `length` tokens holds, by the token; windows hold less of long texts."""
+    cache = jax.eval_shape(partial(init_cache, model, 1, length))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache.layers)) / length
+
+
+# bfloat16 (float16 where there is none), dense, as the makers state it, for what JAX calls one device.
+PEAKS = {
+    r"TPU v2": 22.5e12,
+    r"TPU v3": 61.5e12,
+    r"TPU v4": 275e12,
+    r"TPU v5 ?(lite|e)": 197e12,
+    r"TPU v5p?": 459e12,
+    r"TPU v6 ?(lite|e)": 918e12,
+    r".*\bB200\b.*": 2250e12,
+    r".*\bH100 PCIe.*": 756e12,
+    r".*\bH[12]00\b.*": 989e12,
+    r".*\bA100\b.*": 312e12,
+    r".*\bL4\b.*": 121e12,
+    r".*\bV100\b.*": 125e12,
+    r".*\bT4\b.*": 65e12,
+}
+
+
+def peak_flops(device: Any) -> float | None:
+    """The device's peak in operations per second, the denominator of MFU; None where it is not known, as for CPUs."""
+    return next((peak for kind, peak in PEAKS.items() if re.fullmatch(kind, device.device_kind)), None)
