@@ -27,11 +27,11 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _require_probability(value: float, name: str) -> None:
+def _require_probability(value: int | float, name: str) -> None:
     require(0 <= value < 1, f"{name} must lie in [0, 1), not {value}")
 
 
-def _require_positive(value: float | None, name: str) -> None:
+def _require_positive(value: int | float | None, name: str) -> None:
     """None, which is off or derived, is as good."""
     require(value is None or value > 0, f"{name} must be positive, not {value}")
 
