@@ -71,7 +71,7 @@ def forward_flops_per_token(model: config.ModelConfig, context: int) -> int:
 
 
 def training_flops_per_token(model: config.ModelConfig, context: int) -> int:
-    """Forward and backward, each product of the forward pass being two in the backward; what remat repeats counts not."""
+    """Forward and backward, each product of the forward pass being two in the backward; remat's repeats left out."""
     return 3 * forward_flops_per_token(model, context)
 
 

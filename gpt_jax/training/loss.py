@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 @struct.dataclass
@@ -25,7 +25,7 @@ class Sums:
 
 def cross_entropy(
     logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"]
-) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"], Num[Array, "*batch"]]:
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"], Bool[Array, "*batch"]]:
     """Negative log-likelihood of `targets` in nats, log Z = log Σ exp(logits), whether the target alone is most likely.
 
     A target outside [0, V) has no likelihood: its nll is log Z, so check ids before they come here.
@@ -40,9 +40,9 @@ def cross_entropy(
 
 
 def cross_entropy_sums(
-    logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"], weights: Num[Array, "*batch"]
+    logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"], weights: Shaped[Array, "*batch"]
 ) -> Sums:
-    """The sums of a batch in which each target counts by its weight; 0 masks it out, whatever the model says there."""
+    """The sums of a batch in which each target counts by its weight; 0 masks it out."""
     nll, log_z, hit = cross_entropy(logits, targets)
     weights = weights.astype(jnp.float32)
     return Sums(

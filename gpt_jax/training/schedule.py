@@ -61,7 +61,9 @@ def _stable(c: config.WarmupStableDecay) -> optax.Schedule:
 
 
 def _inverse_sqrt(c: config.InverseSqrt) -> optax.Schedule:
-    return _warm(c.warmup, lambda count: jnp.sqrt(c.warmup / (count + c.warmup)))
+    if c.warmup < 1:
+        raise ValueError(f"schedule.warmup must be at least 1 for InverseSqrt, not {c.warmup}")
+    return _warm(c.warmup, lambda count: jnp.sqrt(c.warmup / (jnp.maximum(count, 0) + c.warmup)))
 
 
 MAKERS: dict[type[config.ScheduleConfig], Callable[..., optax.Schedule]] = {
