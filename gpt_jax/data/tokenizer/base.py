@@ -76,7 +76,8 @@ class Tokenizer(Protocol):
 
 
 class PieceTokenizer:
-    """A tokenizer whose ids each stand for fixed bytes. A kind supplies `_ordinary_batch`, `manifest` and `_files`.
+    """A tokenizer whose ids each stand for fixed bytes. A kind supplies `_ordinary_batch`, `manifest`, `_files`
+    and `_load`, which reverses those two.
 
     An id in [0, V) that the vocabulary leaves unused (rank files have such gaps) decodes to U+FFFD, so that an
     untrained model's samples can be shown.
@@ -143,6 +144,10 @@ class PieceTokenizer:
 
     def _files(self) -> dict[str, bytes]:
         return {}
+
+    @classmethod
+    def _load(cls, manifest: dict[str, Any], files: dict[str, bytes]) -> "PieceTokenizer":
+        raise NotImplementedError
 
     def _resolve(self, texts: list[str], allowed_special: AllowedSpecial) -> frozenset[str]:
         """The special tokens to recognise; raises for those of "none_raise" and for names that there are not."""
@@ -215,7 +220,8 @@ class ByteStream:
 
 def as_ids(ids: int | np.integer | TokenIds) -> list[int]:
     """One id or several (also array scalars) as a list."""
-    return np.atleast_1d(ids if isinstance(ids, int) or hasattr(ids, "__array__") else list(ids)).tolist()
+    array = np.asarray(list(ids) if isinstance(ids, Iterable) and not hasattr(ids, "__array__") else ids)
+    return array.reshape(-1).tolist()
 
 
 def check_text(text: str) -> None:

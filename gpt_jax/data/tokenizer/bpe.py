@@ -23,7 +23,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gpt_jax.data.tokenizer.base import PieceTokenizer, check_text, special_ids
-from gpt_jax.data.tokenizer.chunks import CHUNK_CHARACTERS, chunks
+from gpt_jax.data.tokenizer.chunks import CHUNK_CHARACTERS, TRAINING_CHARACTERS, chunks
 
 RANKS = "ranks.tiktoken"
 
@@ -216,7 +216,7 @@ class _Feed:
     def __iter__(self) -> Iterator[str]:
         for text in self._texts:
             check_text(text)
-            for chunk in chunks([text]):
+            for chunk in chunks([text], TRAINING_CHARACTERS):
                 self.characters += len(chunk)
                 yield chunk
 

@@ -1,28 +1,31 @@
 """Long texts in pieces of bounded size, whose tokens are those of the whole."""
 
+import functools
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator
 
 from etils import epath
 
-# Bounds the trainer's memory, and the stack of the regular expression that splits into words.
+# Bounds the stack of the regular expression that splits into words.
 CHUNK_CHARACTERS = 1 << 16
+# Bounds a word: the library's trainer takes time that grows with the square of a word's length.
+TRAINING_CHARACTERS = 1 << 11
 _CUT = re.compile(r"\S \S")
 
 
-def chunks(blocks: Iterable[str]) -> Iterator[str]:
-    """One document, given in consecutive blocks, in pieces of at most 64 Ki characters.
+def chunks(blocks: Iterable[str], size: int = CHUNK_CHARACTERS) -> Iterator[str]:
+    """One document, given in consecutive blocks, in pieces of at most `size` characters.
 
     It is cut before a space between two characters that are not white space, where every pattern cuts too, so the
-    pieces' tokens are the document's. Only a run of 64 Ki characters without such a place is cut anywhere.
+    pieces' tokens are the document's. Only a run of `size` characters without such a place is cut anywhere.
     """
     held = ""
     for block in blocks:
         held += block
         start = 0
-        while len(held) - start > CHUNK_CHARACTERS:
-            stop = _last_cut(held, start, start + CHUNK_CHARACTERS)
+        while len(held) - start > size:
+            stop = _last_cut(held, start, start + size)
             yield held[start:stop]
             start = stop
         held = held[start:]
@@ -44,7 +47,7 @@ def read_chunks(paths: Iterable[epath.PathLike], report: Callable[[int], object]
     for path in paths:
         # No translation of line ends: the text is what the bytes say.
         with io.TextIOWrapper(epath.Path(path).open("rb"), encoding="utf-8", newline="") as file:
-            blocks = iter(lambda file=file: file.read(CHUNK_CHARACTERS), "")
+            blocks = iter(functools.partial(file.read, CHUNK_CHARACTERS), "")
             try:
                 for chunk in chunks(blocks):
                     report(len(chunk.encode("utf-8")))
