@@ -91,8 +91,8 @@ def from_dict(kind: type[T], values: Mapping[str, Any], path: str = "") -> T:
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path or kind.__name__} must be a group of settings, not {values!r}")
-    if hasattr(kind, "from_compact_dict"):
-        return kind.from_compact_dict(values, path)
+    if (from_compact := getattr(kind, "from_compact_dict", None)) is not None:
+        return from_compact(values, path)
     hints = _hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
@@ -127,7 +127,7 @@ def convert(value: Any, hint: Any, path: str) -> Any:
         if isinstance(value, str) or not isinstance(value, list | tuple):
             raise ConfigError(f"{path} must be a list, not {value!r}")
         return tuple(convert(item, typing.get_args(hint)[0], f"{path}[{i}]") for i, item in enumerate(value))
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else from_dict(hint, value, path)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -136,7 +136,7 @@ def convert(value: Any, hint: Any, path: str) -> Any:
     return value
 
 
-def _variant_from_dict(kind: type, value: Any, path: str, optional: bool) -> Any:
+def _variant_from_dict(kind: type[Variant], value: Any, path: str, optional: bool) -> Any:
     if isinstance(value, kind) or (value is None and optional):
         return value
     if not isinstance(value, Mapping) or "type" not in value:
@@ -160,7 +160,7 @@ def to_config_dict(value: Any) -> ConfigDict:
     """
 
     def convert_group(group: Any, kind: Any) -> Any:
-        hints = _hints(kind) if dataclasses.is_dataclass(kind) else {}
+        hints = _hints(kind) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else {}
         result = ConfigDict()
         for key, item in group.items():
             hint = hints[key] if key in hints else object
@@ -236,7 +236,7 @@ def _allows_none(hint: Any) -> bool:
     return type(None) in typing.get_args(hint)
 
 
-def _variant_of(hint: Any) -> type | None:
+def _variant_of(hint: Any) -> type[Variant] | None:
     """The kind of variant that a field's declared type is, or None."""
     for arg in (hint, *typing.get_args(hint)):
         if isinstance(arg, type) and issubclass(arg, Variant):

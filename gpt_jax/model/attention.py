@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from gpt_jax import config
+from gpt_jax import config as cfg
 from gpt_jax.conversion import ConfigError
 from gpt_jax.model.cache import LayerCache, extend, slots
 from gpt_jax.model.linear import Linear
@@ -36,8 +36,8 @@ class Row(NamedTuple):
 class MultiHeadAttention(nn.Module):
     """x (B, T, C) → queries (B, T, H, D), keys and values (B, T, K, D) → (B, T, H·D) → (B, T, C)."""
 
-    config: config.Attention
-    model: config.ModelConfig
+    config: cfg.Attention
+    model: cfg.ModelConfig
     output_scale: float
 
     @nn.compact
@@ -55,9 +55,9 @@ class MultiHeadAttention(nn.Module):
         query = make_norm(c.score.qk_norm, dtype, name="query_norm")(query)
         key = make_norm(c.score.qk_norm, dtype, name="key_norm")(key)
         match c.position:
-            case config.Rope():
+            case cfg.Rope():
                 query, key = rotate(query, row.positions, c.position), rotate(key, row.positions, c.position)
-            case None | config.Alibi():
+            case None | cfg.Alibi():
                 pass
             case other:
                 raise ConfigError(f"attention knows no position {type(other).__name__}: teach it or choose another")
@@ -72,7 +72,7 @@ class MultiHeadAttention(nn.Module):
             key_positions = key_steps[None, :] - row.padding[:, None]
 
         mask = allowed(c.mask, row.steps, key_steps, row.segments, key_segments, row.padding)
-        bias = alibi_bias(row.positions, key_positions, H) if isinstance(c.position, config.Alibi) else None
+        bias = alibi_bias(row.positions, key_positions, H) if isinstance(c.position, cfg.Alibi) else None
         probabilities = tap(self, "probabilities", attention_probabilities(query, key, mask, bias, c.score))
         probabilities = nn.Dropout(c.dropout, name="dropout")(probabilities, deterministic=not train)
         heads = tap(self, "heads", mix(probabilities.astype(value.dtype), value))
@@ -85,7 +85,7 @@ def attention_probabilities(
     key: Float[Array, "B K S D"],
     mask: Bool[Array, "b T S"],
     bias: Float[Array, "b H T S"] | None,
-    score: config.Score,
+    score: cfg.Score,
 ) -> Float[Array, "B H T S"]:
     """softmax over S of scale · q·k (+ bias) where `mask` allows, exactly 0 elsewhere, in float32 (Vaswani 2017).
 

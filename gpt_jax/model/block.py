@@ -5,7 +5,7 @@ from __future__ import annotations
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from gpt_jax import config
+from gpt_jax import config as cfg
 from gpt_jax.conversion import implementation
 from gpt_jax.model.attention import MultiHeadAttention, Row
 from gpt_jax.model.cache import LayerCache
@@ -13,15 +13,15 @@ from gpt_jax.model.mlp import Mlp
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.taps import tap
 
-ATTENTIONS: dict[type[config.AttentionConfig], type[nn.Module]] = {config.Attention: MultiHeadAttention}
-MLPS: dict[type[config.MlpConfig], type[nn.Module]] = {config.Mlp: Mlp, config.GatedMlp: Mlp}
+ATTENTIONS: dict[type[cfg.AttentionConfig], type[nn.Module]] = {cfg.Attention: MultiHeadAttention}
+MLPS: dict[type[cfg.MlpConfig], type[nn.Module]] = {cfg.Mlp: Mlp, cfg.GatedMlp: Mlp}
 
 
 class Block(nn.Module):
     """x (B, T, C) → x (B, T, C), in one of the residual arrangements that `BlockConfig` names."""
 
-    config: config.BlockConfig
-    model: config.ModelConfig
+    config: cfg.BlockConfig
+    model: cfg.ModelConfig
 
     @nn.compact
     def __call__(
@@ -60,6 +60,6 @@ class Block(nn.Module):
 ARRANGEMENTS = {"pre": (True, False, False), "sandwich": (True, True, False), "post": (False, False, True)}
 
 
-def residual_scale(model: config.ModelConfig) -> float:
+def residual_scale(model: cfg.ModelConfig) -> float:
     """What the initial kernels that write to the residual stream are multiplied by (see `Init.output`)."""
     return {"depth": (2 * model.layers) ** -0.5, "same": 1.0, "zero": 0.0}[model.init.output]

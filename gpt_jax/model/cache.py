@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from gpt_jax import config
+from gpt_jax import config as cfg
 
 LayerCache = dict[str, Array]
 
@@ -31,9 +31,7 @@ class Cache:
     length: int = struct.field(pytree_node=False)
 
 
-def init_cache(
-    model: config.ModelConfig, batch_size: int, length: int, padding: Int[Array, " B"] | None = None
-) -> Cache:
+def init_cache(model: cfg.ModelConfig, batch_size: int, length: int, padding: Int[Array, " B"] | None = None) -> Cache:
     """An empty cache for `batch_size` rows of up to `length` tokens.
 
     `padding[b]` says how many tokens at the beginning of row b are there only to bring the rows to one length; nobody
@@ -44,16 +42,14 @@ def init_cache(
     """
     if length < 1:
         raise ValueError(f"a cache needs room for at least 1 token, not {length}")
-    config.check_length(model, length)
+    cfg.check_length(model, length)
     layers = tuple(_init_layer(block.attention, model, batch_size, length) for block in model.blocks)
     padding = jnp.zeros(batch_size, jnp.int32) if padding is None else jnp.asarray(padding, jnp.int32)
     return Cache(layers, jnp.zeros((), jnp.int32), padding, length)
 
 
-def _init_layer(
-    attention: config.AttentionConfig, model: config.ModelConfig, batch_size: int, length: int
-) -> LayerCache:
-    assert isinstance(attention, config.Attention)
+def _init_layer(attention: cfg.AttentionConfig, model: cfg.ModelConfig, batch_size: int, length: int) -> LayerCache:
+    assert isinstance(attention, cfg.Attention)
     shape = (
         batch_size,
         attention.resolved_kv_heads,
@@ -63,9 +59,9 @@ def _init_layer(
     return {name: jnp.zeros(shape, jnp.dtype(model.dtype)) for name in ("key", "value")}
 
 
-def slots(mask: config.MaskConfig, length: int) -> int:
+def slots(mask: cfg.MaskConfig, length: int) -> int:
     """S: how many of `length` tokens a layer has to keep."""
-    return min(mask.size, length) if isinstance(mask, config.Window) else length
+    return min(mask.size, length) if isinstance(mask, cfg.Window) else length
 
 
 def extend(

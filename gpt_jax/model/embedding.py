@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from gpt_jax import config
+from gpt_jax import config as cfg
 from gpt_jax.conversion import ConfigError
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.position import LearnedPosition, sinusoidal_position
@@ -15,15 +15,15 @@ from gpt_jax.model.position import LearnedPosition, sinusoidal_position
 class TokenEmbedding(nn.Module):
     """Row `id` of a table (V, C), plus the code of its position."""
 
-    config: config.ModelConfig
+    config: cfg.ModelConfig
 
     def setup(self) -> None:
         c, init = self.config, self.config.init
         self.table = self.param(
             "table", nn.initializers.normal(init.embedding_std), (c.vocab_size, c.width), jnp.dtype(c.param_dtype)
         )
-        if isinstance(c.embedding.position, config.Learned):
-            self.position = LearnedPosition(config.learned_positions(c), c.width, init.embedding_std, c.param_dtype)
+        if (length := cfg.learned_positions(c)) is not None:
+            self.position = LearnedPosition(length, c.width, init.embedding_std, c.param_dtype)
         self.norm = make_norm(c.embedding.norm, c.param_dtype)
         self.dropout = nn.Dropout(c.embedding.dropout)
 
@@ -31,9 +31,9 @@ class TokenEmbedding(nn.Module):
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         x = jnp.take(self.table, tokens, axis=0).astype(dtype)
         match c.embedding.position:
-            case config.Learned():
+            case cfg.Learned():
                 x += self.position(positions).astype(dtype)
-            case config.Sinusoidal(theta):
+            case cfg.Sinusoidal(theta):
                 x += sinusoidal_position(positions, c.width, theta).astype(dtype)
             case None:
                 pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from gpt_jax import config
+from gpt_jax import config as cfg
 from gpt_jax.conversion import nearest
 from gpt_jax.model.attention import Row
 from gpt_jax.model.cache import Cache
@@ -42,7 +43,7 @@ class GPT(nn.Module):
         end. A compiled call can't look at values: check them at the boundary, as `generate` and the data pipeline do.
     """
 
-    config: config.ModelConfig
+    config: cfg.ModelConfig
 
     def setup(self) -> None:
         c = self.config
@@ -54,8 +55,8 @@ class GPT(nn.Module):
         self.head = LmHead(c)
 
     def __call__(self, tokens: Int[Array, "B T"], **options: Any) -> Any:
-        hidden, *rest = self._hidden(tokens, **options)
-        return _unwrap(self.head(hidden, self.embedding.table), *rest)
+        hidden, cache, captured = self._hidden(tokens, **options)
+        return _unwrap(self.head(hidden, self.embedding.table), cache, captured)
 
     def backbone(self, tokens: Int[Array, "B T"], **options: Any) -> Any:
         """Everything below the head: hidden (B, T, C), with the same options as a plain call."""
@@ -79,7 +80,7 @@ class GPT(nn.Module):
 
         if cache is not None:
             assert caches is not None
-            cache = cache.replace(layers=caches, step=cache.step + tokens.shape[1])
+            cache = dataclasses.replace(cache, layers=caches, step=cache.step + tokens.shape[1])
         if capture is None:
             return hidden, cache, None
         captured = {"embedding": embedded, **captured, "hidden": hidden}
@@ -89,9 +90,9 @@ class GPT(nn.Module):
         return hidden, cache, {name: captured[name] for name in names}
 
     @nn.nowrap
-    def init(self, rngs: Any, tokens: Int[Array, "B T"], **options: Any) -> dict[str, Any]:
+    def init(self, rngs: Any, *args: Any, **options: Any) -> Any:
         """Initial parameters, always from a compiled program: an eager one would differ in the last bit."""
-        return jax.jit(partial(super().init, **options))(rngs, tokens)
+        return jax.jit(partial(super().init, **options))(rngs, *args)
 
 
 def make_row(
@@ -110,7 +111,7 @@ def make_row(
 
 
 def check_inputs(
-    model: config.ModelConfig,
+    model: cfg.ModelConfig,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"] | None,
     segments: Int[Array, "B T"] | None,
@@ -121,10 +122,10 @@ def check_inputs(
     Raises:
       ValueError: see `GPT`.
     """
-    config.check_length(model, tokens.shape[1])
+    cfg.check_length(model, tokens.shape[1])
     check_range("token id", tokens, model.vocab_size)
     if positions is not None:
-        check_range("position", positions, config.learned_positions(model))
+        check_range("position", positions, cfg.learned_positions(model))
     if cache is not None:
         if segments is not None or positions is not None:
             raise ValueError("a cache holds one document a row and counts its positions: pass no segments or positions")

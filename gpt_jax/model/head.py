@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from gpt_jax import config
+from gpt_jax import config as cfg
 
 
 class LmHead(nn.Module):
@@ -14,7 +14,7 @@ class LmHead(nn.Module):
     embedding.
     """
 
-    config: config.ModelConfig
+    config: cfg.ModelConfig
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "B T C"], table: Float[Array, "V C"]) -> Float[Array, "B T V"]:

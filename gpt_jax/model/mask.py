@@ -8,18 +8,18 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from gpt_jax import config
+from gpt_jax import config as cfg
 from gpt_jax.conversion import implementation
 
 # mask, how many steps the key lies before the query → may it be seen?
-VISIBLE: dict[type[config.MaskConfig], Callable[[Any, Int[Array, "T S"]], Bool[Array, "T S"]]] = {
-    config.Causal: lambda mask, distance: distance >= 0,
-    config.Window: lambda mask, distance: (distance >= 0) & (distance < mask.size),
+VISIBLE: dict[type[cfg.MaskConfig], Callable[[Any, Int[Array, "T S"]], Bool[Array, "T S"]]] = {
+    cfg.Causal: lambda mask, distance: distance >= 0,
+    cfg.Window: lambda mask, distance: (distance >= 0) & (distance < mask.size),
 }
 
 
 def allowed(
-    mask: config.MaskConfig,
+    mask: cfg.MaskConfig,
     query_steps: Int[Array, " T"],
     key_steps: Int[Array, " S"],
     query_segments: Int[Array, "B T"] | None = None,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from gpt_jax import config
+from gpt_jax import config as cfg
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.taps import tap
 
@@ -26,8 +26,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class Mlp(nn.Module):
     """down(activation(up(x))), or down(activation(gate(x)) · up(x)) for a GatedMlp."""
 
-    config: config.Mlp | config.GatedMlp
-    model: config.ModelConfig
+    config: cfg.Mlp | cfg.GatedMlp
+    model: cfg.ModelConfig
     output_scale: float
 
     @nn.compact
@@ -35,7 +35,7 @@ class Mlp(nn.Module):
         c, std, dtype = self.config, self.model.init.kernel_std, self.model.param_dtype
         activation = ACTIVATIONS[c.activation]
         up = Linear(c.width, c.bias, std, dtype, name="up")(x)
-        if isinstance(c, config.GatedMlp):
+        if isinstance(c, cfg.GatedMlp):
             hidden = activation(Linear(c.width, c.bias, std, dtype, name="gate")(x)) * up
         else:
             hidden = activation(up)

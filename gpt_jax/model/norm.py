@@ -7,14 +7,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from gpt_jax import config
+from gpt_jax import config as cfg
 from gpt_jax.conversion import implementation
 
 
 class LayerNorm(nn.Module):
     """(x − mean) / √(variance + eps) · scale + bias, the statistics in float32."""
 
-    config: config.LayerNorm
+    config: cfg.LayerNorm
     param_dtype: str
 
     @nn.compact
@@ -32,7 +32,7 @@ class LayerNorm(nn.Module):
 class RmsNorm(nn.Module):
     """x / √(mean of squares + eps) · scale, the statistics in float32."""
 
-    config: config.RmsNorm
+    config: cfg.RmsNorm
     param_dtype: str
 
     @nn.compact
@@ -44,10 +44,10 @@ class RmsNorm(nn.Module):
         return y.astype(x.dtype)
 
 
-NORMS: dict[type[config.NormConfig], type[nn.Module]] = {config.LayerNorm: LayerNorm, config.RmsNorm: RmsNorm}
+NORMS: dict[type[cfg.NormConfig], type[nn.Module]] = {cfg.LayerNorm: LayerNorm, cfg.RmsNorm: RmsNorm}
 
 
-def make_norm(choice: config.NormConfig | None, param_dtype: str, name: str | None = None) -> nn.Module:
+def make_norm(choice: cfg.NormConfig | None, param_dtype: str, name: str | None = None) -> nn.Module:
     """The module of a choice of norm; None leaves x as it is."""
     return Identity(name=name) if choice is None else implementation(NORMS, choice)(choice, param_dtype, name=name)
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from gpt_jax import config
+from gpt_jax import config as cfg
 
 
 class LearnedPosition(nn.Module):
@@ -41,9 +41,9 @@ def sinusoidal_position(positions: Int[Array, "b T"], width: int, theta: float) 
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def rotate(x: Float[Array, "B T N D"], positions: Int[Array, "b T"], rope: config.Rope) -> Float[Array, "B T N D"]:
+def rotate(x: Float[Array, "B T N D"], positions: Int[Array, "b T"], rope: cfg.Rope) -> Float[Array, "B T N D"]:
     """Turns pair i of the first `fraction` of each head's width by position · theta^(−2i/width) radians, in float32."""
-    width = config.rope_width(rope, x.shape[-1])
+    width = cfg.rope_width(rope, x.shape[-1])
     angles = _angles(positions, width, rope.theta)[:, :, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     turned, rest = x[..., :width].astype(jnp.float32), x[..., width:]
@@ -76,4 +76,4 @@ def alibi_bias(
 ) -> Float[Array, "b H T S"]:
     """−slope · distance for each head, added to the scores."""
     distance = query_positions[:, None, :, None] - key_positions[:, None, None, :]
-    return -alibi_slopes(heads)[:, None, None] * distance.astype(jnp.float32)
+    return jnp.asarray(-alibi_slopes(heads)[:, None, None]) * distance.astype(jnp.float32)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from gpt_jax import config
+from gpt_jax import config as cfg
 from gpt_jax.model.attention import Row
 from gpt_jax.model.block import Block
 from gpt_jax.model.cache import LayerCache
@@ -32,7 +32,7 @@ class Blocks(nn.Module):
     blocks tap too.
     """
 
-    config: config.ModelConfig
+    config: cfg.ModelConfig
 
     @nn.compact
     def __call__(
@@ -45,7 +45,7 @@ class Blocks(nn.Module):
         params = {name: self.get_variable("params", name) for name in storage_names(model)}
         key = self.make_rng("dropout") if train and self.has_rng("dropout") else None
 
-        def run(block: config.BlockConfig, x: Array, params: Params, cache: LayerCache | None, layer: Any) -> tuple:
+        def run(block: cfg.BlockConfig, x: Array, params: Params, cache: LayerCache | None, layer: Any) -> tuple:
             rngs = None if key is None else {"dropout": jax.random.fold_in(key, layer)}
             apply = partial(Block(block, model).apply, rngs=rngs, mutable=[COLLECTION] if capture else [])
             (x, cache), variables = apply({"params": params}, x, row, cache, train)
@@ -56,7 +56,8 @@ class Blocks(nn.Module):
         if caches is None and model.scan:
             return _scan(model, run, x, params)
         layers = canonical_layers(model, params)
-        extended, captured = [], {}
+        extended: list[Any] = []
+        captured: dict[str, Array] = {}
         for layer, block in enumerate(model.blocks):
             x, cache, taps = run(block, x, layers[layer], None if caches is None else caches[layer], layer)
             extended.append(cache)
@@ -64,12 +65,12 @@ class Blocks(nn.Module):
         return x, None if caches is None else tuple(extended), captured
 
 
-def _init(model: config.ModelConfig, key: Array, x: Float[Array, "B T C"], row: Row) -> Params:
+def _init(model: cfg.ModelConfig, key: Array, x: Float[Array, "B T C"], row: Row) -> Params:
     """Initial parameters in the model's storage form; each layer's from its own key, layers of one kind by one
     compiled body. (A loop on the device: `vmap` gives the same bits and takes XLA three times as long to compile.)
     """
 
-    def init_layer(block: config.BlockConfig, layer: Array) -> Params:
+    def init_layer(block: cfg.BlockConfig, layer: Array) -> Params:
         return Block(block, model).init(jax.random.fold_in(key, layer), x, row, None, False)["params"]
 
     if model.scan:
@@ -77,7 +78,7 @@ def _init(model: config.ModelConfig, key: Array, x: Float[Array, "B T C"], row: 
             name: jax.lax.map(partial(init_layer, model.blocks[layers[0]]), jnp.array(layers))
             for name, layers in _groups(model).items()
         }
-    params = {}
+    params: Params = {}
     for block in dict.fromkeys(model.blocks):
         layers = [layer for layer, other in enumerate(model.blocks) if other == block]
         together = jax.lax.map(partial(init_layer, block), jnp.array(layers))
@@ -85,11 +86,11 @@ def _init(model: config.ModelConfig, key: Array, x: Float[Array, "B T C"], row: 
     return params
 
 
-def _scan(model: config.ModelConfig, run: Any, x: Array, params: Params) -> tuple[Array, None, dict[str, Array]]:
+def _scan(model: cfg.ModelConfig, run: Any, x: Array, params: Params) -> tuple[Array, None, dict[str, Array]]:
     groups = _groups(model)
     blocks = [model.blocks[layers[0]] for layers in groups.values()]
 
-    def body(x: Array, xs: tuple) -> tuple[Array, list[dict[str, Array]]]:
+    def body(x: Array, xs: Any) -> tuple[Array, list[dict[str, Array]]]:
         taps = []
         for block, (block_params, layer) in zip(blocks, xs, strict=True):
             x, _, captured = run(block, x, block_params, None, layer)
@@ -104,23 +105,23 @@ def _scan(model: config.ModelConfig, run: Any, x: Array, params: Params) -> tupl
     return x, None, {f"blocks/{layer}{path}": value[i] for layer, group, i in by_layer for path, value in group.items()}
 
 
-def period(blocks: tuple[config.BlockConfig, ...]) -> int:
+def period(blocks: tuple[cfg.BlockConfig, ...]) -> int:
     """The least p that divides L with layer l like layer l + p."""
     return next(p for p in range(1, len(blocks) + 1) if len(blocks) % p == 0 and blocks[:-p] == blocks[p:])
 
 
-def _groups(model: config.ModelConfig) -> dict[str, list[int]]:
+def _groups(model: cfg.ModelConfig) -> dict[str, list[int]]:
     """Name → the layers stacked under it, of a scanned stack."""
     p, total = period(model.blocks), model.layers
     return {f"{i}:{total}:{p}": list(range(i, total, p)) for i in range(p)}
 
 
-def storage_names(model: config.ModelConfig) -> list[str]:
+def storage_names(model: cfg.ModelConfig) -> list[str]:
     """The names below `blocks` that the model keeps its parameters under."""
     return list(_groups(model)) if model.scan else [str(layer) for layer in range(model.layers)]
 
 
-def canonical_layers(model: config.ModelConfig, params: Params) -> list[Params]:
+def canonical_layers(model: cfg.ModelConfig, params: Params) -> list[Params]:
     """The parameters of each layer, from either storage form."""
     if not model.scan:
         return [params[str(layer)] for layer in range(model.layers)]
@@ -153,7 +154,7 @@ def canonical(tree: Any) -> Any:
     return jax.tree.map(unstack, tree, is_leaf=_is_dict)
 
 
-def stacked(model: config.ModelConfig, tree: Any) -> Any:
+def stacked(model: cfg.ModelConfig, tree: Any) -> Any:
     """Inverse of `canonical` for a model that scans; for one that loops, the tree itself."""
     if not model.scan:
         return tree
