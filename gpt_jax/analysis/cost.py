@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -85,8 +84,8 @@ MIXING: dict[type[config.AttentionConfig], Callable[[Any, int, int], int]] = {co
 
 def kv_bytes_per_token(model: config.ModelConfig, length: int) -> float:
     """Bytes of cache that decoding a text of `length` tokens holds, by the token; windows hold less of long texts."""
-    cache = jax.eval_shape(partial(init_cache, model, 1, length))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache.layers)) / length
+    layers = jax.eval_shape(lambda: init_cache(model, 1, length).layers)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(layers)) / length
 
 
 # bfloat16 (float16 where there is none), dense, as the makers state it, for what JAX calls one device.

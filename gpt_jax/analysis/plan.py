@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from gpt_jax import config
 from gpt_jax.decoding.generate import advance, begin
@@ -67,8 +68,8 @@ def plan_train_step(c: config.Config, mesh: Mesh) -> Plan:
     return _plan(step.lower(_placed(state, mesh), _placed(batch, mesh, AXIS)))  # type: ignore[attr-defined]
 
 
-def plan_decode(model_config: config.ModelConfig, mesh: Mesh, rows: int, prompt: int, new: int) -> tuple[Plan, Plan]:
-    """Compiles what `generate` runs for `rows` prompts of `prompt` tokens: (the prefill, the loop over `new` tokens).
+def plan_decode(model_config: config.ModelConfig, mesh: Mesh, rows: int, prompt: int, new: int) -> Plan:
+    """Compiles what `generate` runs for `rows` prompts of `prompt` tokens: the prefill and the loop over `new` tokens.
 
     Every chip of the mesh gets the whole of it.
     """
@@ -76,16 +77,15 @@ def plan_decode(model_config: config.ModelConfig, mesh: Mesh, rows: int, prompt:
     params = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, prompt), jnp.int32))
     prompts, padding = jax.ShapeDtypeStruct((rows, prompt), jnp.int32), jax.ShapeDtypeStruct((rows,), jnp.int32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    stop, until = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-    rest = (keys, jax.eval_shape(Sampler), stop)
+    stop = jax.ShapeDtypeStruct((1,), jnp.int32)
+    length = prompt + new - 1
 
-    sizes = {"max_new_tokens": new, "length": prompt + new - 1, "chunk": None}
-    state, cache = jax.eval_shape(partial(begin, model, **sizes), params, prompts, padding, *rest)
-    put = partial(_placed, mesh=mesh)
-    return (
-        _plan(begin.lower(model, *put((params, prompts, padding, *rest)), **sizes)),
-        _plan(advance.lower(model, *put((params, state, cache, *rest, until)))),
-    )
+    @jax.jit
+    def decode(params: Any, prompts: Array, padding: Array, *rest: Any) -> Any:
+        first = begin(model, params, prompts, padding, *rest, max_new_tokens=new, length=length, chunk=None)
+        return advance(model, params, *first, *rest, new)
+
+    return _plan(decode.lower(*_placed((params, prompts, padding, keys, jax.eval_shape(Sampler), stop), mesh)))
 
 
 def _placed(tree: Any, mesh: Mesh, *axes: str) -> Any:

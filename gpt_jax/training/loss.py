@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
-@struct.dataclass
-class Sums:
+class Sums(NamedTuple):
     """Sums over the tokens of a batch, which add up over micro-batches, devices and processes where means would not.
 
     `loss` Σ weight · nll in nats, `z_loss` Σ weight · (log Z)², `hits` Σ weight where the target alone is most likely,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from gpt_jax import config
 from gpt_jax.training.loss import Sums, cross_entropy_sums
@@ -30,11 +30,11 @@ class TrainState:
     since the last good one.
     """
 
-    step: Int[Array, ""]
+    step: Any  # int32 ()
     params: Any
     optimizer: Any
-    skipped: Int[Array, ""]
-    skipped_in_row: Int[Array, ""]
+    skipped: Any  # int32 ()
+    skipped_in_row: Any  # int32 ()
 
 
 def init_state(model: nn.Module, c: config.Config) -> TrainState:
