@@ -43,8 +43,11 @@ class Tokens:
 
     def target_bytes(self, tokenizer: Tokenizer) -> int:
         """The UTF-8 bytes of the text that the targets of weight 1 stand for. An end of text stands for none."""
-        unseen = [] if self.stream.ended else self.stream.tokens[self.stream.starts]
-        return int(self.sizes.sum()) - sum(len(tokenizer.decode_bytes([index])) for index in unseen)
+        if self.stream.ended:
+            return int(self.sizes.sum())
+        unseen, counts = np.unique(self.stream.tokens[self.stream.starts], return_counts=True)
+        widths = np.array([len(tokenizer.decode_bytes([index])) for index in unseen.tolist()])
+        return int(self.sizes.sum() - widths @ counts)
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,10 @@ def _build(corpus: Corpus, config: Text, loaded: Tokenizer | None, progress: boo
     # A lone document is cut, not ended, where training stops and validation begins.
     counts = {split: writer.close(ended=corpus.documents > 1) for split, writer in zip(SPLITS, writers, strict=True)}
     for split, count in counts.items():
-        if count < 2:
+        if count < 1:
             raise ValueError(
-                f"The {split} split of {corpus.documents} document(s) has {count} token(s), too few to predict one: "
-                f"give more text, data.separator to divide a file, or another data.validation_fraction than "
-                f"{config.validation_fraction}."
+                f"The {split} split of {corpus.documents} document(s) has no token to predict: give more text, or "
+                f"data.separator to divide a file, or another data.validation_fraction (now {config.validation_fraction})."
             )
     return {"dtype": dtype.name, "ended": end is not None}
 
@@ -143,12 +145,13 @@ class _Writer:
         self._append(ids)
 
     def close(self, ended: bool) -> int:
+        """Ends the stream, with an end of text if it is `ended`, and returns the number of targets that count."""
         if ended and self._end is not None and self._starts:
             self._append([self._end])
         self._file.close()
         np.save(f"{self._path}.starts.npy", np.array(self._starts, np.int64))
         np.save(f"{self._path}.sizes.npy", np.array(self._sizes, np.int64))
-        return self._count
+        return self._count - (len(self._starts) if self._end is None else min(len(self._starts), 1))
 
     def _append(self, ids: Any) -> None:
         ids = np.asarray(ids).astype(self._dtype)

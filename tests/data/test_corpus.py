@@ -105,6 +105,8 @@ class TestSplit:
             read(cache, path=str(tmp_path), validation_fraction=0.001)
         with pytest.raises(ValueError, match="data.validation_fraction"):
             read(cache, path=write(tmp_path / "a", "x"), tokenizer=Characters())
+        with pytest.raises(ValueError, match="no token to predict"):
+            read(cache, path=write(tmp_path / "c", "a b c d e f g"), tokenizer=Characters(), separator=" ")
 
     def test_a_lone_document_gets_no_end_and_several_do(self, cache: Path, tmp_path: Path) -> None:
         one = read(cache, path=write(tmp_path / "a.txt", "abc " * 30))
@@ -256,9 +258,9 @@ class TestPython:
         data = read(cache, 256)
         assert data.vocab_size == 257 and data.train_tokens > 10 * 2**18
         assert 0.03 < data.validation_tokens / (data.train_tokens + data.validation_tokens) < 0.25
-        start = time.perf_counter()
+        start = time.process_time()
         again = read(cache, 256)
-        assert time.perf_counter() - start < 2
+        assert time.process_time() - start < 2
         assert again.content_hash == data.content_hash
         np.testing.assert_array_equal(again.batch(5, 4).tokens, data.batch(5, 4).tokens)
 
@@ -402,11 +404,11 @@ def test_no_tensorflow_no_noise_and_a_second_run_ready_in_two_seconds(tmp_path: 
     path = write(tmp_path / "a.txt", "some text " * 1000)
     script = (
         "import sys, time, gpt_jax.data; from gpt_jax.config import Text\n"
-        "start = time.perf_counter()\n"
+        "start = time.process_time()  # not the clock: other work on the machine must not fail this test\n"
         f"data = gpt_jax.data.open_data(Text(path={path!r}), 8, 0, {str(tmp_path / 'cache')!r})\n"
         "next(data.batches(0, 100, 4))\n"
         "assert 'tensorflow' not in sys.modules\n"
-        "assert time.perf_counter() - start < float(sys.argv[1])\n"
+        "assert time.process_time() - start < float(sys.argv[1])\n"
     )
     for limit in ("60", "2"):
         result = subprocess.run([sys.executable, "-c", script, limit], capture_output=True, text=True, timeout=120)
