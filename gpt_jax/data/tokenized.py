@@ -97,7 +97,8 @@ def _build(corpus: Corpus, config: Text, loaded: Tokenizer | None, progress: boo
         if count < 1:
             raise ValueError(
                 f"The {split} split of {corpus.documents} document(s) has no token to predict: give more text, or "
-                f"data.separator to divide a file, or another data.validation_fraction (now {config.validation_fraction})."
+                "data.separator to divide a file, or another data.validation_fraction than "
+                f"{config.validation_fraction}."
             )
     return {"dtype": dtype.name, "ended": end is not None}
 
