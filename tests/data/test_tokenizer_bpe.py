@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_jax.data.tokenizer import END_OF_TEXT, PATTERNS, BpeTokenizer, chunks, load_tokenizer
+from gpt_jax.data.tokenizer import END_OF_TEXT, PATTERNS, BpeTokenizer, chunks, load_tokenizer, read_chunks
 
 SAMPLE = (
     "To be, or not to be: that's the question. I'LL 1600 12345; naïve 안녕하세요 😉\r\n\tthe end\n\n  the the  x  \n"
@@ -170,6 +170,17 @@ class TestChunks:
         left, right = left + "x"[: left[-1].isspace()], " " + "'"[: right[0].isspace()] + right
         tokenizer = TRAINED[pattern]
         assert tokenizer.encode(left + right) == tokenizer.encode(left) + tokenizer.encode(right)
+
+    def test_files_are_read_as_they_are_and_each_is_a_document(self, tmp_path: Path) -> None:
+        contents = [b"a\r\nb\rc\n", "\ufeff안".encode(), b"", b"x y" * 100_000]
+        paths = [tmp_path / str(place) for place in range(len(contents))]
+        for path, content in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+        sizes: list[int] = []
+        pieces = list(read_chunks(paths, sizes.append))
+        assert [piece.encode() for piece in pieces[:2]] == contents[:2]
+        assert "".join(pieces[2:]).encode() == contents[3]
+        assert sum(sizes) == sum(map(len, contents)) and len(sizes) == len(pieces)
 
     @pytest.mark.parametrize("text", [" " * 1_000_000, "a" * 300_000, "\n" * 300_000, "안" * 100_000, " a" * 200_000])
     def test_runs_that_no_pattern_cuts_come_back(self, text: str) -> None:

@@ -105,6 +105,7 @@ class TestByteFallback:
         tokenizer = load(templated)
         assert tokenizer.encode("ab") == self.TOKENIZER.encode("ab") == [264]
         assert tokenizer.end_of_text == 2
+        assert tokenizer.decode([264, 2]) == "ab</s>"
 
 
 class TestSpecialTokens:
