@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from gpt_jax.training.storage import METRICS, TENSORBOARD, RunFolder
 
@@ -46,6 +46,7 @@ def read(folder: RunFolder, split: str | None = None) -> list[dict[str, Any]]:
     return sorted((r for r in records if split in (None, r["split"])), key=lambda r: r["step"])
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Somewhere that records are copied to."""
 
