@@ -7,5 +7,6 @@ from gpt_jax.decoding.generate import Generation, generate, stream
 from gpt_jax.decoding.sampling import Greedy, Sampler
 from gpt_jax.model.cache import init_cache
 from gpt_jax.model.gpt import GPT
+from gpt_jax.run import load_run, train
 
-__all__ = ["GPT", "Generation", "Greedy", "ModelConfig", "Sampler", "generate", "init_cache", "stream"]
+__all__ = ["GPT", "Generation", "Greedy", "ModelConfig", "Sampler", "generate", "init_cache", "load_run", "stream", "train"]

@@ -1,0 +1,66 @@
+"""Measures speed: `python -m experiments.benchmark --help`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from experiments import cli
+from experiments.benchmarks import compilation, data, decode, step
+
+SUITES: dict[str, Callable[..., Any]] = {
+    "step": step.run,
+    "decode": decode.run,
+    "data": data.run,
+    "compile": compilation.run,
+}
+
+PAGE = """
+Measure speed on this machine; the result is one JSON object on standard output.
+
+  python -m experiments.benchmark --suite=step|decode|data|compile [--rounds=N] [--output=FILE.json]
+
+  --suite=step      The bare training step of a plain GPT-2 at two sizes, against a straightforward Linen model of the
+  same
+                    sizes and, if PyTorch is installed, against that, by turns in one process.
+  --suite=decode    Tokens per second of generate, one row at a time and sixteen, at two sizes.
+  --suite=data      Batches per second, and a tokenizer's training and encoding, on --text=FILE.
+  --suite=compile   Seconds from a configuration to the end of its first step, without a compilation cache, for 12 and
+  48
+                    scanned layers.
+  --rounds=N        Turns of each arm (default 10); best and median are reported. Use more on a busy machine.
+  --text=FILE       The text for --suite=data.
+  --output=FILE     Write the JSON there too.
+"""
+
+flags.DEFINE_enum("suite", None, list(SUITES), "What to measure.")
+flags.DEFINE_integer("rounds", 10, "Turns of each arm.", lower_bound=1)
+flags.DEFINE_string("text", None, "The text for --suite=data.")
+flags.DEFINE_string("output", None, "A file for the JSON.")
+FLAGS = flags.FLAGS
+
+
+def main() -> None:
+    suite = cli.required("suite", "one of " + ", ".join(SUITES))
+    options = {"text": cli.required("text", "a text file to measure with")} if suite == "data" else {}
+    result = {
+        "suite": suite,
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "processors": os.cpu_count(),
+        "results": SUITES[suite](rounds=FLAGS.rounds, **options),
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if FLAGS.output is not None:
+        Path(FLAGS.output).write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main, PAGE)
