@@ -26,14 +26,12 @@ Measure speed on this machine; the result is one JSON object on standard output.
 
   python -m experiments.benchmark --suite=step|decode|data|compile [--rounds=N] [--output=FILE.json]
 
-  --suite=step      The bare training step of a plain GPT-2 at two sizes, against a straightforward Linen model of the
-  same
-                    sizes and, if PyTorch is installed, against that, by turns in one process.
+  --suite=step      The bare training step of a plain GPT-2 at two sizes, against a straightforward Linen model of
+                    the same sizes and, if PyTorch is installed, against that, by turns in one process.
   --suite=decode    Tokens per second of generate, one row at a time and sixteen, at two sizes.
   --suite=data      Batches per second, and a tokenizer's training and encoding, on --text=FILE.
   --suite=compile   Seconds from a configuration to the end of its first step, without a compilation cache, for 12 and
-  48
-                    scanned layers.
+                    48 scanned layers.
   --rounds=N        Turns of each arm (default 10); best and median are reported. Use more on a busy machine.
   --text=FILE       The text for --suite=data.
   --output=FILE     Write the JSON there too.

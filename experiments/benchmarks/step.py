@@ -1,7 +1,8 @@
 """The bare training step of the plain GPT-2 arm against a straightforward Linen model of the same sizes, and PyTorch
 if installed.
 
-"Straightforward" is what a tutorial writes: nn.Dense on (B, T, C), einsum attention in (B, T, H, D), nn.LayerNorm, optax.adamw.
+"Straightforward" is what a tutorial writes: nn.Dense on (B, T, C), einsum attention in (B, T, H, D), nn.LayerNorm,
+optax.adamw.
 """
 
 from __future__ import annotations
