@@ -1,0 +1,172 @@
+"""However a step is spread over devices, its numbers are those of one: raw gradients, since Adam hides a factor."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gpt_jax import GPT
+from gpt_jax.config import Adamw, Attention, Config, Sgd, Text, Train
+from gpt_jax.paths import map_with_path, matches
+from gpt_jax.training.sharding import compile_step, make_mesh, place_batch, replicate
+from gpt_jax.training.step import init_state, make_train_step
+from tests.tiny import VOCABULARY, tiny
+
+ROWS, LENGTH = 8, 8
+
+
+def make_config(accumulate=1, dropout=0.0, optimizer=None, **model):
+    train = Train(10, ROWS, accumulate=accumulate, clip_norm=None, z_loss=0.01)
+    optimizer = Sgd(learning_rate=1.0) if optimizer is None else optimizer
+    return Config(
+        tiny(Attention(4, kv_heads=4, head_width=4), block={"dropout": dropout}, **model), Text(), optimizer, train
+    )
+
+
+def make_batch():
+    """Rows whose numbers of real targets differ much, so that a mean of means is wrong."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, VOCABULARY, (ROWS, LENGTH + 1)).astype(np.int32)
+    weights = (rng.random((ROWS, LENGTH)) < np.linspace(0.05, 1.0, ROWS)[:, None]).astype(np.float32)
+    ones = np.ones((ROWS, LENGTH), np.int32)
+    return {
+        "tokens": ids[:, :-1],
+        "targets": ids[:, 1:],
+        "weights": weights,
+        "segments": ones,
+        "positions": ones * np.arange(LENGTH, dtype=np.int32),
+    }
+
+
+def one_step(config, devices, parallel):
+    """(gradients as SGD at rate 1 applied them, metrics)"""
+    mesh = make_mesh(jax.devices()[:devices])
+    model = GPT(config.model)
+    state = init_state(model, config)
+    before = jax.device_get(state.params)
+    step = compile_step(make_train_step(model, config), mesh, parallel)
+    after, metrics = step(replicate(state, mesh), place_batch(make_batch(), mesh, parallel, config.train.accumulate))
+    return jax.tree.map(lambda a, b: a - b, before, jax.device_get(after.params)), jax.device_get(metrics)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    config = make_config()
+    model = GPT(config.model)
+    state = init_state(model, config)
+    after, metrics = jax.jit(make_train_step(model, config))(state, jax.tree.map(jnp.asarray, make_batch()))
+    return jax.tree.map(lambda a, b: np.asarray(a - b), state.params, after.params), jax.device_get(metrics)
+
+
+def check(result, expected):
+    gradients, metrics = result
+    for name, value in expected[1].items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max()), gradients, expected[0]
+    )
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+@pytest.mark.parametrize(("devices", "accumulate"), [(1, 1), (4, 1), (2, 4)])
+def test_data_parallel_gradients_are_those_of_one_device(alone, devices, accumulate, parallel):
+    check(one_step(make_config(accumulate), devices, parallel), alone)
+
+
+RULES = {
+    "fsdp": {"blocks/**/kernel": P("data", None), "embedding/table": P("data", None)},
+    "tensor": {
+        "blocks/**/query/kernel": P(None, "data"),
+        "blocks/**/key/kernel": P(None, "data"),
+        "blocks/**/value/kernel": P(None, "data"),
+        "blocks/**/attention/output/kernel": P("data", None),
+        "blocks/**/up/kernel": P(None, "data"),
+        "blocks/**/gate/kernel": P(None, "data"),
+        "blocks/**/down/kernel": P("data", None),
+        "embedding/table": P("data", None),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_parameters_may_be_sharded_by_path(alone, kind):
+    config, mesh = make_config(), make_mesh()
+    model = GPT(config.model)
+    state = init_state(model, config)
+
+    def place(path, leaf):
+        specs = [spec for rule, spec in RULES[kind].items() if matches(path, [rule])]
+        return jax.device_put(leaf, NamedSharding(mesh, specs[0] if specs else P()))
+
+    sharded = replicate(state, mesh).replace(params=map_with_path(place, state.params))
+    assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(sharded.params))
+    batch = jax.device_put(make_batch(), NamedSharding(mesh, P("data" if kind == "fsdp" else None)))
+    after, metrics = jax.jit(make_train_step(model, config))(sharded, batch)
+    check((jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, after.params), metrics), alone)
+
+
+def test_accumulating_moves_no_rows_between_devices():
+    config, mesh = make_config(accumulate=2), make_mesh()
+    model = GPT(config.model)
+    step = compile_step(make_train_step(model, config), mesh, "jit")
+    state = replicate(init_state(model, config), mesh)
+    program = step.lower(state, place_batch(make_batch(), mesh, "jit", 2)).compile().as_text()
+    assert "all-reduce" in program
+    assert not re.search("all-to-all|all-gather|collective-permute", program)
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_a_run_of_several_steps_stays_on_one_program_and_one_state(parallel):
+    config, mesh = make_config(optimizer=Adamw(learning_rate=0.01)), make_mesh()
+    model = GPT(config.model)
+    train_step, traces = make_train_step(model, config), []
+
+    def counted(*args, **kwargs):
+        traces.append(1)
+        return train_step(*args, **kwargs)
+
+    step = compile_step(counted, mesh, parallel)
+    state = replicate(init_state(model, config), mesh)
+    losses = []
+    for _ in range(4):
+        before = state
+        state, metrics = step(state, place_batch(make_batch(), mesh, parallel))
+        losses.append(float(metrics["loss"]))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
+        assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
+        assert all(len(leaf.sharding.device_set) == mesh.size for leaf in jax.tree.leaves(state))
+        assert all(value.shape == () for value in metrics.values())
+    assert len(traces) == 1
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_each_device_drops_out_by_its_own_key_under_pmap():
+    config = make_config(dropout=0.5)
+    model = GPT(config.model)
+    state = init_state(model, config)
+    first, other = jax.tree.map(lambda x: x[-1:], make_batch()), jax.tree.map(lambda x: x[:1], make_batch())
+    other["weights"] = np.zeros_like(other["weights"])
+    step = jax.pmap(partial(make_train_step(model, config), axis_name="data"), "data", in_axes=(None, 0), out_axes=None)
+    losses = [
+        float(step(state, jax.tree.map(lambda *x: np.stack(x), *rows))[1]["loss"])
+        for rows in ((first, other), (other, first))
+    ]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+@pytest.mark.parametrize(("devices", "accumulate"), [(3, 1), (4, 4)])
+def test_rows_that_cannot_be_divided_are_refused(devices, accumulate, parallel):
+    with pytest.raises(ValueError, match=r"train\.batch_size"):
+        place_batch(make_batch(), make_mesh(jax.devices()[:devices]), parallel, accumulate)
+
+
+def test_a_mesh_is_of_all_devices():
+    mesh = make_mesh()
+    assert mesh.shape == {"data": 4}
+    assert mesh.axis_types == (AxisType.Auto,)
