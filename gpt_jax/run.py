@@ -58,6 +58,7 @@ def train(
       ValueError: the folder holds a run and not `resume`, its data has changed, or its checkpoints are all damaged.
     """
     enable_compilation_cache()
+    metrics.check_wandb(config)
     folder = RunFolder(workdir)
     if console is None:
         console = Console(quiet=not folder.writes)

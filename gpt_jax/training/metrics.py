@@ -6,12 +6,18 @@ After a restart the lines beyond the checkpoint are dropped before they are made
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.writer import FileWriter
+
+from gpt_jax.config import Config
 from gpt_jax.training.storage import METRICS, TENSORBOARD, RunFolder
 
 FLUSH_SECONDS = 1.0
@@ -99,30 +105,38 @@ class TensorBoard:
     """Event files for TensorBoard, through tensorboardX (which needs no TensorFlow). Scalars are named `split/name`."""
 
     def __init__(self, folder: RunFolder, step: int) -> None:
-        import tensorboardX
-
-        self._writer = tensorboardX.SummaryWriter(str(folder.make(TENSORBOARD)), purge_step=step + 1 if step else None)
+        """Begins after `step` updates; what an earlier process wrote beyond them is hidden."""
+        self._file = FileWriter(str(folder.make(TENSORBOARD)))
+        if step:
+            self._file.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, record: Mapping[str, Any]) -> None:
-        for name, value in record.items():
-            if name not in ("step", "split") and value is not None:
-                self._writer.add_scalar(f"{record['split']}/{name}", value, record["step"])
+        # One event for all of a step: tensorboardX's add_scalar is one for each number, and the loop would feel it.
+        values = [
+            Summary.Value(tag=f"{record['split']}/{name}", simple_value=value)
+            for name, value in record.items()
+            if name not in ("step", "split") and value is not None
+        ]
+        self._file.add_summary(Summary(value=values), record["step"])
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
+
+
+def check_wandb(config: Config) -> None:
+    """Raises ValueError where the configuration asks for Weights & Biases and the package is missing."""
+    if config.wandb is not None and importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            "config.wandb needs the package wandb: pip install 'gpt_jax[wandb]', or leave config.wandb at None"
+        )
 
 
 class WeightsAndBiases:
     """A run of the Weights & Biases `project`, one for a run folder: a resumed run goes on in it."""
 
     def __init__(self, folder: RunFolder, project: str, run_id: str, config: Mapping[str, Any]) -> None:
-        """Raises: ValueError where the package is missing."""
-        try:
-            import wandb
-        except ImportError:
-            raise ValueError(
-                "config.wandb needs the package wandb: pip install 'gpt_jax[wandb]', or set config.wandb to None"
-            ) from None
+        import wandb
+
         self._run = wandb.init(project=project, id=run_id, name=folder.path.name, config=dict(config), resume="allow")
 
     def write(self, record: Mapping[str, Any]) -> None:
