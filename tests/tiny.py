@@ -1,8 +1,13 @@
-"""The smallest run that is one, for tests."""
+"""Models small enough that a test compiles in a second, and the smallest run that is one."""
 
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax import GPT, ModelConfig
 from gpt_jax.config import (
     Adamw,
     Attention,
@@ -11,11 +16,38 @@ from gpt_jax.config import (
     Config,
     Copy,
     Evaluation,
+    GatedMlp,
     Mlp,
-    ModelConfig,
     Rope,
     Train,
 )
+from gpt_jax.paths import map_with_path
+
+VOCABULARY = 32
+STDS = {"kernel": 0.5, "table": 1.0, "bias": 0.3, "scale": 0.3}
+
+
+def tiny(
+    attention: Any = None, mlp: Any = "gated", layers: int = 2, block: dict | None = None, **model: Any
+) -> ModelConfig:
+    """C = 8, V = 32, context 16, `layers` like blocks; what is given otherwise is replaced."""
+    attention = Attention(heads=4, head_width=4) if attention is None else attention
+    mlp = GatedMlp(width=12) if mlp == "gated" else mlp
+    blocks = (BlockConfig(attention, mlp, **(block or {})),) * layers
+    return ModelConfig(**{"vocab_size": VOCABULARY, "context_length": 16, "width": 8, "blocks": blocks} | model)
+
+
+def random_params(model: GPT, seed: int = 0) -> Any:
+    """Parameters of no special value: norms' scales off 1, biases off 0, kernels big enough that every path counts."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    rng = np.random.default_rng(seed)
+
+    def draw(path: str, leaf: Any) -> jax.Array:
+        name = path.split("/")[-1]
+        value = rng.normal(size=leaf.shape) * STDS[name] + (name == "scale")
+        return jnp.asarray(value, leaf.dtype)
+
+    return map_with_path(draw, shapes)
 
 
 def tiny_config(steps: int = 6, model: dict[str, Any] | None = None, **changes: Any) -> Config:
