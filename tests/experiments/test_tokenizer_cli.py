@@ -105,7 +105,8 @@ def test_mistakes_are_told_in_one_sentence(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["tran"], ["show", "--tokenizer=bytes", "--txt=a"], ["train", "--vocab_size=x"]]
+    "arguments",
+    [[], ["tran"], ["show", "--tokenizer=bytes", "--txt=a"], ["show", "--token=bytes"], ["train", "--vocab_size=x"]],
 )
 def test_misspelt_commands_are_told_in_one_sentence(capsys: pytest.CaptureFixture, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as exit:
