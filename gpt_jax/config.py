@@ -314,7 +314,6 @@ class ModelConfig:
     remat: Literal["full", "dots"] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", tuple(self.blocks))
         _require_positive(self.vocab_size, "model.vocab_size")
         _require_positive(self.context_length, "model.context_length")
         _require_positive(self.width, "model.width")

@@ -82,7 +82,7 @@ def to_dict(value: Any) -> Any:
     return value
 
 
-def from_dict(kind: type[T], values: Mapping[str, Any], path: str = "") -> T:
+def from_dict(kind: type[T], values: Any, path: str = "") -> T:
     """Builds the dataclass `kind` from its plain nested form; absent keys take the dataclass's defaults.
 
     Raises:

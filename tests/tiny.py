@@ -51,7 +51,7 @@ def random_params(model: GPT, seed: int = 0) -> Any:
 
 
 def tiny_config(steps: int = 6, model: dict[str, Any] | None = None, **changes: Any) -> Config:
-    """Two layers of width 16 that learn to copy; `changes` replace fields of the configuration, `model` those of the model."""
+    """Two layers of width 16 that learn to copy; `changes` replace fields of the run, `model` those of the model."""
     block = BlockConfig(Attention(heads=2, position=Rope()), Mlp(32))
     config = Config(
         model=ModelConfig(vocab_size=None, context_length=16, width=16, blocks=(block,) * 2),
