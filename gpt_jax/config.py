@@ -587,8 +587,8 @@ class Sort(DataConfig):
 
 
 class ScheduleConfig(Variant):
-    """The learning rate's factor over the steps. `steps` None is `train.steps` when the run begins, and stays what it
-    was then.
+    """The learning rate's factor over the steps. `steps` None is `train.steps` when the run begins (more where
+    warmup and decay need more), and stays what it was then.
     """
 
 

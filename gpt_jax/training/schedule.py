@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -12,9 +13,12 @@ from gpt_jax import config
 
 
 def resolve_schedule(schedule: config.ScheduleConfig, steps: int) -> config.ScheduleConfig:
-    """The schedule with its length filled in by the run's number of steps where it has none of its own."""
+    """The schedule with its length filled in by the run's number of steps where it has none of its own.
+
+    A run too short for the warmup and decay is the beginning of the shortest schedule that has room for them.
+    """
     if hasattr(schedule, "steps") and schedule.steps is None:
-        return dataclasses.replace(schedule, steps=steps)  # type: ignore[type-var]
+        return dataclasses.replace(schedule, steps=max(steps, _needed(schedule)))  # type: ignore[type-var]
     return schedule
 
 
@@ -31,7 +35,13 @@ def _warm(warmup: int, after: optax.Schedule) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), after], [warmup]) if warmup else after
 
 
-def _length(schedule: config.WarmupCosine | config.LinearDecay | config.WarmupStableDecay, needed: int) -> int:
+def _needed(schedule: Any) -> int:
+    """The steps of the warmup and of the decay, which is at least one."""
+    return schedule.warmup + (schedule.decay if isinstance(schedule, config.WarmupStableDecay) else 1)
+
+
+def _length(schedule: config.WarmupCosine | config.LinearDecay | config.WarmupStableDecay) -> int:
+    needed = _needed(schedule)
     if schedule.steps is None:
         raise ValueError("schedule.steps is None: fill it in with resolve_schedule(schedule, train.steps)")
     if schedule.steps < needed:
@@ -46,17 +56,17 @@ def _constant(c: config.Constant) -> optax.Schedule:
 
 
 def _cosine(c: config.WarmupCosine) -> optax.Schedule:
-    steps = _length(c, c.warmup + 1)
+    steps = _length(c)
     return _warm(c.warmup, optax.cosine_decay_schedule(1.0, steps - c.warmup, alpha=c.final))
 
 
 def _linear(c: config.LinearDecay) -> optax.Schedule:
-    steps = _length(c, c.warmup + 1)
+    steps = _length(c)
     return _warm(c.warmup, optax.linear_schedule(1.0, c.final, steps - c.warmup))
 
 
 def _stable(c: config.WarmupStableDecay) -> optax.Schedule:
-    steps = _length(c, c.warmup + c.decay)
+    steps = _length(c)
     return _warm(c.warmup, optax.linear_schedule(1.0, c.final, c.decay, transition_begin=steps - c.decay - c.warmup))
 
 

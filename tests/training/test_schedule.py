@@ -37,6 +37,11 @@ def test_length_is_filled_in_once():
     assert resolve_schedule(Constant(5), 300) == Constant(5)
 
 
+def test_a_run_shorter_than_its_warmup_is_the_beginning_of_one() -> None:
+    assert resolve_schedule(WarmupCosine(5), 3).steps == 6
+    assert resolve_schedule(WarmupStableDecay(decay=4, warmup=5), 3).steps == 9
+
+
 def test_inverse_sqrt_without_warmup_is_refused():
     with pytest.raises(ValueError, match="schedule.warmup"):
         make_schedule(InverseSqrt(0))
