@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +30,7 @@ from gpt_jax.training.sharding import compile_step, make_mesh, place_batch, repl
 from gpt_jax.training.step import TrainState, init_state, make_train_step
 from gpt_jax.training.storage import EVALUATION, PROFILE, TOKENIZER, RunFolder
 
+Workdir = str | os.PathLike[str]
 Status = Literal["finished", "already finished", "interrupted"]
 
 
@@ -44,7 +46,7 @@ class Outcome:
 
 
 def train(
-    config: Config, workdir: str, *, resume: bool = True, profile: bool = False, console: Console | None = None
+    config: Config, workdir: Workdir, *, resume: bool = True, profile: bool = False, console: Console | None = None
 ) -> Outcome:
     """Trains `config` in the folder `workdir`, or goes on with the run that it holds.
 
@@ -165,7 +167,7 @@ class OpenedRun(NamedTuple):
     step: int
 
 
-def open_run(workdir: str, step: int | None = None) -> OpenedRun:
+def open_run(workdir: Workdir, step: int | None = None) -> OpenedRun:
     """As `load_run`, with all that the folder knows."""
     enable_compilation_cache()
     folder = RunFolder(workdir)
@@ -188,7 +190,7 @@ def open_run(workdir: str, step: int | None = None) -> OpenedRun:
     return OpenedRun(folder, config, model, restored.trees[PARAMS], restored.step)
 
 
-def load_run(workdir: str, step: int | None = None) -> tuple[GPT, Any, Tokenizer]:
+def load_run(workdir: Workdir, step: int | None = None) -> tuple[GPT, Any, Tokenizer]:
     """Model, parameters and tokenizer of a run, from its newest good checkpoint or from the one of `step`.
 
     Parameters have their per-layer names, and `model.config.scan` is False, whichever way the run was executed.
@@ -201,7 +203,7 @@ def load_run(workdir: str, step: int | None = None) -> tuple[GPT, Any, Tokenizer
     return opened.model, opened.params, load_tokenizer(opened.folder.file(TOKENIZER))
 
 
-def evaluate_run(workdir: str, step: int | None = None) -> tuple[int, dict[str, float | int]]:
+def evaluate_run(workdir: Workdir, step: int | None = None) -> tuple[int, dict[str, float | int]]:
     """Evaluates a checkpoint on the run's whole validation set, writes `evaluation.json`, and returns (step, metrics).
 
     Raises:

@@ -25,7 +25,7 @@ class Display:
         console: Console,
         steps: int,
         tokens_per_step: int,
-        flops_per_token: float | None,
+        flops_per_token: int,
         peak_flops: float | None,
     ) -> None:
         self.console = console
@@ -84,7 +84,7 @@ class Display:
         if self._rate is not None:
             tokens_per_second = self._rate * self.tokens_per_step
             parts.append(f"{tokens_per_second:,.0f} tokens/s")
-            if self._peak_flops is not None and self._flops_per_token is not None:
+            if self._peak_flops is not None:
                 parts.append(f"MFU {tokens_per_second * self._flops_per_token / self._peak_flops:.1%}")
             parts.append(f"{datetime.timedelta(seconds=round((self.steps - step) / self._rate))} left")
         return "  ".join(parts)
