@@ -1,10 +1,11 @@
 """A small GPT on the source code of Python's own library, on whatever device is there.
 
-python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
+from ml_collections import ConfigDict
+
 from gpt_jax.config import (
-    Adamw,
     Attention,
     BlockConfig,
     Bytes,
@@ -13,24 +14,28 @@ from gpt_jax.config import (
     Evaluation,
     GatedMlp,
     ModelConfig,
+    Muon,
     Rope,
+    Score,
+    RmsNorm,
     Text,
     Train,
-    WarmupCosine,
+    WarmupStableDecay,
 )
 from gpt_jax.conversion import to_config_dict
 
 
-def get_config(arg=""):
-    block = BlockConfig(attention=Attention(heads=4, position=Rope()), mlp=GatedMlp(width=512))
+def get_config(arg: str = "") -> ConfigDict:
+    attention = Attention(heads=4, position=Rope(), score=Score(qk_norm=RmsNorm()))
+    block = BlockConfig(attention=attention, mlp=GatedMlp(width=384))
     config = Config(
         model=ModelConfig(vocab_size=None, context_length=256, width=192, blocks=(block,) * 4),
         data=Text(corpus="python", tokenizer=Bytes(), validation_tokens=65_536),
-        optimizer=Adamw(learning_rate=2e-3),
-        schedule=WarmupCosine(warmup=40),
-        train=Train(steps=300, batch_size=16),
-        evaluation=Evaluation(every=100, batch_size=16),
-        checkpoint=Checkpoint(every=100),
+        optimizer=Muon(learning_rate=0.02),
+        schedule=WarmupStableDecay(warmup=20, decay=200),
+        train=Train(steps=500, batch_size=8),
+        evaluation=Evaluation(every=250, batch_size=16),
+        checkpoint=Checkpoint(every=250),
         prompt="def ",
     )
     return to_config_dict(config)

@@ -18,9 +18,9 @@ Evaluate a run on its whole validation set.
   --step=STEP            The checkpoint of this step; without it, the newest good one.
   --helpfull             All flags, those of the libraries too.
 
-Prints loss, perplexity, bits per byte (of text) and accuracy, each with its standard error over rows, and writes them to
-DIR/evaluation.json. The stream of validation tokens is cut into rows that overlap by one token, so that every token is predicted exactly
-once from its row's context; batch size and devices change no number.
+Prints loss, perplexity, bits per byte (of text) and accuracy, each with its standard error over rows, and
+writes them to DIR/evaluation.json. The stream of validation tokens is cut into rows that overlap by one token,
+so that every token is predicted exactly once from its row's context; batch size and devices change no number.
 
 Exit codes: 0 done, 1 failed, 2 wrong command line.
 """

@@ -18,23 +18,25 @@ Train a GPT, or go on with a run that was interrupted.
 
   python -m experiments.train --config=FILE.py --workdir=DIR [--config.KEY=VALUE ...]
 
-  --config=FILE.py       The configuration; FILE.py:ARG passes ARG to its get_config. Start with configs/quickstart.py.
+  --config=FILE.py       The configuration (required); FILE.py:ARG passes ARG to its get_config. Start with
+                         configs/quickstart.py.
   --config.KEY=VALUE     Changes one setting, for example
                            --config.seed=1                       --config.train.steps=2000
                            --config.optimizer.learning_rate=3e-4 --config.train.batch_size=64
                            --config.data.path=book.txt           --config.model.attention.kv_heads=1
                            --config.model.mlp.type=GatedMlp      --config.train.clip_norm=None
                          A name that does not exist is answered with the nearest one that does.
-  --workdir=DIR          The run's folder (required): checkpoints, metrics.jsonl, loss.png, TensorBoard events. If it holds a run,
-                         that run goes on from its newest good checkpoint. The configuration must be the same; train.steps may grow.
-                         gs://BUCKET/DIR works where the package gcsfs is installed.
+  --workdir=DIR          The run's folder (required): checkpoints, metrics.jsonl, loss.png, TensorBoard events.
+                         If it holds a run, that run goes on from its newest good checkpoint. The configuration
+                         must be the same; train.steps may grow. gs://BUCKET/DIR works where gcsfs is installed.
   --noresume             Refuse to go on with a run that is there.
   --profile              Write a profiler trace of a few steps to DIR/profile.
   --helpfull             All flags, those of the libraries too.
 
-Ctrl-C (or SIGTERM) saves a checkpoint and stops; a second Ctrl-C stops at once. The same command goes on.
+Ctrl-C or SIGTERM saves a checkpoint and stops; a second Ctrl-C stops at once. The same command goes on.
 
-Exit codes: 0 finished, 75 interrupted and saved, 1 failed, 2 wrong command line or configuration, 130 interrupted before the first step.
+Exit codes: 0 finished, 1 failed, 2 wrong command line or configuration, 75 interrupted and saved,
+130 interrupted before the first step.
 """
 
 flags.DEFINE_string("workdir", None, "The run's folder.")
