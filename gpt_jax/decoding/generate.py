@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from gpt_jax.model.stack import canonical
 
 SHORTEST_BUCKET = 16
 SAMPLER = Sampler()
+Ids = Sequence[int] | np.ndarray | Array
+Prompts = Sequence[Ids] | np.ndarray | Array
 
 
 class Generation(NamedTuple):
@@ -35,12 +37,12 @@ class Generation(NamedTuple):
 def generate(
     model: GPT,
     params: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Prompts,
     *,
     key: Array,
     max_new_tokens: int,
     sampler: Choice = SAMPLER,
-    stop: Sequence[int] = (),
+    stop: Iterable[int] = (),
     slide: bool = False,
     chunk: int | None = None,
 ) -> Generation:
@@ -67,12 +69,12 @@ def generate(
 def stream(
     model: GPT,
     params: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Prompts,
     *,
     key: Array,
     max_new_tokens: int,
     sampler: Choice = SAMPLER,
-    stop: Sequence[int] = (),
+    stop: Iterable[int] = (),
     slide: bool = False,
     chunk: int | None = None,
     every: int = 1,
@@ -183,11 +185,11 @@ class _Run:
         self,
         model: GPT,
         params: Any,
-        prompts: Sequence[Sequence[int]],
+        prompts: Prompts,
         key: Array,
         max_new_tokens: int,
         sampler: Choice,
-        stop: Sequence[int],
+        stop: Iterable[int],
         slide: bool,
         chunk: int | None,
     ) -> None:

@@ -21,11 +21,11 @@ Choice = Callable[[Array, Array], Array]
 class State:
     """B rows of text in the making.
 
-    `tokens`: T of the prompts, left padding included, then room for N new ones; `logprobs` of the new ones; `lengths`:
-    how many new ones a row has; `running`: rows that have met no stop token; `new`: steps made.
+    `tokens`: T of the prompts, left padding included, then room for N new ones (S = T + N); `logprobs` of the new
+    ones; `lengths`: how many new ones a row has; `running`: rows that have met no stop token; `new`: steps made.
     """
 
-    tokens: Int[Array, "B T+N"]
+    tokens: Int[Array, "B S"]
     logprobs: Float[Array, "B N"]
     lengths: Int[Array, " B"]
     running: Bool[Array, " B"]
