@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ from gpt_jax.model.gpt import GPT
 from gpt_jax.paths import is_stacked, layer_paths, matches, path_of
 
 
-class ParameterRow(NamedTuple):
+@dataclass(frozen=True)
+class ParameterRow:
     """Parameters of one name and shape in `layers` layers: `path` has `*` for the layer where they are several."""
 
     path: str

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import os
 import re
+import warnings
 from collections import Counter
 from functools import partial
 from typing import Any, NamedTuple
@@ -94,13 +95,17 @@ def _placed(tree: Any, mesh: Mesh, *axes: str) -> Any:
 
 
 def _plan(lowered: jax.stages.Lowered) -> Plan:
-    compiled = lowered.compile()
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    with warnings.catch_warnings():
+        # The compilation cache keeps TPU programs and can't load them where there is no TPU: they are compiled again.
+        warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
+        compiled = lowered.compile()
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    assert memory is not None and cost is not None and text is not None
     kinds = r"= \S+ (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
     return Plan(
         arguments=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
         flops=cost["flops"],
         seconds=cost["optimal_seconds"],
-        collectives=dict(Counter(re.findall(kinds, compiled.as_text()))),
+        collectives=dict(Counter(re.findall(kinds, text))),
     )

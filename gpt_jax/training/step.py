@@ -73,7 +73,7 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
         scale = 1.0 / jnp.where(weight > 0, weight, 1.0)  # a batch without targets has loss 0 and gradient 0
 
         def loss_of(params: Any, micro: Batch, key: Array) -> tuple[Float[Array, ""], Sums]:
-            logits = model.apply(
+            logits: Any = model.apply(
                 params,
                 micro["tokens"],
                 segments=micro["segments"],
