@@ -37,14 +37,14 @@ def tiny(
     return ModelConfig(**{"vocab_size": VOCABULARY, "context_length": 16, "width": 8, "blocks": blocks} | model)
 
 
-def random_params(model: GPT, seed: int = 0) -> Any:
+def random_params(model: GPT, seed: int = 0, size: float = 1.0) -> Any:
     """Parameters of no special value: norms' scales off 1, biases off 0, kernels big enough that every path counts."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
     rng = np.random.default_rng(seed)
 
     def draw(path: str, leaf: Any) -> jax.Array:
         name = path.split("/")[-1]
-        value = rng.normal(size=leaf.shape) * STDS[name] + (name == "scale")
+        value = rng.normal(size=leaf.shape) * STDS[name] * size + (name == "scale")
         return jnp.asarray(value, leaf.dtype)
 
     return map_with_path(draw, shapes)
