@@ -25,11 +25,11 @@ class State:
     ones; `lengths`: how many new ones a row has; `running`: rows that have met no stop token; `new`: steps made.
     """
 
-    tokens: Int[Array, "B S"]
-    logprobs: Float[Array, "B N"]
-    lengths: Int[Array, " B"]
-    running: Bool[Array, " B"]
-    new: Int[Array, ""]
+    tokens: Any  # int32 (B, S)
+    logprobs: Any  # float32 (B, N)
+    lengths: Any  # int32 (B,)
+    running: Any  # bool (B,)
+    new: Any  # int32 ()
 
     @property
     def prompt_length(self) -> int:
