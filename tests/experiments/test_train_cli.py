@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-CONFIG = '''
+CONFIG = """
 from gpt_jax.config import *
 from gpt_jax.conversion import to_config_dict
 
@@ -28,7 +28,7 @@ def get_config(arg=""):
         checkpoint=Checkpoint(every=6),
         prompt="the ",
     ))
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,10 @@ def many(place: Path, folder: Path, name: str, lines: list[list[str]]) -> list[t
 
 
 def test_help_is_a_page(place: Path, tmp_path: Path) -> None:
-    for name, flags in (("train", ["--config", "--workdir", "--profile", "--noresume"]), ("evaluate", ["--workdir", "--step"])):
+    for name, flags in (
+        ("train", ["--config", "--workdir", "--profile", "--noresume"]),
+        ("evaluate", ["--workdir", "--step"]),
+    ):
         for code, out, err in many(place, tmp_path / name, name, [["--help"], ["-h"], ["--workdir=x", "--help"]]):
             assert (code, err) == (0, "")
             assert f"python -m experiments.{name}" in out and "Exit codes" in out
@@ -105,10 +108,18 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["--workdir={run}", "--config={place}/tiny.py", "--config.trian.steps=3"], 2, 'Did you mean "train"'),
     (["--workdir={run}", "--config={place}/tiny.py", "--config.trian.steps=None"], 2, 'Did you mean "train"'),
     (["--workdir={run}", "--config={place}/tiny.py", "--config.train.steps=abc"], 2, "config.train.steps=abc"),
-    (["--workdir={run}", "--config={place}/tiny.py", "--config.train.steps=None"], 2, "train.steps must be of type int"),
+    (
+        ["--workdir={run}", "--config={place}/tiny.py", "--config.train.steps=None"],
+        2,
+        "train.steps must be of type int",
+    ),
     (["--workdir={run}", "--config={place}/tiny.py", "--config.train.steps=0"], 2, "train.steps must be positive"),
     (["--workdir={run}", "--config={place}/tiny.py", "--config.model.mlp.type=GatdMlp"], 2, 'did you mean "GatedMlp"?'),
-    (["--workdir={run}", "--config={place}/tiny.py", "--config.model.width=15"], 2, "is no multiple of attention.heads"),
+    (
+        ["--workdir={run}", "--config={place}/tiny.py", "--config.model.width=15"],
+        2,
+        "is no multiple of attention.heads",
+    ),
     (["--workdir={run}", "--config={place}/tiny.py", "--config.data.path=/no/such"], 1, "/no/such"),
     (["--workdir=/proc/run", "--config={place}/tiny.py"], 1, "choose another --workdir"),
 ]
@@ -244,7 +255,9 @@ def test_a_signal_saves_and_exits_with_its_own_code(place: Path, tmp_path: Path,
         time.sleep(0.05)
     # While it runs, nobody else gets in.
     refused = command(place, "train", *arguments)
-    assert refused.returncode == 1 and "another run is writing" in refused.stderr and len(refused.stderr.splitlines()) == 1
+    assert (
+        refused.returncode == 1 and "another run is writing" in refused.stderr and len(refused.stderr.splitlines()) == 1
+    )
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 75, err

@@ -153,7 +153,10 @@ def test_damage_to_all_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_step_that_has_none_is_said_so(tmp_path: Path) -> None:
-    with saved(tmp_path, [None]) as checkpoints, pytest.raises(CheckpointError, match="no checkpoint of step 5; there are: 1"):
+    with (
+        saved(tmp_path, [None]) as checkpoints,
+        pytest.raises(CheckpointError, match="no checkpoint of step 5; there are: 1"),
+    ):
         checkpoints.restore(5, TEMPLATES)
 
 

@@ -1,0 +1,334 @@
+"""Rule 4: every knob is live. Each field of the configuration, changed alone, changes something that can be observed.
+
+Fields are found by themselves: a new one is tried with a value made from its type, and needs an entry below only where that can't be,
+or where it shows in nothing that is computed: neither in the program of the initial values or of a step, nor in the data.
+"""
+
+import dataclasses
+import hashlib
+import re
+import typing
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from gpt_jax import config as knobs
+from gpt_jax.config import Attention, Config, Mlp
+from gpt_jax.conversion import Variant, to_dict
+from gpt_jax.data import open_data
+from gpt_jax.data.tokenizer import ByteTokenizer, CharacterTokenizer
+from gpt_jax.model.gpt import GPT
+from gpt_jax.report import sample_text
+from gpt_jax.run import train
+from gpt_jax.training import evaluate
+from gpt_jax.training.checkpoint import Checkpoints
+from gpt_jax.training.metrics import check_wandb, read
+from gpt_jax.training.record import resolve
+from gpt_jax.training.sharding import make_mesh, place_batch
+from gpt_jax.training.step import init_state, make_train_step
+from gpt_jax.training.storage import RunFolder
+from tests.tiny import tiny_config
+
+Place = Callable[[Config, Any], Config]
+
+# ── where in a configuration something stands ────────────────────────────────────────────────────────────────────────
+
+
+def in_model(**fields: Any) -> Config:
+    return tiny_config(model=fields)
+
+
+def in_block(config: Config, **fields: Any) -> Config:
+    blocks = (dataclasses.replace(config.model.blocks[0], **fields),) * 2
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, blocks=blocks))
+
+
+def in_attention(config: Config, **fields: Any) -> Config:
+    return in_block(config, attention=dataclasses.replace(config.model.blocks[0].attention, **fields))
+
+
+BASE = tiny_config(schedule=knobs.WarmupCosine(warmup=2, steps=9))
+PLACES: dict[type, Place] = {
+    knobs.NormConfig: lambda c, v: in_block(c, norm=v),
+    knobs.PositionConfig: lambda c, v: in_attention(c, position=v),
+    knobs.MaskConfig: lambda c, v: in_attention(c, mask=v),
+    knobs.AttentionConfig: lambda c, v: in_block(c, attention=v),
+    knobs.MlpConfig: lambda c, v: in_block(c, mlp=v),
+    knobs.AbsolutePositionConfig: lambda c, v: in_model(embedding=knobs.Embedding(position=v)),
+    knobs.TokenizerConfig: lambda c, v: dataclasses.replace(c, data=text(tokenizer=v)),
+    knobs.DataConfig: lambda c, v: dataclasses.replace(c, data=v),
+    knobs.ScheduleConfig: lambda c, v: dataclasses.replace(c, schedule=v),
+    knobs.OptimizerConfig: lambda c, v: dataclasses.replace(c, optimizer=v),
+    knobs.Score: lambda c, v: in_attention(c, score=v),
+    knobs.BlockConfig: lambda c, v: dataclasses.replace(c, model=dataclasses.replace(c.model, blocks=(v,) * 2)),
+    knobs.Embedding: lambda c, v: in_model(embedding=v),
+    knobs.Head: lambda c, v: in_model(head=v),
+    knobs.Init: lambda c, v: in_model(init=v, head=knobs.Head(tied=False)),
+    knobs.ModelConfig: lambda c, v: dataclasses.replace(c, model=v),
+    knobs.Train: lambda c, v: dataclasses.replace(c, train=v),
+    knobs.Evaluation: lambda c, v: dataclasses.replace(c, evaluation=v),
+    knobs.Checkpoint: lambda c, v: dataclasses.replace(c, checkpoint=v),
+    knobs.Config: lambda c, v: v,
+}
+
+
+def text(**fields: Any) -> knobs.Text:
+    return knobs.Text(path=str(TEXTS / "*.txt"), validation_fraction=0.2, **fields)
+
+
+TEXTS = Path("set by a fixture")
+
+# Instances to start from, for classes that can't be made from nothing or whose fields need companions.
+STARTS: dict[str, Callable[[], Any]] = {
+    "Attention": lambda: Attention(heads=2, kv_heads=2),
+    "Mlp": lambda: Mlp(32),
+    "GatedMlp": lambda: knobs.GatedMlp(32),
+    "Window": lambda: knobs.Window(4),
+    "Bpe": lambda: knobs.Bpe(270),
+    "TokenizerFile": lambda: knobs.TokenizerFile(str(TEXTS / "bytes")),
+    "Text": lambda: text(separator="\n", validation_tokens=50),
+    "Copy": lambda: knobs.Copy(symbols=8, length=4, validation_rows=10),
+    "Induction": lambda: knobs.Induction(symbols=8, length=12, shortest_period=2, longest_period=6, validation_rows=10),
+    "Recall": lambda: knobs.Recall(symbols=8, pairs=2, length=12, validation_rows=10),
+    "Sort": lambda: knobs.Sort(validation_rows=10),
+    "WarmupStableDecay": lambda: knobs.WarmupStableDecay(decay=3, warmup=2, steps=9),
+    "WarmupCosine": lambda: knobs.WarmupCosine(warmup=2, steps=9),
+    "LinearDecay": lambda: knobs.LinearDecay(warmup=2, steps=9),
+    "InverseSqrt": lambda: knobs.InverseSqrt(warmup=4),
+    "BlockConfig": lambda: BASE.model.blocks[0],
+    "ModelConfig": lambda: BASE.model,
+    "Train": lambda: BASE.train,
+    "Config": lambda: BASE,
+    **{
+        name: partial(lambda name: getattr(knobs, name)(weight_decay=0.1), name)
+        for name in ("Adamw", "Lion", "Muon", "Sgd", "Adafactor")
+    },
+}
+
+# Another value, where one made from the type would be illegal or the same.
+OTHERS: dict[str, Callable[[], Any]] = {
+    "Rope.fraction": lambda: 0.5,
+    "Attention.heads": lambda: 4,
+    "Attention.kv_heads": lambda: 1,
+    "Attention.head_width": lambda: 12,
+    "BlockConfig.attention": lambda: Attention(heads=4),
+    "ModelConfig.width": lambda: 32,
+    "ModelConfig.vocab_size": lambda: 40,
+    "ModelConfig.blocks": lambda: BASE.model.blocks * 2,
+    "Learned.length": lambda: 20,
+    "Text.corpus": lambda: None,  # see SPECIAL
+    "Text.path": lambda: str(TEXTS / "0.txt"),
+    "Text.separator": lambda: " ",
+    "Text.validation_fraction": lambda: 0.6,
+    "Text.tokenizer": lambda: knobs.Characters(),
+    "TokenizerFile.path": lambda: str(TEXTS / "characters"),
+    "Config.train": lambda: dataclasses.replace(BASE.train, clip_norm=None),
+    "Config.data": lambda: knobs.Sort(),
+    "Config.optimizer": lambda: knobs.Lion(),
+    "Config.schedule": lambda: knobs.Constant(),
+    "Config.model": lambda: tiny_config(model={"width": 32}).model,
+    "Train.accumulate": lambda: 2,
+    "Adafactor.decay_rate": lambda: 0.6,
+    **{f"{name}.decay": lambda: ("blocks/0/**",) for name in ("Adamw", "Lion", "Muon", "Sgd", "Adafactor")},
+}
+
+
+def other(name: str, hint: Any, value: Any) -> Any:
+    """A value of the same type that is not `value`."""
+    if name in OTHERS:
+        return OTHERS[name]()
+    options = [hint for hint in (typing.get_args(hint) or (hint,)) if hint is not type(None)]
+    if typing.get_origin(hint) is typing.Literal:
+        return next(option for option in typing.get_args(hint) if option != value)
+    (first, *_) = options
+    if typing.get_origin(first) is typing.Literal:
+        return next(option for option in typing.get_args(first) if option != value)
+    if isinstance(first, type) and issubclass(first, Variant):
+        return next(start for start in map(start_of, first.choices.values()) if start != value)
+    if first is bool:
+        return not value
+    if first is int:
+        return 3 if value is None else value + 1
+    if first is float:
+        return value / 2 if value else 0.25
+    if first is str:
+        return f"{value}x"
+    if dataclasses.is_dataclass(first):
+        field = dataclasses.fields(first)[-1]
+        changed = other(
+            f"{first.__name__}.{field.name}", typing.get_type_hints(first)[field.name], getattr(value, field.name)
+        )
+        return dataclasses.replace(value, **{field.name: changed})
+    raise AssertionError(f"{name} needs another value in OTHERS")
+
+
+def start_of(kind: type) -> Any:
+    return STARTS[kind.__name__]() if kind.__name__ in STARTS else kind()
+
+
+def all_fields() -> list[str]:
+    kinds = [
+        kind for kind in vars(knobs).values() if dataclasses.is_dataclass(kind) and kind.__module__ == knobs.__name__
+    ]
+    return [f"{kind.__name__}.{field.name}" for kind in kinds for field in dataclasses.fields(kind)]
+
+
+# ── what can be observed ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def digest(value: Any) -> str:
+    """A hash of a jaxpr with its constants, of arrays, or of anything with a repr."""
+    if hasattr(value, "jaxpr"):
+        program = re.sub(r" at 0x[0-9a-f]+", "", str(value))  # where Python keeps a function is no difference
+        return digest([program, [np.asarray(const).tobytes() for const in value.consts]])
+    plain = jax.tree.map(lambda leaf: leaf.tobytes() if hasattr(leaf, "tobytes") else leaf, value)
+    return hashlib.sha256(repr(plain).encode()).hexdigest()
+
+
+@cache
+def observe(config: Config) -> tuple[str, ...]:
+    """The data, and the programs of the initial values and of a step."""
+    data = open_data(config.data, config.model.context_length, config.data_seed, progress=False)
+    batches = [data.batch(step, config.train.batch_size) for step in range(2)]
+    held_out = list(data.validation(8))
+    config = resolve(config, data)
+    model = GPT(config.model)
+    init = partial(init_state, model, config)
+    step = jax.make_jaxpr(make_train_step(model, config))(jax.eval_shape(init), batches[0]._asdict())
+    return digest([batches, held_out, data.tokenizer.content_hash()]), digest(jax.make_jaxpr(init)()), digest(step)
+
+
+def written(config: Config, folder: Path) -> Any:
+    """The steps of what a run records, evaluates and saves."""
+    saved: list[int] = []
+    save = Checkpoints.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", lambda self, step, *rest: (saved.append(step), save(self, step, *rest))[1])
+        try:
+            train(config, folder, console=Console(quiet=True))
+        except ValueError as error:
+            assert "not finite" in str(error)
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    return [(r["step"], r["split"]) for r in read(RunFolder(folder))], saved, kept
+
+
+def sampled(config: Config, folder: Path) -> str:
+    train(config, folder, console=Console(quiet=True))
+    letters = open_data(config.data, 16, 0).tokenizer
+    model = GPT(dataclasses.replace(config.model, vocab_size=letters.vocab_size))
+    return sample_text(model, model.init(jax.random.key(0), np.zeros((1, 2), np.int32)), letters, config.prompt, 0)
+
+
+def wandb_wanted(config: Config, folder: Path) -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        try:
+            check_wandb(config)
+        except ValueError:
+            return True
+    return False
+
+
+def placed(config: Config, folder: Path) -> Any:
+    data = open_data(config.data, config.model.context_length, 0)
+    batch = place_batch(data.batch(0, 8)._asdict(), make_mesh(), config.train.parallel)
+    return jax.tree.map(lambda leaf: leaf.shape, batch)
+
+
+def evaluated(config: Config, folder: Path) -> list[tuple[int, ...]]:
+    """Shapes of the batches that an evaluation reads."""
+    shapes: list[tuple[int, ...]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        place = place_batch
+        patch.setattr(
+            evaluate, "place_batch", lambda batch, *rest: (shapes.append(batch["tokens"].shape), place(batch, *rest))[1]
+        )
+        train(config, folder, console=Console(quiet=True))
+    return shapes
+
+
+DIVERGING = dataclasses.replace(BASE, optimizer=knobs.Sgd(learning_rate=1e25), schedule=knobs.Constant())
+DIVERGING = dataclasses.replace(DIVERGING, train=dataclasses.replace(BASE.train, steps=30, clip_norm=None))
+
+# Fields that show in what a run does, not in what it computes: where to start, another value, what to look at.
+IN_THE_RUN: dict[str, tuple[Config, Any, Callable[[Config, Path], Any]]] = {
+    "Train.steps": (BASE, 4, written),
+    "Train.log_every": (BASE, 2, written),
+    "Train.max_skipped": (DIVERGING, 3, written),
+    "Train.parallel": (BASE, "pmap", placed),
+    "Evaluation.every": (BASE, 3, written),
+    "Evaluation.batch_size": (BASE, 4, evaluated),
+    "Checkpoint.every": (BASE, 3, written),
+    "Checkpoint.keep": (BASE, 2, written),
+    "Config.evaluation": (BASE, knobs.Evaluation(every=3), written),
+    "Config.checkpoint": (BASE, knobs.Checkpoint(every=3), written),
+    "Config.prompt": (dataclasses.replace(BASE, prompt="AB"), "BA", sampled),
+    "Config.wandb": (BASE, "project", wandb_wanted),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def texts(tmp_path_factory: pytest.TempPathFactory) -> typing.Iterator[None]:
+    global TEXTS
+    TEXTS = tmp_path_factory.mktemp("texts")
+    generator = np.random.default_rng(0)
+    for number in range(6):
+        words = generator.choice(["it's", "alpha 123", "beta", "gamma  12\n"], 40)
+        (TEXTS / f"{number}.txt").write_text(" ".join(words))
+    ByteTokenizer().save(TEXTS / "bytes")
+    CharacterTokenizer.train([(file).read_text() for file in TEXTS.glob("*.txt")]).save(TEXTS / "characters")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPT_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.mark.parametrize("name", all_fields())
+def test_a_knob_is_live(name: str, tmp_path: Path) -> None:
+    kind = getattr(knobs, name.split(".")[0])
+    field = name.split(".")[1]
+    if name in IN_THE_RUN:
+        base, value, look = IN_THE_RUN[name]
+        place = PLACES[kind]
+        start = next(v for v in (base, base.train, base.evaluation, base.checkpoint) if isinstance(v, kind))
+        changed = place(base, dataclasses.replace(start, **{field: value}))
+        assert look(base, tmp_path / "a") != look(changed, tmp_path / "b")
+        return
+    if name == "Text.corpus":
+        with pytest.raises(ValueError, match='"nowhere"'):
+            open_data(knobs.Text(corpus="nowhere"), 16, 0)
+        return
+    place = next(place for holder, place in PLACES.items() if issubclass(kind, holder))
+    start = start_of(kind)
+    hint = (
+        kind.compact_hints() if hasattr(kind, "compact_hints") and field != "blocks" else typing.get_type_hints(kind)
+    )[field]
+    value = other(name, hint, getattr(start, field))
+    assert to_dict(value) != to_dict(getattr(start, field))
+    assert observe(place(BASE, start)) != observe(place(BASE, dataclasses.replace(start, **{field: value})))
+
+
+def test_what_is_observed_is_the_same_for_the_same() -> None:
+    """Or the tests here could not fail: built anew, or with a field changed that they rightly can't see, nothing differs."""
+    assert observe.__wrapped__(BASE) == observe.__wrapped__(BASE)
+    assert observe(dataclasses.replace(BASE, prompt="other")) == observe(BASE)
+
+
+def test_every_type_is_live() -> None:
+    """Of each kind, every two choices differ in something."""
+    for holder, place in PLACES.items():
+        if not issubclass(holder, Variant):
+            continue
+        own = [choice for choice in holder.choices.values() if choice.__module__ == knobs.__name__]
+        seen: dict[tuple[str, ...], str] = {}
+        for choice in own:
+            if choice is knobs.TokenizerFile:  # it is the same as what was saved
+                continue
+            observed = observe(place(BASE, start_of(choice)))
+            assert observed not in seen, f"{choice.__name__} does what {seen[observed]} does"
+            seen[observed] = choice.__name__
