@@ -13,10 +13,10 @@ from gpt_jax import config as cfg
 from gpt_jax.conversion import ConfigError
 from gpt_jax.model.cache import LayerCache, extend, slots
 from gpt_jax.model.linear import Linear
-from gpt_jax.model.mask import allowed
+from gpt_jax.model.mask import allowed, spans
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.position import alibi_bias, rotate
-from gpt_jax.model.taps import tap
+from gpt_jax.model.taps import is_tapped, tap
 
 
 class Row(NamedTuple):
@@ -31,6 +31,13 @@ class Row(NamedTuple):
     segments: Int[Array, "B T"] | None = None
     padding: Int[Array, " B"] | None = None
     length: int | None = None
+
+
+class Keys(NamedTuple):
+    """Where the S keys at hand stand: step (negative: an empty slot of a cache) and position."""
+
+    steps: Int[Array, " S"]
+    positions: Int[Array, "b S"]
 
 
 class MultiHeadAttention(nn.Module):
@@ -64,27 +71,54 @@ class MultiHeadAttention(nn.Module):
         query, key, value = tap(self, "queries", query), tap(self, "keys", key), tap(self, "values", value)
 
         query, key, value = (y.swapaxes(1, 2) for y in (query, key, value))  # heads first
-        key_steps, key_segments, key_positions = row.steps, row.segments, row.positions
+        parts, keys = spans(c.mask, T), Keys(row.steps, row.positions)
         if cache is not None:
             assert row.length is not None and row.padding is not None
             is_ring = slots(c.mask, row.length) < row.length
-            cache, key, value, key_steps = extend(cache, key, value, row.steps[0], is_ring)
-            key_positions = key_steps[None, :] - row.padding[:, None]
-
-        mask = allowed(c.mask, row.steps, key_steps, row.segments, key_segments, row.padding)
-        bias = alibi_bias(row.positions, key_positions, H) if isinstance(c.position, cfg.Alibi) else None
-        probabilities = tap(self, "probabilities", attention_probabilities(query, key, mask, bias, c.score))
-        probabilities = nn.Dropout(c.dropout, name="dropout")(probabilities, deterministic=not train)
-        heads = tap(self, "heads", mix(probabilities.astype(value.dtype), value))
+            cache, key, value, steps = extend(cache, key, value, row.steps[0], is_ring)
+            parts, keys = [(slice(None), slice(None))], Keys(steps, steps[None, :] - row.padding[:, None])
+        heads = tap(self, "heads", self._attend(query, key, value, row, keys, parts, train))
         out = heads.swapaxes(1, 2).reshape(B, T, H * D)
         return Linear(C, c.output_bias, std, dtype, self.output_scale, name="output")(out), cache
+
+    def _attend(
+        self,
+        query: Float[Array, "B H T D"],
+        key: Float[Array, "B K S D"],
+        value: Float[Array, "B K S D"],
+        row: Row,
+        keys: Keys,
+        parts: list[tuple[slice, slice]],
+        train: bool,
+    ) -> Float[Array, "B H T D"]:
+        """Each head's output, one part of the queries at a time with the part of the keys that it may see."""
+        c, dropout = self.config, nn.Dropout(self.config.dropout, name="dropout")
+        mixed, probabilities = [], []
+        for t, s in parts:
+            segments = (None, None) if row.segments is None else (row.segments[:, t], row.segments[:, s])
+            mask = allowed(c.mask, row.steps[t], keys.steps[s], *segments, row.padding)
+            is_alibi = isinstance(c.position, cfg.Alibi)
+            bias = alibi_bias(row.positions[:, t], keys.positions[:, s], c.heads) if is_alibi else None
+            p = attention_probabilities(query[:, :, t], key[:, :, s], mask, bias, c.score)
+            mixed.append(mix(dropout(p, deterministic=not train).astype(value.dtype), value[:, :, s]))
+            probabilities.append(p)
+        if is_tapped(self):
+            tap(self, "probabilities", _side_by_side(probabilities, parts, key.shape[2]))
+        return jnp.concatenate(mixed, axis=2)
+
+
+def _side_by_side(rows: list[Array], parts: list[tuple[slice, slice]], size: int) -> Float[Array, "B H T S"]:
+    """The probabilities of all spans, 0 for the keys that a span leaves out."""
+    bounds = [keys.indices(size) for _, keys in parts]
+    margins = [((0, 0), (0, 0), (0, 0), (start, size - stop)) for start, stop, _ in bounds]
+    return jnp.concatenate([jnp.pad(p, margin) for p, margin in zip(rows, margins, strict=True)], axis=2)
 
 
 def attention_probabilities(
     query: Float[Array, "B H T D"],
     key: Float[Array, "B K S D"],
-    mask: Bool[Array, "b T S"],
-    bias: Float[Array, "b H T S"] | None,
+    mask: Bool[Array, "#B T S"],
+    bias: Float[Array, "#B H T S"] | None,
     score: cfg.Score,
 ) -> Float[Array, "B H T S"]:
     """softmax over S of scale · q·k (+ bias) where `mask` allows, exactly 0 elsewhere, in float32 (Vaswani 2017).

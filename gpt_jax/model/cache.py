@@ -7,6 +7,8 @@ nothing else is stored.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -25,9 +27,10 @@ class Cache:
     `length` is the number of tokens the cache has room for, padding included.
     """
 
-    layers: tuple[LayerCache, ...]
-    step: Int[Array, ""]
-    padding: Int[Array, " B"]
+    # Arrays, or what a `jax.tree.map` puts in their place (shapes, shardings, axes): so no type is declared.
+    layers: Any
+    step: Any
+    padding: Any
     length: int = struct.field(pytree_node=False)
 
 

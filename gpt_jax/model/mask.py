@@ -18,6 +18,21 @@ VISIBLE: dict[type[cfg.MaskConfig], Callable[[Any, Int[Array, "T S"]], Bool[Arra
 }
 
 
+SPANS, SHORTEST_SPAN = 4, 64
+
+
+def spans(mask: cfg.MaskConfig, length: int) -> list[tuple[slice, slice]]:
+    """Cuts `length` tokens that attend to one another into a few spans: queries, and the keys that any of them may see.
+
+    What a span leaves out is masked for all its queries, so nothing changes but the work: with four spans 5/8 of the
+    whole, in pieces that stay in a processor's cache.
+    """
+    size = max(SHORTEST_SPAN, -(-length // SPANS))
+    reach = mask.size if isinstance(mask, cfg.Window) else length
+    ends = [(start, min(start + size, length)) for start in range(0, length, size)]
+    return [(slice(start, end), slice(max(0, start - reach + 1), end)) for start, end in ends]
+
+
 def allowed(
     mask: cfg.MaskConfig,
     query_steps: Int[Array, " T"],

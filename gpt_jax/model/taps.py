@@ -19,6 +19,11 @@ def tap(module: nn.Module, name: str, value: Array) -> Array:
     return value
 
 
+def is_tapped(module: nn.Module) -> bool:
+    """Whether somebody asked for taps: what is computed for a tap alone goes behind this."""
+    return module.is_mutable_collection(COLLECTION)
+
+
 def tapped(variables: Any, prefix: str) -> dict[str, Array]:
     """What was tapped in one `apply`, by path below `prefix`."""
     if COLLECTION not in variables:
