@@ -42,7 +42,7 @@ def init_state(model: nn.Module, c: config.Config) -> TrainState:
     tokens = jnp.zeros((1, c.model.context_length), jnp.int32)
     params = model.init(jax.random.key(c.seed), tokens)
     step, skipped, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # three buffers: each is donated by itself
-    return TrainState(step, params, make_optimizer(c.optimizer).init(params), skipped, in_row)
+    return TrainState(step, params, jax.jit(make_optimizer(c.optimizer).init)(params), skipped, in_row)
 
 
 def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:

@@ -23,7 +23,9 @@ def make(optimizer=None, schedule=None, block=None, model=None, **train):
 
 def setup(config):
     model = GPT(config.model)
-    return jax.jit(make_train_step(model, config)), init_state(model, config)
+    # As numpy: comparing trees of arrays on the device compiles a program for each shape.
+    compiled = jax.jit(make_train_step(model, config))
+    return lambda *args: jax.device_get(compiled(*args)), jax.device_get(init_state(model, config))
 
 
 def make_batch(rows=4, length=8, seed=0, weights=None):
@@ -45,7 +47,7 @@ def make_batch(rows=4, length=8, seed=0, weights=None):
 
 def close(a, b, rtol=1e-5):
     """Relative to the largest number of each array."""
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=rtol * float(jnp.abs(y).max()), rtol=0), a, b)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=rtol * np.abs(y).max(), rtol=0), a, b)
 
 
 def equal(a, b):
@@ -71,7 +73,7 @@ def test_it_is_pure_and_reports_every_metric(plain):
 def test_the_loss_is_a_mean_over_the_targets_that_count(plain):
     step, state = plain
     batch = make_batch()
-    logits = GPT(make().model).apply(
+    logits = jax.jit(GPT(make().model).apply)(
         state.params, batch["tokens"], segments=batch["segments"], positions=batch["positions"]
     )
     nll = -np.take_along_axis(jax.nn.log_softmax(logits), batch["targets"][..., None], -1)[..., 0]
@@ -116,7 +118,7 @@ def test_the_gradient_norm_is_clipped_and_reported_as_it_was(plain):
     bound = float(metrics["grad_norm"]) / 10
     clipped, clipped_metrics = setup(make(clip_norm=bound))[0](state, batch)
     np.testing.assert_allclose(clipped_metrics["grad_norm"], metrics["grad_norm"], rtol=1e-6)
-    change = jax.tree.map(jnp.subtract, clipped.params, state.params)
+    change = jax.tree.map(np.subtract, clipped.params, state.params)
     np.testing.assert_allclose(np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(change))), bound, rtol=1e-4)
     loose, _ = setup(make(clip_norm=bound * 11))[0](state, batch)
     equal(loose.params, free.params)
@@ -131,7 +133,7 @@ def test_z_loss_changes_the_gradient_and_not_the_reported_loss(plain):
 
     # It pulls log Z towards 0: on the same batch it is smaller afterwards.
     def squared_log_z(params):
-        return jnp.mean(jax.nn.logsumexp(GPT(make().model).apply(params, make_batch()["tokens"]), -1) ** 2)
+        return jnp.mean(jax.nn.logsumexp(jax.jit(GPT(make().model).apply)(params, make_batch()["tokens"]), -1) ** 2)
 
     assert squared_log_z(with_z.params) < squared_log_z(without.params)
 
@@ -196,7 +198,7 @@ def test_the_learning_rate_follows_the_step_even_past_skipped_ones():
         before = state
         state, metrics = step(state, bad if i == 3 else make_batch())
         rates.append(float(metrics["learning_rate"]))
-        change = jax.tree.map(jnp.subtract, state.params, before.params)
+        change = jax.tree.map(np.subtract, state.params, before.params)
         moved.append(float(np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(change))) / metrics["grad_norm"]))
     np.testing.assert_allclose(rates, [0, 0.25, 0.5, 0.375, 0.25, 0.125, 0], atol=1e-7)
     np.testing.assert_allclose([*moved[:3], *moved[4:]], [*rates[:3], *rates[4:]], atol=1e-4)
