@@ -1,0 +1,135 @@
+"""Rule 2 of the design: switching one thing leaves the initial value of every other parameter bit for bit as it was.
+
+Two arms of an ablation then start from the same numbers, and their difference is the switch.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_jax import GPT, ModelConfig
+from gpt_jax.config import (
+    Alibi,
+    Attention,
+    BlockConfig,
+    Embedding,
+    GatedMlp,
+    Head,
+    Init,
+    LayerNorm,
+    Learned,
+    Mlp,
+    RmsNorm,
+    Rope,
+    Score,
+    Sinusoidal,
+    Window,
+)
+from gpt_jax.model.stack import canonical
+from gpt_jax.paths import map_with_path, matches
+from tests.tiny import tiny
+
+ATTENTION = Attention(4, head_width=4)
+BLOCK = BlockConfig(ATTENTION, GatedMlp(12))
+BASE = tiny(blocks=(BLOCK, BLOCK))
+
+
+def attention(**changes: Any) -> ModelConfig:
+    return block(attention=dataclasses.replace(ATTENTION, **changes))
+
+
+def block(**changes: Any) -> ModelConfig:
+    return dataclasses.replace(BASE, blocks=(dataclasses.replace(BLOCK, **changes),) * 2)
+
+
+def model(**changes: Any) -> ModelConfig:
+    return dataclasses.replace(BASE, **changes)
+
+
+# switch → the model with it, and the parameters that come, go or change their shape with it.
+SWITCHES: dict[str, tuple[ModelConfig, list[str]]] = {
+    "kv_heads": (attention(kv_heads=1), ["**/key/kernel", "**/value/kernel"]),
+    "head_width": (attention(head_width=2), ["**/attention/*/kernel"]),
+    "rope, a window and dropout": (attention(position=Rope(), mask=Window(3), dropout=0.1), []),
+    "alibi and a softcap": (attention(position=Alibi(), score=Score(softcap=5.0)), []),
+    "qk_norm": (attention(score=Score(qk_norm=RmsNorm())), ["**/query_norm/*", "**/key_norm/*"]),
+    "biases": (attention(bias=True, output_bias=True), ["**/bias"]),
+    "a plain mlp": (block(mlp=Mlp(12)), ["**/gate/kernel"]),
+    "mlp width": (block(mlp=GatedMlp(10)), ["**/mlp/*/kernel"]),
+    "mlp biases": (block(mlp=GatedMlp(12, bias=True)), ["**/mlp/*/bias"]),
+    "no mlp": (block(mlp=None), ["**/mlp/**", "**/mlp_norm/*"]),
+    "layer norm": (block(norm=LayerNorm()), ["**/*norm/bias"]),
+    "post": (block(residual="post", dropout=0.1), []),
+    "sandwich": (block(residual="sandwich"), ["**/*_output_norm/*"]),
+    "parallel": (block(residual="parallel"), ["blocks/*/*norm/*"]),
+    "learned positions": (model(embedding=Embedding(Learned(), dropout=0.1)), ["embedding/position/table"]),
+    "sinusoidal": (model(embedding=Embedding(Sinusoidal(), RmsNorm())), ["embedding/norm/scale"]),
+    "no final norm": (model(final_norm=None), ["final_norm/*"]),
+    "a head of its own": (model(head=Head(tied=False, bias=True)), ["head/*"]),
+    "vocabulary": (model(vocab_size=40), ["embedding/table"]),
+    "outputs at zero": (model(init=Init(output="zero")), ["**/attention/output/kernel", "**/mlp/down/kernel"]),
+    "how it is executed": (model(scan=True, remat="full", dtype="bfloat16", context_length=8), []),
+}
+
+
+def initial(c: ModelConfig) -> dict[str, np.ndarray]:
+    params = canonical(GPT(c).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))
+    named: dict[str, np.ndarray] = {}
+    map_with_path(lambda path, leaf: named.update({path: np.asarray(leaf)}), params)
+    return named
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, np.ndarray]:
+    return initial(BASE)
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_switch_leaves_every_other_initial_value(switch: str, base: dict[str, np.ndarray]) -> None:
+    changed_model, own = SWITCHES[switch]
+    changed = initial(changed_model)
+    for path in sorted(base.keys() | changed.keys()):
+        if not matches(path, own):
+            assert path in base and path in changed, f"{path} came or went with {switch}"
+            np.testing.assert_array_equal(changed[path], base[path], err_msg=path)
+    assert len([path for path in base if not matches(path, own)]) >= 6  # something was compared
+    for glob in own:  # and each exception is one
+        touched = [path for path in base.keys() | changed.keys() if matches(path, [glob])]
+        assert any(
+            path not in base or path not in changed or not np.array_equal(base[path], changed[path]) for path in touched
+        ), glob
+
+
+def test_more_layers_leave_the_first_ones() -> None:
+    def layers(n: int, output: Any) -> dict[str, np.ndarray]:
+        return initial(dataclasses.replace(BASE, blocks=(BLOCK,) * n, init=Init(output=output)))
+
+    two, four = layers(2, "same"), layers(4, "same")
+    assert set(two) < set(four)
+    for path, value in two.items():
+        np.testing.assert_array_equal(four[path], value, err_msg=path)
+    deep = layers(4, "depth")  # whose very meaning is that these shrink with depth
+    for path, value in four.items():
+        shrinks = matches(path, ["**/attention/output/kernel", "**/mlp/down/kernel"])
+        np.testing.assert_allclose(deep[path], value / 8**0.5 if shrinks else value, rtol=1e-6 if shrinks else 0)
+
+
+def test_one_layer_of_another_kind_leaves_the_others() -> None:
+    other = dataclasses.replace(BLOCK, mlp=Mlp(5), attention=Attention(2))
+    mixed = initial(dataclasses.replace(BASE, blocks=(BLOCK, other, BLOCK, BLOCK)))
+    alike = initial(dataclasses.replace(BASE, blocks=(BLOCK,) * 4))
+    compared = [path for path in alike if not path.startswith("blocks/1/")]
+    assert len(compared) > 20
+    for path in compared:
+        np.testing.assert_array_equal(mixed[path], alike[path], err_msg=path)
+
+
+def test_no_two_parameters_start_alike(base: dict[str, np.ndarray]) -> None:
+    drawn = [value.ravel()[:6] for value in base.values() if value.std() > 0]
+    assert len(drawn) == 1 + 2 * 7
+    directions = np.array([x / np.linalg.norm(x) for x in drawn])
+    assert np.abs(directions @ directions.T - np.eye(len(drawn))).max() < 0.999

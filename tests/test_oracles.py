@@ -1,0 +1,119 @@
+"""Hugging Face's numbers for the same parameters: an implementation that shares nothing with ours."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.flax import load_file
+
+from gpt_jax import GPT, ModelConfig
+from gpt_jax.config import (
+    Attention,
+    BlockConfig,
+    Embedding,
+    GatedMlp,
+    Head,
+    LayerNorm,
+    Learned,
+    Mlp,
+    RmsNorm,
+    Rope,
+    Score,
+)
+
+Tensors = dict[str, jax.Array]
+
+
+def gpt2(c: dict[str, Any], t: Tensors) -> tuple[ModelConfig, Any]:
+    norm = LayerNorm(c["layer_norm_epsilon"])
+    block = BlockConfig(
+        Attention(c["n_head"], bias=True, output_bias=True), Mlp(4 * c["n_embd"], "gelu_tanh", bias=True), norm
+    )
+    model = ModelConfig(
+        c["vocab_size"], c["n_positions"], c["n_embd"], (block,) * c["n_layer"], Embedding(Learned()), norm
+    )
+
+    def linear(name: str, part: slice = slice(None)) -> dict[str, jax.Array]:
+        return {"kernel": t[f"{name}.weight"][:, part], "bias": t[f"{name}.bias"][part]}
+
+    def affine(name: str) -> dict[str, jax.Array]:
+        return {"scale": t[f"{name}.weight"], "bias": t[f"{name}.bias"]}
+
+    def layer(i: int) -> dict[str, Any]:
+        h, width = f"transformer.h.{i}", c["n_embd"]
+        parts = {name: slice(n * width, (n + 1) * width) for n, name in enumerate(("query", "key", "value"))}
+        attention = {name: linear(f"{h}.attn.c_attn", part) for name, part in parts.items()}
+        return {
+            "attention_norm": affine(f"{h}.ln_1"),
+            "attention": attention | {"output": linear(f"{h}.attn.c_proj")},
+            "mlp_norm": affine(f"{h}.ln_2"),
+            "mlp": {"up": linear(f"{h}.mlp.c_fc"), "down": linear(f"{h}.mlp.c_proj")},
+        }
+
+    return model, {
+        "embedding": {"table": t["transformer.wte.weight"], "position": {"table": t["transformer.wpe.weight"]}},
+        "blocks": {str(i): layer(i) for i in range(c["n_layer"])},
+        "final_norm": affine("transformer.ln_f"),
+    }
+
+
+def llama(c: dict[str, Any], t: Tensors) -> tuple[ModelConfig, Any]:
+    """Llama and Qwen 3, which is Llama with a norm on each head's queries and keys."""
+    norm, has_qk_norm = RmsNorm(c["rms_norm_eps"]), c["model_type"] == "qwen3"
+    attention = Attention(
+        c["num_attention_heads"],
+        c["num_key_value_heads"],
+        c["head_dim"],
+        position=Rope(c["rope_parameters"]["rope_theta"]),
+        score=Score(qk_norm=norm if has_qk_norm else None),
+    )
+    block = BlockConfig(attention, GatedMlp(c["intermediate_size"], c["hidden_act"]), norm)
+    blocks = (block,) * c["num_hidden_layers"]
+    head = Head(tied=c["tie_word_embeddings"])
+    model = ModelConfig(
+        c["vocab_size"], c["max_position_embeddings"], c["hidden_size"], blocks, final_norm=norm, head=head
+    )
+
+    def layer(i: int) -> dict[str, Any]:
+        h = f"model.layers.{i}"
+        linears = {
+            group: {ours: {"kernel": t[f"{h}.{place}.{theirs}_proj.weight"].T} for ours, theirs in names.items()}
+            for group, place, names in [
+                ("attention", "self_attn", {"query": "q", "key": "k", "value": "v", "output": "o"}),
+                ("mlp", "mlp", {"gate": "gate", "up": "up", "down": "down"}),
+            ]
+        }
+        if has_qk_norm:
+            for ours, theirs in {"query_norm": "q_norm", "key_norm": "k_norm"}.items():
+                linears["attention"][ours] = {"scale": t[f"{h}.self_attn.{theirs}.weight"]}
+        return linears | {
+            "attention_norm": {"scale": t[f"{h}.input_layernorm.weight"]},
+            "mlp_norm": {"scale": t[f"{h}.post_attention_layernorm.weight"]},
+        }
+
+    return model, {
+        "embedding": {"table": t["model.embed_tokens.weight"]},
+        "blocks": {str(i): layer(i) for i in range(c["num_hidden_layers"])},
+        "final_norm": {"scale": t["model.norm.weight"]},
+        "head": {"kernel": t["lm_head.weight"].T},
+    }
+
+
+@pytest.mark.parametrize("family, read", [("gpt2", gpt2), ("llama", llama), ("qwen3", llama)])
+def test_logits_and_greedy_tokens_are_hugging_faces(family: str, read: Any, shared: Path) -> None:
+    folder = shared / "oracles" / family
+    if not folder.is_dir():
+        pytest.skip(f"needs the oracle {folder}")
+    tensors = load_file(folder / "model.safetensors")
+    c, params = read(json.loads((folder / "config.json").read_text()), tensors)
+    ids, wanted, generated = (np.load(folder / f"{name}.npy") for name in ("input_ids", "logits", "generated"))
+    logits = GPT(c).apply({"params": params}, jnp.asarray(ids, jnp.int32))
+    np.testing.assert_allclose(logits, wanted, atol=1e-4)
+    longer = GPT(c).apply({"params": params}, jnp.asarray(generated, jnp.int32))
+    prompt = ids.shape[1]
+    np.testing.assert_array_equal(generated[:, :prompt], ids)
+    np.testing.assert_array_equal(longer[:, prompt - 1 : -1].argmax(-1), generated[:, prompt:])
