@@ -36,6 +36,10 @@ def _require_positive(value: int | float | None, name: str) -> None:
     require(value is None or value > 0, f"{name} must be positive, not {value}")
 
 
+def _require_taps(taps: int | None, name: str) -> None:
+    require(taps is None or taps >= 2, f"{name} must have at least 2 taps, not {taps}: this step and one before it")
+
+
 # ── the model ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -131,6 +135,7 @@ class Attention(AttentionConfig):
     """Softmax attention with H query heads that share K key/value heads: MHA (K = H), GQA, MQA (K = 1).
 
     `kv_heads` None: H. `head_width` None: C / H. `bias` is on query, key and value. `dropout` is on the probabilities.
+    `convolution` is the taps of a short causal convolution on query, key and value.
     """
 
     heads: int
@@ -142,8 +147,10 @@ class Attention(AttentionConfig):
     bias: bool = False
     output_bias: bool = False
     dropout: float = 0.0
+    convolution: int | None = None
 
     def __post_init__(self) -> None:
+        _require_taps(self.convolution, "attention.convolution")
         _require_positive(self.heads, "attention.heads")
         _require_positive(self.head_width, "attention.head_width")
         kv_heads = self.resolved_kv_heads
@@ -203,7 +210,8 @@ class BlockConfig:
     """One layer. `mlp=None` is an attention-only layer. `dropout` is on what each sublayer adds to the residual stream.
 
     Residual arrangements: "pre" x + f(norm(x)), "post" norm(x + f(x)), "sandwich" x + norm(f(norm(x))),
-    "parallel" x + attention(norm(x)) + mlp(norm(x)) with one norm.
+    "parallel" x + attention(norm(x)) + mlp(norm(x)) with one norm. `convolution` is the taps of a short causal
+    convolution on the input of each sublayer, after its norm.
     """
 
     attention: AttentionConfig
@@ -211,8 +219,10 @@ class BlockConfig:
     norm: NormConfig = RmsNorm()
     residual: Literal["pre", "post", "sandwich", "parallel"] = "pre"
     dropout: float = 0.0
+    convolution: int | None = None
 
     def __post_init__(self) -> None:
+        _require_taps(self.convolution, "convolution")
         require(
             self.residual != "parallel" or self.mlp is not None,
             'residual="parallel" needs an mlp beside the attention: give one, or use residual="pre"',

@@ -12,25 +12,13 @@ from jaxtyping import Array, Bool, Float, Int
 from gpt_jax import config as cfg
 from gpt_jax.conversion import ConfigError
 from gpt_jax.model.cache import LayerCache, extend, slots
+from gpt_jax.model.convolution import ShortConvolution
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.mask import allowed, spans
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.position import alibi_bias, rotate
+from gpt_jax.model.row import Row
 from gpt_jax.model.taps import is_tapped, tap
-
-
-class Row(NamedTuple):
-    """What every layer knows of the T tokens at hand.
-
-    `steps` counts along the row from its beginning, padding included; `positions` is what position schemes see;
-    `segments` separates documents; `padding` and `length` are the cache's, None without one.
-    """
-
-    steps: Int[Array, " T"]
-    positions: Int[Array, "b T"]
-    segments: Int[Array, "B T"] | None = None
-    padding: Int[Array, " B"] | None = None
-    length: int | None = None
 
 
 class Keys(NamedTuple):
@@ -55,10 +43,17 @@ class MultiHeadAttention(nn.Module):
         (B, T, C), H, K, D = x.shape, c.heads, c.resolved_kv_heads, c.resolved_head_width(x.shape[-1])
         std, dtype = model.init.kernel_std, model.param_dtype
 
-        query = Linear(H * D, c.bias, std, dtype, name="query")(x).reshape(B, T, H, D)
-        key = Linear(K * D, c.bias, std, dtype, name="key")(x).reshape(B, T, K, D)
-        value = Linear(K * D, c.bias, std, dtype, name="value")(x).reshape(B, T, K, D)
+        state: LayerCache = {}
 
+        def project(name: str, heads: int) -> Float[Array, "B T N D"]:
+            y = Linear(heads * D, c.bias, std, dtype, name=name)(x)
+            if c.convolution is not None:
+                past = None if cache is None else cache[f"{name}_convolution"]
+                convolution = ShortConvolution(c.convolution, dtype, name=f"{name}_convolution")
+                y, state[f"{name}_convolution"] = convolution(y, row, past)
+            return y.reshape(B, T, heads, D)
+
+        query, key, value = project("query", H), project("key", K), project("value", K)
         query = make_norm(c.score.qk_norm, dtype, name="query_norm")(query)
         key = make_norm(c.score.qk_norm, dtype, name="key_norm")(key)
         match c.position:
@@ -75,7 +70,8 @@ class MultiHeadAttention(nn.Module):
         if cache is not None:
             assert row.length is not None and row.padding is not None
             is_ring = slots(c.mask, row.length) < row.length
-            cache, key, value, steps = extend(cache, key, value, row.steps[0], is_ring)
+            written, key, value, steps = extend(cache, key, value, row.steps[0], is_ring)
+            cache = {**cache, **written, **state}
             parts, keys = [(slice(None), slice(None))], Keys(steps, steps[None, :] - row.padding[:, None])
         heads = tap(self, "heads", self._attend(query, key, value, row, keys, parts, train))
         out = heads.swapaxes(1, 2).reshape(B, T, H * D)

@@ -7,10 +7,12 @@ from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
 from gpt_jax.conversion import implementation
-from gpt_jax.model.attention import MultiHeadAttention, Row
+from gpt_jax.model.attention import MultiHeadAttention
 from gpt_jax.model.cache import LayerCache
+from gpt_jax.model.convolution import ShortConvolution
 from gpt_jax.model.mlp import Mlp
 from gpt_jax.model.norm import make_norm
+from gpt_jax.model.row import Row
 from gpt_jax.model.taps import tap
 
 ATTENTIONS: dict[type[cfg.AttentionConfig], type[nn.Module]] = {cfg.Attention: MultiHeadAttention}
@@ -39,21 +41,33 @@ class Block(nn.Module):
             change = nn.Dropout(c.dropout, name=f"{name}_dropout")(change, deterministic=not train)
             return x + tap(self, f"{name}_change", change)
 
+        state: LayerCache = {}
+
+        def convolve(name: str, x: Array) -> Array:
+            if c.convolution is None:
+                return x
+            past = None if cache is None else cache[f"{name}_convolution"]
+            convolution = ShortConvolution(c.convolution, model.param_dtype, name=f"{name}_convolution")
+            y, state[f"{name}_convolution"] = convolution(x, row, past)
+            return y
+
         if c.residual == "parallel":
             assert mlp is not None
             y = norm("norm", x)
-            change, cache = attention(y, row, cache, train)
-            return add("mlp", add("attention", x, change), mlp(y)), cache
+            change, extended = attention(convolve("attention", y), row, cache, train)
+            x = add("mlp", add("attention", x, change), mlp(convolve("mlp", y)))
+            return x, None if extended is None else {**extended, **state}
 
         before, inner, after = ARRANGEMENTS[c.residual]
-        change, cache = attention(norm("attention_norm", x) if before else x, row, cache, train)
+        y = convolve("attention", norm("attention_norm", x) if before else x)
+        change, extended = attention(y, row, cache, train)
         x = add("attention", x, norm("attention_output_norm", change) if inner else change)
         x = norm("attention_norm", x) if after else x
         if mlp is not None:
-            change = mlp(norm("mlp_norm", x) if before else x)
+            change = mlp(convolve("mlp", norm("mlp_norm", x) if before else x))
             x = add("mlp", x, norm("mlp_output_norm", change) if inner else change)
             x = norm("mlp_norm", x) if after else x
-        return x, cache
+        return x, None if extended is None else {**extended, **state}
 
 
 # residual arrangement → is there a norm before the sublayer, on what it adds, after the sum?

@@ -21,8 +21,8 @@ LayerCache = dict[str, Array]
 
 @struct.dataclass
 class Cache:
-    """`layers[l]` {"key", "value"}: (B, K, S, D); `step`: tokens written so far, padding included; `padding` (B,):
-    left padding of each row.
+    """`layers[l]` {"key", "value"}: (B, K, S, D), and what its short convolutions look back on: (B, taps − 1, N);
+    `step`: tokens written so far, padding included; `padding` (B,): left padding of each row.
 
     `length` is the number of tokens the cache has room for, padding included.
     """
@@ -46,20 +46,23 @@ def init_cache(model: cfg.ModelConfig, batch_size: int, length: int, padding: In
     if length < 1:
         raise ValueError(f"a cache needs room for at least 1 token, not {length}")
     cfg.check_length(model, length)
-    layers = tuple(_init_layer(block.attention, model, batch_size, length) for block in model.blocks)
+    layers = tuple(_init_layer(block, model, batch_size, length) for block in model.blocks)
     padding = jnp.zeros(batch_size, jnp.int32) if padding is None else jnp.asarray(padding, jnp.int32)
     return Cache(layers, jnp.zeros((), jnp.int32), padding, length)
 
 
-def _init_layer(attention: cfg.AttentionConfig, model: cfg.ModelConfig, batch_size: int, length: int) -> LayerCache:
+def _init_layer(block: cfg.BlockConfig, model: cfg.ModelConfig, batch_size: int, length: int) -> LayerCache:
+    attention = block.attention
     assert isinstance(attention, cfg.Attention)
-    shape = (
-        batch_size,
-        attention.resolved_kv_heads,
-        slots(attention.mask, length),
-        attention.resolved_head_width(model.width),
-    )
-    return {name: jnp.zeros(shape, jnp.dtype(model.dtype)) for name in ("key", "value")}
+    H, K, D = attention.heads, attention.resolved_kv_heads, attention.resolved_head_width(model.width)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("key", "value"), (K, slots(attention.mask, length), D))
+    if attention.convolution is not None:
+        for name, heads in (("query", H), ("key", K), ("value", K)):
+            shapes[f"{name}_convolution"] = (attention.convolution - 1, heads * D)
+    if block.convolution is not None:
+        for name in ("attention",) if block.mlp is None else ("attention", "mlp"):
+            shapes[f"{name}_convolution"] = (block.convolution - 1, model.width)
+    return {name: jnp.zeros((batch_size, *shape), jnp.dtype(model.dtype)) for name, shape in shapes.items()}
 
 
 def slots(mask: cfg.MaskConfig, length: int) -> int:

@@ -15,11 +15,11 @@ from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
 from gpt_jax.conversion import nearest
-from gpt_jax.model.attention import Row
 from gpt_jax.model.cache import Cache
 from gpt_jax.model.embedding import TokenEmbedding
 from gpt_jax.model.head import LmHead
 from gpt_jax.model.norm import make_norm
+from gpt_jax.model.row import Row
 from gpt_jax.model.stack import Blocks
 
 

@@ -18,9 +18,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
-from gpt_jax.model.attention import Row
 from gpt_jax.model.block import Block
 from gpt_jax.model.cache import LayerCache
+from gpt_jax.model.row import Row
 from gpt_jax.model.taps import COLLECTION, tapped
 
 Params = dict[str, Any]

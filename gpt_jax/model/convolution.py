@@ -1,0 +1,40 @@
+"""A short causal convolution along the row: each channel by itself, a few steps back."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from gpt_jax.model.row import Row
+
+
+class ShortConvolution(nn.Module):
+    """x[t] + Σ_j taps[j] · x[t − j] for j < `taps`, the identity at the start ("Canon layers", Allen-Zhu 2025,
+    ssrn:5240330).
+
+    Padding and other documents count as 0. With a cache, `past` (B, taps − 1, N) holds the inputs of the last steps,
+    and comes back with those of the steps at hand.
+    """
+
+    taps: int
+    param_dtype: str
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T N"], row: Row, past: Float[Array, "B P N"] | None
+    ) -> tuple[Float[Array, "B T N"], Float[Array, "B P N"]]:
+        taps = self.param("taps", nn.initializers.zeros, (self.taps, x.shape[-1]), jnp.dtype(self.param_dtype))
+        (B, T, N), before = x.shape, self.taps - 1
+        new = x
+        if row.padding is not None:
+            new = jnp.where((row.steps >= row.padding[:, None])[..., None], x, 0)
+        inputs = jnp.concatenate([jnp.zeros((B, before, N), x.dtype) if past is None else past, new], axis=1)
+        y = x
+        for lag, tap in enumerate(taps.astype(x.dtype)):
+            earlier = inputs[:, before - lag : before - lag + T]
+            if row.segments is not None and lag > 0:
+                same = jnp.pad(row.segments[:, lag:] == row.segments[:, : T - lag], ((0, 0), (min(lag, T), 0)))
+                earlier = jnp.where(same[..., None], earlier, 0)
+            y += tap * earlier
+        return y, inputs[:, T:]
