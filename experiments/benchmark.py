@@ -47,12 +47,13 @@ FLAGS = flags.FLAGS
 def main() -> None:
     suite = cli.required("suite", "one of " + ", ".join(SUITES))
     options = {"text": cli.required("text", "a text file to measure with")} if suite == "data" else {}
+    results = SUITES[suite](rounds=FLAGS.rounds, **options)
     result = {
         "suite": suite,
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "processors": os.cpu_count(),
-        "results": SUITES[suite](rounds=FLAGS.rounds, **options),
+        "results": results,
     }
     text = json.dumps(result, indent=2)
     print(text)

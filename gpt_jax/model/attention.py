@@ -91,8 +91,8 @@ class MultiHeadAttention(nn.Module):
         c, dropout = self.config, nn.Dropout(self.config.dropout, name="dropout")
         mixed, probabilities = [], []
         for t, s in parts:
-            segments = (None, None) if row.segments is None else (row.segments[:, t], row.segments[:, s])
-            mask = allowed(c.mask, row.steps[t], keys.steps[s], *segments, row.padding)
+            query_segments, key_segments = (None if row.segments is None else row.segments[:, i] for i in (t, s))
+            mask = allowed(c.mask, row.steps[t], keys.steps[s], query_segments, key_segments, row.padding)
             is_alibi = isinstance(c.position, cfg.Alibi)
             bias = alibi_bias(row.positions[:, t], keys.positions[:, s], c.heads) if is_alibi else None
             p = attention_probabilities(query[:, :, t], key[:, :, s], mask, bias, c.score)
