@@ -459,7 +459,9 @@ class Bytes(TokenizerConfig):
 
 @dataclass(frozen=True)
 class Characters(TokenizerConfig):
-    """The distinct characters of the whole corpus, held-out part included, sorted by code point, with no special token."""
+    """The distinct characters of the whole corpus, held-out part included, sorted by code point, with no special
+    token.
+    """
 
 
 @dataclass(frozen=True)
@@ -487,11 +489,11 @@ class DataConfig(Variant):
 class Text(DataConfig):
     """Documents, tokenized once and packed into rows.
 
-    `corpus`: "python" (the standard library's sources), "tiny_shakespeare", or the name of a data set that TFDS has prepared.
-    `path`: a file, folder or glob of text to read in place of the named `corpus`; `separator` divides its files into documents.
-    Several documents are split by a hash of their path, one document at a position; `validation_fraction` of them are held out,
-    unless a prepared data set brings its own validation split. `validation_tokens` caps the validation set to its first so many
-    predicted tokens (None: all).
+    `corpus`: "python" (the standard library's sources), "tiny_shakespeare", or the name of a data set that TFDS has
+    prepared. `path`: a file, folder or glob of text to read in place of the named `corpus`; `separator` divides its
+    files into documents. Several documents are split by a hash of their path, one document at a position;
+    `validation_fraction` of them are held out, unless a prepared data set brings its own validation split.
+    `validation_tokens` caps the validation set to its first so many predicted tokens (None: all).
     """
 
     corpus: str = "python"
@@ -510,7 +512,8 @@ class Text(DataConfig):
         _require_positive(self.validation_tokens, "data.validation_tokens")
         require(
             self.separator is None or (self.path is not None and self.separator != ""),
-            "data.separator divides the files of data.path into documents: give a path, and a separator that is not empty",
+            "data.separator divides the files of data.path into documents: give a path, "
+            "and a separator that is not empty",
         )
 
 
@@ -534,8 +537,8 @@ class Copy(DataConfig):
 
 @dataclass(frozen=True)
 class Induction(DataConfig):
-    """A random sequence, its symbols all different, repeated with a period drawn anew for each row: predict what followed last time (Olsson et
-    al. 2022, arXiv:2209.11895).
+    """A random sequence, its symbols all different, repeated with a period drawn anew for each row: predict what
+    followed last time (Olsson et al. 2022, arXiv:2209.11895).
     """
 
     symbols: int = 32
@@ -549,12 +552,13 @@ class Induction(DataConfig):
         _require_task(self.symbols, self.length, self.validation_rows)
         require(
             0 < self.shortest_period <= self.longest_period < self.length,
-            f"data.shortest_period ({self.shortest_period}) ≤ data.longest_period ({self.longest_period}) < data.length "
-            f"({self.length}) must hold, for a row to show its period once and ask for it",
+            f"data.shortest_period ({self.shortest_period}) ≤ data.longest_period ({self.longest_period}) "
+            f"< data.length ({self.length}) must hold, for a row to show its period once and ask for it",
         )
         require(
             self.longest_period <= self.symbols,
-            f"the symbols of a period differ: data.longest_period ({self.longest_period}) may be data.symbols ({self.symbols}) at most",
+            f"the symbols of a period differ: "
+            f"data.longest_period ({self.longest_period}) may be data.symbols ({self.symbols}) at most",
         )
 
 
@@ -572,7 +576,8 @@ class Recall(DataConfig):
         _require_task(self.symbols, self.length, self.validation_rows)
         require(
             0 < self.pairs <= self.symbols // 2,
-            f"data.pairs must lie between 1 and half of data.symbols ({self.symbols}), whose other half are the values, not {self.pairs}",
+            f"data.pairs must lie between 1 and half of data.symbols ({self.symbols}), "
+            f"whose other half are the values, not {self.pairs}",
         )
         require(
             4 * self.pairs <= self.length,
