@@ -1,11 +1,12 @@
 """GPT-2 small (Radford et al. 2019): 12 layers of width 768, context 1,024, 124 M parameters, on text of your own.
 
-    python -m experiments.train --config=configs/gpt2_124m.py --workdir=gs://BUCKET/gpt2 --config.data.path='/data/openwebtext/*.txt' \\
-        --config.data.tokenizer.path=tokenizer.json
+    python -m experiments.train --config=configs/gpt2_124m.py --workdir=runs/gpt2 \\
+        --config.data.path='openwebtext/*.txt' --config.data.tokenizer.path=tokenizer.json
 
-`tokenizer.json` is GPT-2's own, of 50,257 tokens. On OpenWebText, nanoGPT reports a validation loss of 2.85 nats per token for this model,
-batch (0.5 M tokens) and length (600,000 steps), after 4 days on 8 A100; we have not run it that far. Expect 3.3 after 20,000 steps. On
-fewer or smaller devices raise `train.accumulate`, which cuts the batch into micro-batches and changes no number.
+`tokenizer.json` is GPT-2's own, of 50,257 tokens. On OpenWebText, nanoGPT reports a validation loss of 2.85 nats per
+token for this model, batch (0.5 M tokens) and length (600,000 steps), after 4 days on 8 A100; this configuration has
+not been run that far. With fewer or smaller devices raise `train.accumulate`, which cuts the batch into micro-batches
+and changes no number but by rounding.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,5 @@
-"""A tiny Llama (Touvron et al. 2023, arXiv:2302.13971): RMSNorm, rotary positions, SwiGLU, grouped queries, an untied head, no biases.
+"""A tiny Llama (Touvron et al. 2023, arXiv:2302.13971): RMSNorm, rotary positions, SwiGLU, grouped queries, an untied
+head, no biases.
 
     python -m experiments.train --config=configs/llama_tiny.py --workdir=runs/llama_tiny
 

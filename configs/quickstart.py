@@ -1,6 +1,9 @@
 """A small GPT on the source code of Python's own library, on whatever device is there.
 
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+1.5 M parameters see 1 M bytes, in about 3 minutes on two CPU cores, preparation and compilation included. Expected
+validation loss: 1.19 ± 0.06 nats per byte (1.71 bits); the corpus differs with the release of Python.
 """
 
 from ml_collections import ConfigDict
@@ -15,9 +18,9 @@ from gpt_jax.config import (
     GatedMlp,
     ModelConfig,
     Muon,
+    RmsNorm,
     Rope,
     Score,
-    RmsNorm,
     Text,
     Train,
     WarmupStableDecay,

@@ -1,11 +1,13 @@
-"""Shakespeare by the character at nanoGPT's CPU budget: 4 layers of width 128, context 64, batch 12, 2,000 steps, at most 0.82 M parameters.
+"""Shakespeare by the character at nanoGPT's CPU budget: 4 layers of width 128, context 64, batch 12, 2,000 steps, at
+most 0.82 M parameters.
 
-    python -m experiments.train --config=configs/shakespeare_char.py --workdir=runs/shakespeare --config.data.path=tinyshakespeare.txt
+    python -m experiments.train --config=configs/shakespeare_char.py --workdir=runs/shakespeare \\
+        --config.data.path=tinyshakespeare.txt
 
 The file is nanoGPT's `input.txt` (1,115,394 characters); the first 90 % train, the last 10 % validate. Two arms:
 
-    configs/shakespeare_char.py         what the field has learned since: validation loss 1.56 (nats per character), 801,024 parameters
-    configs/shakespeare_char.py:gpt2    the plain GPT-2 that nanoGPT trains: at most 1.91
+- `configs/shakespeare_char.py`: what the field has learned since. Validation loss 1.56 nats per character.
+- `configs/shakespeare_char.py:gpt2`: the plain GPT-2 that nanoGPT trains. At most 1.91.
 
 About 2 minutes each on two CPU cores.
 """

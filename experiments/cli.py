@@ -1,4 +1,6 @@
-"""What the commands share: help that reads like a page, configurations from flags, and mistakes that are answered in one sentence."""
+"""What the commands share: help that reads like a page, configurations from flags, and mistakes that are answered in
+one sentence.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,11 @@ class UsageError(ValueError):
 
 
 def run(main: Callable[[], int | None], page: str) -> None:
-    """Parses the flags, calls `main` and exits with what it returns; `--help` prints `page` (and `--helpfull` all flags there are).
+    """Parses the flags, calls `main` and exits with what it returns; `--help` prints `page` (and `--helpfull` all flags
+    there are).
 
-    A mistake of the user's becomes one sentence on stderr: exit code 2 where the command line or the configuration is wrong,
-    else 1. What nobody foresaw keeps its traceback.
+    A mistake of the user's becomes one sentence on stderr: exit code 2 where the command line or the configuration is
+    wrong, else 1. What nobody foresaw keeps its traceback.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -57,7 +60,8 @@ def config_from_flags() -> Config:
       ConfigError: it can't be; see `gpt_jax.conversion.from_dict`.
       UsageError: there is no such file.
     """
-    file = flags.FLAGS["config"].config_filename if flags.FLAGS["config"].present else None
+    flag: Any = flags.FLAGS["config"]
+    file = flag.config_filename if flag.present else None
     if file is None:
         raise UsageError("--config is required: a configuration file, such as configs/quickstart.py")
     path = file.split(":")[0]
@@ -66,7 +70,7 @@ def config_from_flags() -> Config:
     values = flags.FLAGS.config
     if not isinstance(values, ConfigDict):
         raise ConfigError(f"get_config() in {path} must return a ConfigDict, as to_config_dict(Config(…)) does")
-    overridden = dict(config_flags.get_override_values(flags.FLAGS["config"]))
+    overridden = dict(config_flags.get_override_values(flag))
     for key in _switched_off:
         *groups, name = key.split(".")
         group = values
@@ -128,7 +132,9 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
 
 
 def _is_answer(error: Exception) -> bool:
-    """Whether an error speaks to the user: something is missing, or we raised it ourselves. From deep inside a library it is a bug."""
+    """Whether an error speaks to the user: something is missing, or we raised it ourselves. From deep inside a library
+    it is a bug.
+    """
     if isinstance(error, OSError | ModuleNotFoundError):
         return True
     traceback = error.__traceback__

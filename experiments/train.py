@@ -63,12 +63,12 @@ def main() -> int:
         )
     elif isinstance(config.data, Text):
         show_sample(console, *load_run(workdir), config)
-    folder = shlex.quote(workdir)
+    folder, prompt = shlex.quote(workdir), shlex.quote(config.prompt)
     show_end(console, outcome.validation, {"checkpoint": outcome.checkpoint, "loss curve": outcome.loss_plot})
     show_next(
         console,
         {
-            "sample more": f'python -m experiments.sample --workdir={folder} --prompt="def " --max_new_tokens=200 --temperature=0.8',
+            "sample more": f"python -m experiments.sample --workdir={folder} --prompt={prompt} --top_k=40",
             "evaluate": f"python -m experiments.evaluate --workdir={folder}",
             "train longer": _command(f"--workdir={workdir}", f"--config.train.steps={2 * config.train.steps}"),
             "ablate: one key/value head": _command(f"--workdir={workdir}-mqa", "--config.model.attention.kv_heads=1"),

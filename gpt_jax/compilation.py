@@ -8,7 +8,9 @@ from gpt_jax.data.cache import cache_folder
 
 
 def enable_compilation_cache() -> None:
-    """Turns the cache on, in `xla/` of `$GPT_JAX_CACHE` or of `~/.cache/gpt_jax`, unless the user chose a place (`JAX_COMPILATION_CACHE_DIR`)."""
-    if jax.config.jax_compilation_cache_dir is None:
+    """Turns the cache on, in `xla/` of `$GPT_JAX_CACHE` or of `~/.cache/gpt_jax`, unless the user chose a place
+    (`JAX_COMPILATION_CACHE_DIR`).
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder(None) / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -51,10 +51,11 @@ def show_banner(
     epochs = "" if data.train_rows is None else f", {steps * config.train.batch_size / data.train_rows:.2f} epochs"
     facts = {
         "folder": str(folder),
-        "devices": f"{devices['count']} × {devices['kind']} ({jax.default_backend()}), {devices['processes']} process(es)",
+        "devices": f"{devices['count']} × {devices['kind']} ({jax.default_backend()})",
+        "processes": str(devices["processes"]),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "git": "none" if this["git"] is None else this["git"],
-        "data": f"{_tokens(data.train_tokens)} training tokens, {data.validation_tokens:,} validation tokens, vocabulary {data.vocab_size:,}",
+        "data": f"{_tokens(data.train_tokens)} tokens to train on, {data.validation_tokens:,} to validate on",
         "plan": f"{steps:,} steps × {per_step:,} tokens = {steps * per_step:,} tokens{epochs}",
         "cost": f"{flops:,} FLOPs per token, forward and backward; {flops * steps * per_step:.3g} in all",
     }
@@ -74,8 +75,10 @@ def parameters_table(config: Config) -> Table:
     """The model's parameters, those of like layers in one row."""
     rows = parameter_table(parameter_shapes(config.model))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name, justify in (("parameters", "left"), ("shape", "left"), ("layers", "right"), ("elements", "right")):
-        table.add_column(name, justify=justify)
+    table.add_column("parameters")
+    table.add_column("shape")
+    table.add_column("layers", justify="right")
+    table.add_column("elements", justify="right")
     for row in rows:
         table.add_row(
             row.path, " × ".join(map(str, row.shape)), str(row.layers) if row.layers > 1 else "", f"{row.count:,}"
@@ -91,8 +94,9 @@ def _tokens(count: int | None) -> str:
 def show_evaluation(console: Console, step: int, result: Mapping[str, Any]) -> None:
     """Prints an evaluation after `step` updates, each number with its standard error."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name, justify in (("validation", "left"), ("value", "right"), ("standard error", "right")):
-        table.add_column(name, justify=justify)
+    table.add_column("validation")
+    table.add_column("value", justify="right")
+    table.add_column("standard error", justify="right")
     for name in ("loss", "perplexity", "bits_per_byte", "accuracy"):
         if name in result:
             table.add_row(name.replace("_", " "), _number(result[name]), _number(result[f"{name}_standard_error"]))

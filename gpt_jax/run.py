@@ -36,7 +36,7 @@ Status = Literal["finished", "already finished", "interrupted"]
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How `train` ended, after `step` updates; `validation` is the last evaluation's record, None where there was none."""
+    """How `train` ended, after `step` updates; `validation` is the record of the last evaluation, if there was any."""
 
     status: Status
     step: int
@@ -50,8 +50,9 @@ def train(
 ) -> Outcome:
     """Trains `config` in the folder `workdir`, or goes on with the run that it holds.
 
-    A run that a signal or a crash interrupted, started again, gives the same losses and parameters, bit for bit, as one that was not:
-    on the same kind of hardware, versions and number of devices. `profile` writes a trace of a few steps into the folder.
+    A run that a signal or a crash interrupted, started again, gives the same losses and parameters, bit for bit, as one
+    that was not: on the same kind of hardware, versions and number of devices. `profile` writes a trace of a few steps
+    into the folder.
 
     Raises:
       RunLocked: another process writes to the folder.

@@ -1,7 +1,8 @@
 """Rule 4: every knob is live. Each field of the configuration, changed alone, changes something that can be observed.
 
-Fields are found by themselves: a new one is tried with a value made from its type, and needs an entry below only where that can't be,
-or where it shows in nothing that is computed: neither in the program of the initial values or of a step, nor in the data.
+Fields are found by themselves: a new one is tried with a value made from its type, and needs an entry below only where
+that can't be, or where it shows in nothing that is computed: neither in the program of the initial values or of a step,
+nor in the data.
 """
 
 import dataclasses
@@ -314,7 +315,9 @@ def test_a_knob_is_live(name: str, tmp_path: Path) -> None:
 
 
 def test_what_is_observed_is_the_same_for_the_same() -> None:
-    """Or the tests here could not fail: built anew, or with a field changed that they rightly can't see, nothing differs."""
+    """Or the tests here could not fail: built anew, or with a field changed that they rightly can't see, nothing
+    differs.
+    """
     assert observe.__wrapped__(BASE) == observe.__wrapped__(BASE)
     assert observe(dataclasses.replace(BASE, prompt="other")) == observe(BASE)
 

@@ -1,12 +1,15 @@
-"""Checkpoints: Orbax writes and reads them in the background, and our own fingerprints tell a good one from a damaged one.
+"""Checkpoints: Orbax writes and reads them in the background, and our own fingerprints tell a good one from a damaged
+one.
 
-Orbax restores flipped bits silently, so a fingerprint of every array travels in the checkpoint's record. It is computed on the devices
-(a sum modulo 2³² of mixed words: exact in any order, so sharding changes nothing), costs one pass over the memory, and no copy to the host.
-Arrays are stored under their canonical per-layer paths, parameters apart from the rest so that they can be read alone.
+Orbax restores flipped bits silently, so a fingerprint of every array travels in the checkpoint's record. It is computed
+on the devices (a sum modulo 2³² of mixed words: exact in any order, so sharding changes nothing), costs one pass over
+the memory, and no copy to the host. Arrays are stored under their canonical per-layer paths, parameters apart from the
+rest so that they can be read alone.
 """
 
 from __future__ import annotations
 
+import math
 import uuid
 import warnings
 from collections.abc import Mapping
@@ -47,7 +50,7 @@ def fingerprints(tree: Any) -> dict[str, str]:
 
 @jax.jit
 def _fingerprint(array: jax.Array) -> jax.Array:
-    """One word for an array: each of its words is mixed with its position (murmur3's finalizer), and all are added up."""
+    """One word for an array: each of its words is mixed with its position (murmur3's finalizer), and all are added."""
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     if array.dtype == jnp.bool_:
@@ -61,7 +64,9 @@ def _fingerprint(array: jax.Array) -> jax.Array:
 
 
 class Checkpoints:
-    """The checkpoints of a run folder, a context manager: the newest `keep` and the one of the lowest validation loss stay."""
+    """The checkpoints of a run folder, a context manager: the newest `keep` and the one of the lowest validation loss
+    stay.
+    """
 
     def __init__(self, folder: RunFolder, keep: int = 1, read_only: bool = False) -> None:
         self._folder = folder
@@ -101,10 +106,13 @@ class Checkpoints:
         return str(self._folder.file(CHECKPOINTS) / str(step))
 
     def save(self, step: int, params: Any, rest: Any, record: Mapping[str, Any], validation_loss: float | None) -> None:
-        """Starts writing a checkpoint and returns once the arrays are copied. Does nothing where `step` has one already."""
+        """Starts writing a checkpoint and returns once the arrays are copied. Does nothing where `step` has one
+        already.
+        """
         if step in self._manager.all_steps():
             return
         trees = {PARAMS: params, REST: rest}
+        is_known = validation_loss is not None and math.isfinite(validation_loss)  # NaN is no best
         full = dict(record) | {"fingerprints": {name: fingerprints(tree) for name, tree in trees.items()}}
         self._manager.save(
             step,
@@ -112,7 +120,7 @@ class Checkpoints:
                 **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
                 **{RECORD: ocp.args.JsonSave(full)},
             ),
-            metrics=None if validation_loss is None else {"validation_loss": validation_loss},
+            metrics={"validation_loss": validation_loss} if is_known else None,
             force=True,
         )
 
@@ -142,8 +150,8 @@ class Checkpoints:
         return Restored(step, {name: items[name] for name in templates}, record)
 
     def restore_newest(self, templates: Mapping[str, Any], move_damaged: bool = False) -> Restored | None:
-        """The newest good checkpoint, None where there is none at all. A damaged one is passed over with a warning, and moved to
-        `damaged/` where `move_damaged`, so that its step can be saved anew.
+        """The newest good checkpoint, None where there is none at all. A damaged one is passed over with a warning, and
+        moved to `damaged/` where `move_damaged`, so that its step can be saved anew.
 
         Raises:
           CheckpointError: there are checkpoints, and each is damaged.

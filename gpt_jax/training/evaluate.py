@@ -23,12 +23,13 @@ Evaluate = Callable[[Any], dict[str, float | int]]
 def make_evaluate(model: nn.Module, data: Data, batch_size: int, mesh: Mesh) -> Evaluate:
     """`evaluate(params) → metrics` over the whole validation set, compiled once.
 
-    About `batch_size` rows go at a time, over all devices and processes; that changes no number, since sums are kept by row.
+    About `batch_size` rows go at a time, over all devices and processes; that changes no number, since sums are kept by
+    row.
     """
     rows = -(-batch_size // mesh.size) * mesh.size
 
     def sums_by_row(params: Any, batch: dict[str, Any]) -> Float[Array, "3 B"]:
-        logits = model.apply(params, batch["tokens"], segments=batch["segments"], positions=batch["positions"])
+        logits: Any = model.apply(params, batch["tokens"], segments=batch["segments"], positions=batch["positions"])
         nll, _, hit = cross_entropy(logits, batch["targets"])
         weights = batch["weights"].astype(jnp.float32)
         return jnp.stack([jnp.sum(weights * nll, axis=1), jnp.sum(weights * hit, axis=1), jnp.sum(weights, axis=1)])
@@ -50,10 +51,11 @@ def make_evaluate(model: nn.Module, data: Data, batch_size: int, mesh: Mesh) -> 
 
 
 def summarize(loss: np.ndarray, hits: np.ndarray, weight: np.ndarray, text_bytes: int | None) -> dict[str, float | int]:
-    """Metrics from sums over each row, (R,) each: Σ nll in nats, Σ hits, Σ weight. `text_bytes` is what the targets stand for, if text.
+    """Metrics from sums over each row, (R,) each: Σ nll in nats, Σ hits, Σ weight. `text_bytes` is what the targets
+    stand for, if text.
 
-    Standard errors are those of a ratio of sums over rows (a row's tokens are not independent); NaN where there is one row only.
-    Those of the perplexity and of the bits per byte follow from the loss's by the delta method.
+    Standard errors are those of a ratio of sums over rows (a row's tokens are not independent); NaN where there is one
+    row only. Those of the perplexity and of the bits per byte follow from the loss's by the delta method.
     """
     mean, error = _ratio(loss, weight)
     accuracy, accuracy_error = _ratio(hits, weight)

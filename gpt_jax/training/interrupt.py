@@ -17,7 +17,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupts:
     """While it is entered, the signals only set a flag that the loop looks at after each step.
 
-    With several processes all have to stop after the same step, so there the notice goes through jax's coordination service.
+    With several processes all have to stop after the same step, so there the notice goes through jax's coordination
+    service.
     """
 
     def __init__(self) -> None:
@@ -45,7 +46,7 @@ class Interrupts:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = True
-        # The operating system's own action: it works while Python waits for a long compilation. A notebook's kernel must survive.
+        # The system's own action works while Python waits for a long compilation. A notebook's kernel survives.
         signal.signal(signal.SIGINT, signal.default_int_handler if "ipykernel" in sys.modules else signal.SIG_DFL)
         cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
         os.write(2, f"{cursor}\nstopping: saves a checkpoint first; Ctrl-C again quits at once\n".encode())

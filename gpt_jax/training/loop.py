@@ -65,10 +65,11 @@ class Loop:
     _skipped_in_row: int = field(default=0, init=False)
 
     def run(self, state: TrainState, batches: Iterator[Batch], start: int) -> tuple[TrainState, int]:
-        """Goes from `start` updates to `train.steps`, or to an interrupt; returns the state, which is saved, and its number of updates.
+        """Goes from `start` updates to `train.steps`, or to an interrupt; returns the state, which is saved, and its
+        number of updates.
 
-        Update s is recorded as step s with the loss before it; an evaluation at step s is of the parameters after it. Metrics are
-        fetched while the following step runs.
+        Update s is recorded as step s with the loss before it; an evaluation at step s is of the parameters after it.
+        Metrics are fetched while the following step runs.
 
         Raises:
           TrainingDiverged: after `train.max_skipped` skipped updates in a row; the state is saved.
@@ -101,8 +102,9 @@ class Loop:
         if self._skipped_in_row >= c.train.max_skipped:
             self.checkpoints.wait()
             raise TrainingDiverged(
-                f"the loss or gradient was not finite in {self._skipped_in_row} steps in a row, up to step {step}: the parameters of the last "
-                f"good step are in {self.checkpoints.path(step)}; lower optimizer.learning_rate, or set train.clip_norm, in another folder"
+                f"the loss or gradient was not finite in {self._skipped_in_row} steps in a row, up to step {step}: the"
+                f" parameters of the last good step are in {self.checkpoints.path(step)}; lower optimizer.learning_rate"
+                " or set train.clip_norm, in another folder"
             )
         return state, step
 

@@ -1,7 +1,8 @@
 """What a run measured: `metrics.jsonl` is the truth, TensorBoard and Weights & Biases are copies of it.
 
-A line is a JSON object with `step` (updates done, from 1), `split` (`train` or `validation`) and `loss` (nats per token) among others.
-After a restart the lines beyond the checkpoint are dropped before they are made again, so that no step stands there twice.
+A line is a JSON object with `step` (updates done, from 1), `split` (`train` or `validation`) and `loss` (nats per
+token) among others. After a restart the lines beyond the checkpoint are dropped before they are made again, so that no
+step stands there twice.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ FLUSH_SECONDS = 1.0
 
 
 def parse(text: str) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line that a crash tore is left out, and of two for a step and split the later counts.
+    """The lines of a metrics file; a last line that a crash tore is left out, and of two for a step and split the later
+    counts.
 
     Raises:
       ValueError: a line in the middle is broken.

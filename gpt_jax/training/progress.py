@@ -1,4 +1,6 @@
-"""What a person sees while a run goes on: a banner, then a progress bar, or plain lines where the output is no terminal."""
+"""What a person sees while a run goes on: a banner, then a progress bar, or plain lines where the output is no
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ PLAIN_LINE_SECONDS = 10.0
 class Display:
     """Shows how a run of `steps` steps gets on. Drawing is rare enough that the loop does not feel it.
 
-    `flops_per_token` counts forward and backward; `peak_flops` is the hardware's total per second, None where it is not known.
+    `flops_per_token` counts forward and backward; `peak_flops` is the hardware's total per second, None where it is not
+    known.
     """
 
     def __init__(
@@ -79,7 +82,9 @@ class Display:
             self.print(f"step {step:,}/{self.steps:,}  {text}")
 
     def describe(self, step: int, loss: float) -> str:
-        """Loss, and, once they are known, tokens per second, utilization of the hardware's peak and the time that is left."""
+        """Loss, and, once they are known, tokens per second, utilization of the hardware's peak and the time that is
+        left.
+        """
         parts = [f"loss {loss:.4f}"]
         if self._rate is not None:
             tokens_per_second = self._rate * self.tokens_per_step

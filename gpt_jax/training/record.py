@@ -1,4 +1,6 @@
-"""What a run folder says about its run: the configuration and what was derived from it, where it ran, what a checkpoint holds."""
+"""What a run folder says about its run: the configuration and what was derived from it, where it ran, what a checkpoint
+holds.
+"""
 
 from __future__ import annotations
 
@@ -42,12 +44,12 @@ def resolve(config: Config, data: Data) -> Config:
     size = data.vocab_size if config.model.vocab_size is None else config.model.vocab_size
     if size < data.vocab_size:
         raise ConfigError(
-            f"model.vocab_size ({size}) is too small for the tokenizer's {data.vocab_size} ids: raise it, or set it to None"
+            f"model.vocab_size ({size}) is too small for the tokenizer's {data.vocab_size} ids: raise it"
         )
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, vocab_size=size),
-        data=dataclasses.replace(config.data, seed=config.data_seed),
+        data=dataclasses.replace(config.data, seed=config.data_seed),  # type: ignore[type-var]
         schedule=resolve_schedule(config.schedule, config.train.steps),
     )
 
@@ -87,8 +89,8 @@ def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -
     if changes:
         shown = ", ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in changes.items())
         raise ConfigChanged(
-            f"{folder} holds a run of another configuration ({shown}): choose another --workdir, or take the change back "
-            "(train.steps alone may grow)"
+            f"{folder} holds a run of another configuration ({shown}): choose another --workdir, or take the change"
+            " back (train.steps alone may grow)"
         )
 
 
@@ -97,7 +99,8 @@ def write_config(folder: RunFolder, config: Config, resolved: Config) -> None:
 
 
 def record_start(folder: RunFolder, data: Data, step: int) -> dict[str, Any]:
-    """Adds this start to `environment.json` and returns its content: versions, devices, git revision, hashes of the data.
+    """Adds this start to `environment.json` and returns its content: versions, devices, git revision, hashes of the
+    data.
 
     Raises:
       ValueError: the data is not what the run began with.
@@ -130,7 +133,8 @@ def check_data(folder: RunFolder, data: Data) -> None:
     """Raises ValueError where the data is not what the run in the folder began with."""
     if folder.read_json(ENVIRONMENT)["hashes"] != hashes(data):
         raise ValueError(
-            f"the text or the tokenizer is not the one that the run in {folder} began with: restore it, or start in another folder"
+            f"the text or the tokenizer is not the one that the run in {folder} began with: restore it, or start in"
+            " another folder"
         )
 
 
@@ -146,7 +150,9 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The commit of the checkout that this code lies in, with `+changes` where files differ from it; None outside of one."""
+    """The commit of the checkout that this code lies in, with `+changes` where files differ from it; None outside of
+    one.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -162,7 +168,9 @@ def git_revision() -> str | None:
 
 
 def to_trees(state: TrainState) -> dict[str, Any]:
-    """A state as the items of a checkpoint: parameters under canonical names, and everything else as a flat dict of paths."""
+    """A state as the items of a checkpoint: parameters under canonical names, and everything else as a flat dict of
+    paths.
+    """
     rest = canonical(
         {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "params"}
     )

@@ -1,8 +1,9 @@
-"""The one door to a run folder: process 0 writes, whole files appear at once, one writer at a time, local disk or `gs://`.
+"""The one door to a run folder: process 0 writes, whole files appear at once, one writer at a time, local disk or
+`gs://`.
 
-A run folder holds `config.json`, `environment.json`, `metrics.jsonl`, `tokenizer/`, `checkpoints/`, `tensorboard/`, `loss.png` and
-`evaluation.json`. Everything goes through `etils.epath`; an object store can neither append nor lock, so there a file that
-grows is rewritten whole now and then, and the lock is a lease that its holder renews.
+A run folder holds `config.json`, `environment.json`, `metrics.jsonl`, `tokenizer/`, `checkpoints/`, `tensorboard/`,
+`loss.png` and `evaluation.json`. Everything goes through `etils.epath`; an object store can neither append nor lock, so
+there a file that grows is rewritten whole now and then, and the lock is a lease that its holder renews.
 """
 
 from __future__ import annotations
@@ -118,7 +119,9 @@ class RunFolder:
         self.write_text(name, json.dumps(content, indent=2) + "\n")
 
     def append(self, name: str, content: str, force: bool = True) -> None:
-        """Adds to the end of a text file. In an object store, what is not forced may wait up to half a minute for its upload."""
+        """Adds to the end of a text file. In an object store, what is not forced may wait up to half a minute for its
+        upload.
+        """
         if not self.writes:
             return
         if not self.is_remote:
@@ -171,7 +174,9 @@ class RunFolder:
 
 
 class _Lease:
-    """A lock for stores without locks: a small object that its holder renews, and that anyone may take once it is stale."""
+    """A lock for stores without locks: a small object that its holder renews, and that anyone may take once it is
+    stale.
+    """
 
     def __init__(self, path: epath.Path) -> None:
         self.path = path

@@ -71,7 +71,8 @@ for i, arguments in enumerate(json.loads(sys.argv[1])):
         sys.argv = ["experiments/{name}.py", *arguments]
         cli.run(command.main, command.PAGE)
     _, status = os.waitpid(child, 0)
-    results.append([os.waitstatus_to_exitcode(status), *[open(f"{{sys.argv[2]}}/{{i}}.{{s}}").read() for s in ("out", "err")]])
+    written = [open(f"{{sys.argv[2]}}/{{i}}.{{stream}}").read() for stream in ("out", "err")]
+    results.append([os.waitstatus_to_exitcode(status), *written])
 print(json.dumps(results))
 """
 
@@ -154,7 +155,8 @@ cli.define_config()
 flags.FLAGS(cli._parse(sys.argv) and sys.argv[:1])
 c = cli.config_from_flags()
 block = c.model.blocks[1]
-print(repr((c.optimizer.learning_rate, c.train.clip_norm, block.mlp, block.attention.kv_heads, c.data.path, c.data.seed)))
+shown = (c.optimizer.learning_rate, c.train.clip_norm, block.mlp, block.attention.kv_heads)
+print(shown, c.data.path, c.data.seed)
 """
 
 
@@ -171,7 +173,7 @@ def test_settings_change_on_the_command_line(place: Path) -> None:
         "--config.data.seed=7",
     ]
     done = subprocess.run([sys.executable, "-c", OVERRIDES, *arguments], cwd=ROOT, capture_output=True, text=True)
-    expected = "(1.0, None, GatedMlp(width=24, activation='gelu_tanh', bias=False), 1, 'other.txt', 7)\n"
+    expected = "(1.0, None, GatedMlp(width=24, activation='gelu_tanh', bias=False), 1) other.txt 7\n"
     assert done.stdout == expected, done.stderr
 
 

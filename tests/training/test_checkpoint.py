@@ -83,7 +83,7 @@ def test_training_on_while_a_checkpoint_is_written_does_not_change_it(tmp_path: 
 
 
 def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
-    with saved(tmp_path, [3.0, 1.0, 2.0, None, 4.0, None]) as checkpoints:
+    with saved(tmp_path, [3.0, 1.0, 2.0, None, float("nan"), None]) as checkpoints:
         assert checkpoints.steps() == [6, 2]
 
 
