@@ -58,10 +58,11 @@ def _row(c: config.ModelConfig, params: Params, tokens: Any, segments: Any, posi
 
 def _block(c: config.ModelConfig, block: Any, params: Params, xs: list, segments: Any, positions: Any) -> list:
     def attend(ys: list) -> list:
+        ys = convolve(params.get("attention_convolution"), ys, segments)
         return attention(block.attention, params["attention"], ys, segments, positions)
 
     def feed(ys: list) -> list:
-        return [mlp(block.mlp, params["mlp"], y) for y in ys]
+        return [mlp(block.mlp, params["mlp"], y) for y in convolve(params.get("mlp_convolution"), ys, segments)]
 
     def normed(name: str, ys: list) -> list:
         return [norm(block.norm, params.get(name), y) for y in ys]
@@ -100,6 +101,20 @@ def linear(params: Params, x: np.ndarray) -> np.ndarray:
     return x @ params["kernel"] + params.get("bias", 0.0)
 
 
+def convolve(params: Params | None, xs: list, segments: Any) -> list:
+    """Allen-Zhu 2025, Canon layers: each vector plus a weighted sum of itself and the few before it."""
+    if params is None:
+        return xs
+    out = []
+    for t, x in enumerate(xs):
+        y = x.copy()
+        for lag, weights in enumerate(params["taps"]):
+            if t - lag >= 0 and segments[t - lag] == segments[t]:
+                y += weights * xs[t - lag]
+        out.append(y)
+    return out
+
+
 def rope(c: config.Rope, x: np.ndarray, position: int) -> np.ndarray:
     """Su et al. 2021, eq. 13 for each plane: the pair as a complex number, times e^(i·m·θ)."""
     y, width = x.copy(), int(c.fraction * len(x)) // 2 * 2
@@ -122,6 +137,7 @@ def attention(c: config.Attention, params: Params, xs: list, segments: Any, posi
     """Vaswani et al. 2017, eq. 1, head by head and query by query."""
     T, H, K = len(xs), c.heads, c.resolved_kv_heads
     projected = {name: [linear(params[name], x) for x in xs] for name in ("query", "key", "value")}
+    projected = {name: convolve(params.get(f"{name}_convolution"), ys, segments) for name, ys in projected.items()}
     D = len(projected["query"][0]) // H
     heads = []
     for h in range(H):
@@ -159,13 +175,22 @@ def may_see(mask: config.MaskConfig, t: int, s: int) -> bool:
 
 
 def reachable(c: config.ModelConfig, segments: np.ndarray) -> np.ndarray:
-    """(T, T): whether token s can reach the output at t through all layers, one layer's mask after another."""
+    """(T, T): whether token s can reach the output at t through all layers, one sublayer after another."""
     T = len(segments)
-    reach = np.eye(T, dtype=bool)
+
+    def steps(may: Any) -> np.ndarray:
+        return np.array([[may(t, s) and segments[t] == segments[s] for s in range(T)] for t in range(T)], int)
+
+    def back(taps: int | None) -> np.ndarray:
+        return steps(lambda t, s: 0 <= t - s < (1 if taps is None else taps))
+
+    reach = np.eye(T, dtype=int)
     for block in c.blocks:
-        step = [[may_see(block.attention.mask, t, s) and segments[t] == segments[s] for s in range(T)] for t in range(T)]
-        reach = (np.array(step, int) @ reach.astype(int)) > 0
-    return reach
+        attend = steps(lambda t, s, mask=block.attention.mask: may_see(mask, t, s))
+        attend = attend @ back(block.attention.convolution) @ back(block.convolution)
+        feed = np.eye(T, dtype=int) if block.mlp is None else back(block.convolution)
+        reach = (attend + feed if block.residual == "parallel" else feed @ attend) @ reach
+    return reach > 0
 
 
 def activate(name: str, x: float) -> float:

@@ -58,6 +58,8 @@ SWITCHES: dict[str, tuple[ModelConfig, list[str]]] = {
     "alibi and a softcap": (attention(position=Alibi(), score=Score(softcap=5.0)), []),
     "qk_norm": (attention(score=Score(qk_norm=RmsNorm())), ["**/query_norm/*", "**/key_norm/*"]),
     "biases": (attention(bias=True, output_bias=True), ["**/bias"]),
+    "short convolutions": (block(convolution=2), ["**/*_convolution/taps"]),
+    "convolutions inside attention": (attention(convolution=3), ["**/attention/*_convolution/taps"]),
     "a plain mlp": (block(mlp=Mlp(12)), ["**/gate/kernel"]),
     "mlp width": (block(mlp=GatedMlp(10)), ["**/mlp/*/kernel"]),
     "mlp biases": (block(mlp=GatedMlp(12, bias=True)), ["**/mlp/*/bias"]),

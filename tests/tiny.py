@@ -24,7 +24,7 @@ from gpt_jax.config import (
 from gpt_jax.paths import map_with_path
 
 VOCABULARY = 32
-STDS = {"kernel": 0.5, "table": 1.0, "bias": 0.3, "scale": 0.3}
+STDS = {"kernel": 0.5, "table": 1.0, "bias": 0.3, "scale": 0.3, "taps": 0.3}
 
 
 def tiny(

@@ -1,10 +1,13 @@
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gpt_jax import GPT
-from gpt_jax.config import Attention, PositionConfig, Score, Window
+from gpt_jax.config import Alibi, Attention, Causal, MaskConfig, PositionConfig, Score, Window
 from gpt_jax.conversion import ConfigError
 from gpt_jax.model.attention import attention_probabilities, mix
 from gpt_jax.model.mask import allowed
@@ -82,6 +85,25 @@ def test_dropout_acts_on_probabilities_in_training_only_and_takes_its_key_as_an_
     assert ratios == {0.0, 2.0}
     with pytest.raises(Exception, match="dropout"):
         model.apply(params, tokens, train=True)
+
+
+@pytest.mark.parametrize("mask", [Causal(), Window(3)], ids=repr)
+def test_attention_in_spans_is_attention_at_once(mask: MaskConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs, tapped probabilities and gradients."""
+    model = GPT(tiny(Attention(4, 2, mask=mask, position=Alibi()), layers=1))
+    params = random_params(model)
+    tokens, segments = jnp.arange(20).reshape(2, 10), jnp.array([[0] * 4 + [1] * 6, [0] * 10])
+
+    def run() -> Any:
+        def loss(params: Any) -> Any:
+            logits, taps = model.apply(params, tokens, segments=segments, capture="*/probabilities")
+            return logits.std(), (logits, taps)
+
+        return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+    once = run()
+    monkeypatch.setattr("gpt_jax.model.mask.SHORTEST_SPAN", 3)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), run(), once)
 
 
 @pytest.mark.parametrize(
