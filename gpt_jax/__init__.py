@@ -9,4 +9,15 @@ from gpt_jax.model.cache import init_cache
 from gpt_jax.model.gpt import GPT
 from gpt_jax.run import load_run, train
 
-__all__ = ["GPT", "Generation", "Greedy", "ModelConfig", "Sampler", "generate", "init_cache", "load_run", "stream", "train"]
+__all__ = [
+    "GPT",
+    "Generation",
+    "Greedy",
+    "ModelConfig",
+    "Sampler",
+    "generate",
+    "init_cache",
+    "load_run",
+    "stream",
+    "train",
+]
