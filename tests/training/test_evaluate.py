@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gpt_jax.config import Text
+from gpt_jax.config import Embedding, Learned, Text
 from gpt_jax.data import Data, open_data
 from gpt_jax.model.gpt import GPT
 from gpt_jax.run import evaluate_run, load_run, train
@@ -64,6 +64,23 @@ def test_loss_is_the_mean_over_every_target(text: Text) -> None:
     held_out = (Path(text.path or "").read_bytes())[-(data.validation_bytes or 0) :]
     assert len(held_out) == data.validation_bytes
     assert result["bits_per_byte"] == pytest.approx(losses.sum() / len(held_out) / math.log(2), rel=1e-5)
+
+
+def test_documents_are_kept_apart_and_positions_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPT_JAX_CACHE", str(tmp_path / "cache"))
+    for number in range(8):
+        (tmp_path / f"{number}.txt").write_text(f"document {number} ")
+    documents = Text(path=str(tmp_path / "*.txt"), validation_fraction=0.5)
+    config = tiny_config(data=documents, model={"embedding": Embedding(position=Learned())})
+    data = open_data(config.data, config.model.context_length, config.data_seed)
+    model = GPT(resolve(config, data).model)
+    params = model.init(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))
+    params = jax.tree.map(lambda leaf: 30 * leaf, params)  # an untrained model hardly looks at positions
+    losses, _ = brute_force(model, params, data)
+    mesh = make_mesh()
+    result = make_evaluate(model, data, 4, mesh)(replicate(params, mesh))
+    assert max(int(batch.segments.max()) for batch in data.validation(1) if batch.segments is not None) > 1
+    assert result["loss"] == pytest.approx(losses.mean(), rel=1e-5)
 
 
 def test_no_number_depends_on_batch_size_or_devices(text: Text) -> None:
