@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -51,8 +52,8 @@ def train(
     """Trains `config` in the folder `workdir`, or goes on with the run that it holds.
 
     A run that a signal or a crash interrupted, started again, gives the same losses and parameters, bit for bit, as one
-    that was not: on the same kind of hardware, versions and number of devices. `profile` writes a trace of a few steps
-    into the folder.
+    that was not: on the same kind of hardware, versions and number of devices; GPUs need
+    `XLA_FLAGS=--xla_gpu_deterministic_ops=true` for it. `profile` writes a trace of a few steps into the folder.
 
     Raises:
       RunLocked: another process writes to the folder.
@@ -138,7 +139,11 @@ def _run_loop(
 def _sinks(folder: RunFolder, config: Config, start: int, environment: Mapping[str, Any]) -> list[metrics.Sink]:
     if not folder.writes:
         return []
-    sinks: list[metrics.Sink] = [metrics.TensorBoard(folder, start)]
+    sinks: list[metrics.Sink] = []
+    try:
+        sinks.append(metrics.TensorBoard(folder, start))
+    except ImportError as error:  # tensorboardX needs another package for an object store
+        warnings.warn(f"no TensorBoard events are written: {error}", stacklevel=2)
     if config.wandb is not None:
         sinks.append(metrics.WeightsAndBiases(folder, config.wandb, environment["id"], to_dict(config)))
     return sinks
