@@ -7,6 +7,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -94,6 +95,13 @@ def required(name: str, what: str) -> Any:
     if value is None:
         raise UsageError(f"--{name} is required: {what}")
     return value
+
+
+def command(*changes: str) -> str:
+    """This command line with some flags in the place of those of the same names."""
+    names = {change.split("=")[0] for change in changes}
+    kept = [arg for arg in sys.argv[1:] if arg.split("=")[0] not in names]
+    return shlex.join(["python", "-m", f"experiments.{Path(sys.argv[0]).stem}", *kept, *changes])
 
 
 def _parse(argv: list[str]) -> list[str]:

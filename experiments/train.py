@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 
 from absl import flags
 from rich.console import Console
@@ -54,36 +53,23 @@ def main() -> int:
     console = Console()
     outcome = train(config, workdir, resume=FLAGS.resume, profile=FLAGS.profile, console=console)
     if outcome.status == "interrupted":
-        console.print(
-            f"interrupted after step {outcome.step:,}; to go on:\n  {_command()}", highlight=False, soft_wrap=True
-        )
+        print(f"interrupted after step {outcome.step:,}; to go on:\n  {cli.command()}")
         return cli.SAVED
     if outcome.status == "already finished":
-        console.print(
-            f"the run is finished already, after step {outcome.step:,} (a greater train.steps would go on)",
-            highlight=False,
-        )
+        print(f"the run is finished already, after step {outcome.step:,} (a greater train.steps would go on)")
     elif isinstance(config.data, Text):
         show_sample(console, *load_run(workdir), config)
     folder, prompt = shlex.quote(workdir), shlex.quote(config.prompt)
     show_end(console, outcome.validation, {"checkpoint": outcome.checkpoint, "loss curve": outcome.loss_plot})
-    show_next(
-        console,
-        {
-            "sample more": f"python -m experiments.sample --workdir={folder} --prompt={prompt} --top_k=40",
-            "evaluate": f"python -m experiments.evaluate --workdir={folder}",
-            "train longer": _command(f"--workdir={workdir}", f"--config.train.steps={2 * config.train.steps}"),
-            "ablate: one key/value head": _command(f"--workdir={workdir}-mqa", "--config.model.attention.kv_heads=1"),
-        },
-    )
+    ablated = cli.command(f"--workdir={workdir}-mqa", "--config.model.attention.kv_heads=1")
+    following = {
+        "sample more": f"python -m experiments.sample --workdir={folder} --prompt={prompt} --top_k=40",
+        "evaluate": f"python -m experiments.evaluate --workdir={folder}",
+        "train longer": cli.command(f"--workdir={workdir}", f"--config.train.steps={2 * config.train.steps}"),
+        "ablate: one key/value head": ablated,
+    }
+    show_next(console, following)
     return 0
-
-
-def _command(*changes: str) -> str:
-    """This command with some flags in the place of those of the same names."""
-    names = {change.split("=")[0] for change in changes}
-    kept = [arg for arg in sys.argv[1:] if arg.split("=")[0] not in names]
-    return shlex.join(["python", "-m", "experiments.train", *kept, *changes])
 
 
 if __name__ == "__main__":
