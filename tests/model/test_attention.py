@@ -55,16 +55,25 @@ def test_the_softmax_is_float32_and_stays_finite() -> None:
     p = probabilities(QUERY.astype(jnp.bfloat16), KEY.astype(jnp.bfloat16))
     assert p.dtype == jnp.float32
     np.testing.assert_allclose(p.sum(-1), 1, atol=1e-6)  # in bfloat16 it would be off by 1e-3
+    query, key = QUERY.astype(jnp.bfloat16), KEY.astype(jnp.bfloat16)
+    exact = probabilities(query.astype(jnp.float32), key.astype(jnp.float32), Score(scale=0.5))
+    np.testing.assert_allclose(probabilities(query, key, Score(scale=0.5)), exact, atol=1e-6)
     for size in (1e4, -1e4):
-        assert np.isfinite(probabilities(size * jnp.sign(QUERY), jnp.sign(KEY))).all()
+        huge = np.asarray(probabilities(size * jnp.sign(QUERY), jnp.sign(KEY)))
+        assert np.isfinite(huge).all()
+        np.testing.assert_array_equal(huge[..., ~np.asarray(MASK[0])], 0.0)  # however low what may be seen scores
 
 
 def test_a_row_that_may_see_nothing_stays_finite_and_so_does_its_gradient() -> None:
     nothing = MASK.at[:, 2].set(False)
 
-    def loss(query: jax.Array) -> jax.Array:
-        return mix(attention_probabilities(query, KEY, nothing, None, Score()), VALUE)[:, :, 3:].sum()
+    def out(query: jax.Array) -> jax.Array:
+        return mix(attention_probabilities(query, KEY, nothing, None, Score()), VALUE)
 
+    def loss(query: jax.Array) -> jax.Array:
+        return out(query)[:, :, 3:].sum()
+
+    assert np.isfinite(out(QUERY)).all()
     assert np.isfinite(jax.grad(loss)(QUERY)).all()
     np.testing.assert_array_equal(jax.grad(loss)(QUERY)[:, :, 2], 0.0)
 

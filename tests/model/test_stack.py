@@ -83,6 +83,18 @@ def test_a_scanned_model_decodes_with_the_same_cache_as_a_looped_one() -> None:
     jax.tree.map(np.testing.assert_array_equal, cache_a, cache_b)
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_each_layer_draws_its_own_dropout(scan: bool) -> None:
+    model = GPT(tiny(block={"dropout": 0.5}, scan=scan))
+    params = stacked(model.config, random_params(GPT(tiny())))
+    rngs = {"dropout": jax.random.key(0)}
+    _, taps = model.apply(params, TOKENS, train=True, rngs=rngs, capture="*_change")
+    kept = [np.asarray(taps[f"blocks/{layer}/{name}_change"] != 0) for layer in (0, 1) for name in ("attention", "mlp")]
+    for i, a in enumerate(kept):
+        assert 0.2 < a.mean() < 0.8
+        assert all(0.2 < (a == b).mean() < 0.8 for b in kept[:i])
+
+
 def test_a_scan_compiles_one_body_for_any_number_of_layers() -> None:
     def program(layers: int) -> int:
         model = GPT(stack("AB" * layers, scan=True))
