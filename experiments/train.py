@@ -59,7 +59,7 @@ def main() -> int:
         print(f"the run is finished already, after step {outcome.step:,} (a greater train.steps would go on)")
     elif isinstance(config.data, Text):
         show_sample(console, *load_run(workdir), config)
-    folder, prompt = shlex.quote(workdir), shlex.quote(config.prompt)
+    folder, prompt = shlex.quote(workdir), shlex.quote(config.prompt if config.prompt.isprintable() else "A")
     show_end(console, outcome.validation, {"checkpoint": outcome.checkpoint, "loss curve": outcome.loss_plot})
     ablated = cli.command(f"--workdir={workdir}-mqa", "--config.model.attention.kv_heads=1")
     following = {
