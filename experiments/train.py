@@ -32,9 +32,9 @@ Train a GPT, or go on with a run that was interrupted.
   --profile              Write a profiler trace of a few steps to DIR/profile.
   --helpfull             All flags, those of the libraries too.
 
-Ctrl-C or SIGTERM saves a checkpoint and stops; a second Ctrl-C stops at once. The same command goes on, and gives
-the losses and parameters of a run that was never interrupted, bit for bit, on the same hardware, versions and
-number of devices (on GPUs with XLA_FLAGS=--xla_gpu_deterministic_ops=true).
+Ctrl-C or SIGTERM saves a checkpoint and stops; a second Ctrl-C stops at once. The same command goes on, and
+gives the losses and parameters of a run that was never interrupted, bit for bit, on the same hardware, versions
+and number of devices (on GPUs with XLA_FLAGS=--xla_gpu_deterministic_ops=true).
 
 Exit codes: 0 finished, 1 failed, 2 wrong command line or configuration, 75 interrupted and saved,
 130 interrupted before the first step.
