@@ -43,9 +43,7 @@ def resolve(config: Config, data: Data) -> Config:
     """
     size = data.vocab_size if config.model.vocab_size is None else config.model.vocab_size
     if size < data.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size ({size}) is too small for the tokenizer's {data.vocab_size} ids: raise it"
-        )
+        raise ConfigError(f"model.vocab_size ({size}) is too small for the tokenizer's {data.vocab_size} ids: raise it")
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, vocab_size=size),
