@@ -154,7 +154,7 @@ def pytorch(size: dict[str, int]) -> Arm:
     F = torch.nn.functional
     C, H = size["width"], size["heads"]
 
-    class Block(torch.nn.Module):
+    class Block(torch.nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.norm1, self.norm2 = torch.nn.LayerNorm(C), torch.nn.LayerNorm(C)
@@ -168,7 +168,7 @@ def pytorch(size: dict[str, int]) -> Arm:
             x = x + self.out(y.transpose(1, 2).reshape(B, T, C))
             return x + self.down(F.gelu(self.up(self.norm2(x))))
 
-    class Gpt(torch.nn.Module):
+    class Gpt(torch.nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.token, self.position = torch.nn.Embedding(size["vocab"], C), torch.nn.Embedding(size["context"], C)
