@@ -128,7 +128,7 @@ train(from_dict(Config, json.load(open(sys.argv[1]))), sys.argv[2], console=Cons
 
 
 def test_a_killed_run_goes_on(tmp_path: Path, text: Text) -> None:
-    """SIGKILL in the middle: what was recorded after the newest checkpoint is made again, equal, and stands there once."""
+    """SIGKILL in the middle: what was recorded after the newest checkpoint is made again, equal, once."""
     config = make_config(text, {})
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     train(config, tmp_path / "whole", console=Console(quiet=True))
