@@ -14,6 +14,7 @@ LIMIT_SECONDS = 90  # of the kernel's own processor time: a busy machine is no f
 def test_a_notebook_runs_at_its_small_size(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOKE", "1")
     monkeypatch.setenv("GPT_JAX_RUNS", str(tmp_path))
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's own, which puts pictures below their cell
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell("import time; print(time.process_time())"))
     NotebookClient(
