@@ -12,19 +12,20 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.benchmarks import compilation, data, decode, step
+from experiments.benchmarks import compilation, data, decode, loop, step
 
 SUITES: dict[str, Callable[..., Any]] = {
     "step": step.run,
     "decode": decode.run,
     "data": data.run,
     "compile": compilation.run,
+    "loop": loop.run,
 }
 
 PAGE = """
 Measure speed on this machine; the result is one JSON object on standard output.
 
-  python -m experiments.benchmark --suite=step|decode|data|compile [--rounds=N] [--output=FILE.json]
+  python -m experiments.benchmark --suite=step|decode|data|compile|loop [--rounds=N] [--output=FILE.json]
 
   --suite=step      The bare training step of a plain GPT-2 at two sizes, against a straightforward Linen model of
                     the same sizes and, if PyTorch is installed, against that, by turns in one process.
@@ -32,6 +33,7 @@ Measure speed on this machine; the result is one JSON object on standard output.
   --suite=data      Batches per second, and a tokenizer's training and encoding, on --text=FILE.
   --suite=compile   Seconds from a configuration to the end of its first step, without a compilation cache, for 12 and
                     48 scanned layers.
+  --suite=loop      What the training loop costs beside its steps.
   --rounds=N        Turns of each arm (default 10); best and median are reported. Use more on a busy machine.
   --text=FILE       The text for --suite=data.
   --output=FILE     Write the JSON there too.

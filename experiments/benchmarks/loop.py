@@ -1,0 +1,82 @@
+"""What the loop around the step costs: the training loop as a run has it against the bare compiled steps of the same
+batches, evaluation and checkpoints apart.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from typing import Any, cast
+
+import jax
+from rich.console import Console
+
+from experiments.benchmarks.step import SIZES, gpt2_config, tokens
+from experiments.benchmarks.timing import alternate
+from gpt_jax import config as c
+from gpt_jax.data import Batch
+from gpt_jax.model.gpt import GPT
+from gpt_jax.training.checkpoint import Checkpoints
+from gpt_jax.training.interrupt import Interrupts
+from gpt_jax.training.loop import Loop, Trace
+from gpt_jax.training.metrics import Metrics, TensorBoard
+from gpt_jax.training.progress import Display
+from gpt_jax.training.sharding import compile_step, make_mesh, place_batch, replicate
+from gpt_jax.training.step import init_state, make_train_step
+from gpt_jax.training.storage import RunFolder
+
+STEPS = 100
+
+
+class NoCheckpoints:
+    """Takes what the loop saves after its last step, and forgets it."""
+
+    def save(self, *_: Any) -> None: ...
+
+    def wait(self) -> None: ...
+
+
+def run(rounds: int) -> dict[str, Any]:
+    """Seconds of 100 steps at the small size, bare and in the loop with its records, events and progress bar, and the
+    ratio of the best.
+    """
+    size = SIZES["small"]
+    config = gpt2_config(size)
+    never = c.Evaluation(every=10**9), c.Checkpoint(every=10**9)
+    train = c.Train(steps=STEPS, batch_size=size["batch"])
+    config = c.Config(config.model, config.data, config.optimizer, train, evaluation=never[0], checkpoint=never[1])
+    model, mesh = GPT(config.model), make_mesh()
+    step = compile_step(make_train_step(model, config), mesh, "jit")
+    inputs, targets = tokens(size)
+    batch = Batch(inputs, targets, (targets >= 0).astype("float32"), None, None)
+
+    def bare() -> Any:
+        state, placed = replicate(init_state(model, config), mesh), place_batch(batch._asdict(), mesh, "jit")
+        for _ in range(STEPS):
+            state, metrics = step(state, placed)
+        return metrics["loss"]
+
+    def loop() -> Any:
+        folder, state = RunFolder(tempfile.mkdtemp()), replicate(init_state(model, config), mesh)
+        display = Display(Console(file=io.StringIO(), force_terminal=True), STEPS, inputs.size, 1, None)
+        records = Metrics(folder, 0, [TensorBoard(folder, 0)])
+        with Interrupts() as interrupts:
+            whole = Loop(
+                config=config,
+                step=step,
+                place=lambda rows: place_batch(rows, mesh, "jit"),
+                evaluate=lambda params: {"loss": 0.0, "loss_standard_error": 0.0, "accuracy": 0.0},
+                checkpoints=cast(Checkpoints, NoCheckpoints()),
+                records=records,
+                display=display,
+                interrupts=interrupts,
+                trace=Trace(None),
+            )
+            display.start(0)
+            state, _ = whole.run(state, iter([batch] * STEPS), 0)
+            display.stop()
+            records.close()
+        return jax.tree.leaves(state)[0]
+
+    measured = alternate({"bare": bare, "loop": loop}, rounds, calls=1)
+    return {**measured, "loop_against_bare": measured["loop"]["best_seconds"] / measured["bare"]["best_seconds"]}
