@@ -6,7 +6,8 @@ most 0.82 M parameters.
 
 The file is nanoGPT's `input.txt` (1,115,394 characters); the first 90 % train, the last 10 % validate. Two arms:
 
-- `configs/shakespeare_char.py`: what the field has learned since. Validation loss 1.56 nats per character.
+- `configs/shakespeare_char.py`: what the field has learned since, in 814,848 parameters. Validation loss 1.52 nats per
+  character (1.525, 1.517, 1.521 for the seeds 0, 1, 2).
 - `configs/shakespeare_char.py:gpt2`: the plain GPT-2 that nanoGPT trains. 1.90.
 
 About 2 minutes each on two CPU cores.
