@@ -57,10 +57,11 @@ def run(rounds: int) -> dict[str, Any]:
         return metrics["loss"]
 
     def loop() -> Any:
-        folder, state = RunFolder(tempfile.mkdtemp()), replicate(init_state(model, config), mesh)
+        state = replicate(init_state(model, config), mesh)
         display = Display(Console(file=io.StringIO(), force_terminal=True), STEPS, inputs.size, 1, None)
-        records = Metrics(folder, 0, [TensorBoard(folder, 0)])
-        with Interrupts() as interrupts:
+        with tempfile.TemporaryDirectory() as path, Interrupts() as interrupts:
+            folder = RunFolder(path)
+            records = Metrics(folder, 0, [TensorBoard(folder, 0)])
             whole = Loop(
                 config=config,
                 step=step,
