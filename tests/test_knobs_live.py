@@ -175,7 +175,7 @@ def start_of(kind: type) -> Any:
 
 def all_fields() -> list[str]:
     kinds = [
-        kind for kind in vars(knobs).values() if dataclasses.is_dataclass(kind) and kind.__module__ == knobs.__name__
+        kind for kind in vars(knobs).values() if dataclasses.is_dataclass(kind) and kind.__module__.startswith(knobs.__name__)
     ]
     return [f"{kind.__name__}.{field.name}" for kind in kinds for field in dataclasses.fields(kind)]
 

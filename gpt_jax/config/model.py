@@ -1,0 +1,281 @@
+"""A decoder: blocks, embedding, head, and the compact form that a stack is written in."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gpt_jax.config.attention import Attention, AttentionConfig
+from gpt_jax.config.checks import require, require_positive, require_probability, require_taps
+from gpt_jax.config.norm import NormConfig, RmsNorm
+from gpt_jax.config.position import AbsolutePositionConfig, Learned, Rope, Sinusoidal, rope_width
+from gpt_jax.conversion import Variant, convert, from_dict, join, nearest, to_dict
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
+
+
+class MlpConfig(Variant):
+    """The sublayer that works on each position by itself."""
+
+
+@dataclass(frozen=True)
+class Mlp(MlpConfig):
+    """down(activation(up(x))) through F = `width` hidden units."""
+
+    width: int
+    activation: Activation = "gelu_tanh"
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive(self.width, "mlp.width")
+
+
+@dataclass(frozen=True)
+class GatedMlp(MlpConfig):
+    """down(activation(gate(x)) · up(x)): SwiGLU with silu, GeGLU with gelu (Shazeer 2020, arXiv:2002.05202)."""
+
+    width: int
+    activation: Activation = "silu"
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive(self.width, "mlp.width")
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """One layer. `mlp=None` is an attention-only layer. `dropout` is on what each sublayer adds to the residual stream.
+
+    Residual arrangements: "pre" x + f(norm(x)), "post" norm(x + f(x)), "sandwich" x + norm(f(norm(x))),
+    "parallel" x + attention(norm(x)) + mlp(norm(x)) with one norm. `convolution` is the taps of a short causal
+    convolution on the input of each sublayer, after its norm.
+    """
+
+    attention: AttentionConfig
+    mlp: MlpConfig | None
+    norm: NormConfig = RmsNorm()
+    residual: Literal["pre", "post", "sandwich", "parallel"] = "pre"
+    dropout: float = 0.0
+    convolution: int | None = None
+
+    def __post_init__(self) -> None:
+        require_taps(self.convolution, "convolution")
+        require(
+            self.residual != "parallel" or self.mlp is not None,
+            'residual="parallel" needs an mlp beside the attention: give one, or use residual="pre"',
+        )
+        require_probability(self.dropout, "dropout")
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Tokens to vectors. `norm` follows the sum of token and position."""
+
+    position: AbsolutePositionConfig | None = None
+    norm: NormConfig | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_probability(self.dropout, "embedding.dropout")
+
+
+@dataclass(frozen=True)
+class Head:
+    """Vectors to logits. `tied` uses the token embedding's table; `softcap` c gives c·tanh(logits / c)."""
+
+    tied: bool = True
+    bias: bool = False
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(self.softcap, "head.softcap")
+
+
+@dataclass(frozen=True)
+class Init:
+    """Initial values: normal with these standard deviations; `kernel_std` None is 1/√(fan in).
+
+    `output` says what becomes of the kernels that write to the residual stream: "depth" divides them by √(2L) (GPT-2),
+    "zero" starts every block as the identity, "same" treats them like the others. `head_std` is an
+    untied head's; 0.0 starts with uniform predictions.
+    """
+
+    embedding_std: float = 0.02
+    kernel_std: float | None = 0.02
+    head_std: float = 0.02
+    output: Literal["depth", "same", "zero"] = "depth"
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_std", "kernel_std", "head_std"):
+            std = getattr(self, name)
+            require(std is None or std >= 0, f"init.{name} must be 0 or more, not {std}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder: V tokens in, blocks over width C, V logits out.
+
+    `vocab_size` None is filled from the tokenizer by a training run. `context_length` sizes training rows and caches.
+    `dtype` is what the arithmetic runs in, `param_dtype` what parameters are stored in. `scan` and `remat` choose how
+    the blocks are executed and change no number: one compiled block instead of L, and what the backward pass
+    recomputes.
+    """
+
+    vocab_size: int | None
+    context_length: int
+    width: int
+    blocks: tuple[BlockConfig, ...]
+    embedding: Embedding = Embedding()
+    final_norm: NormConfig | None = RmsNorm()
+    head: Head = Head()
+    init: Init = Init()
+    dtype: Dtype = "float32"
+    param_dtype: Dtype = "float32"
+    scan: bool = False
+    remat: Literal["full", "dots"] | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(self.vocab_size, "model.vocab_size")
+        require_positive(self.context_length, "model.context_length")
+        require_positive(self.width, "model.width")
+        require(len(self.blocks) > 0, "model.layers must be at least 1")
+        for block in self.blocks:
+            if isinstance(block.attention, Attention):
+                head_width = block.attention.resolved_head_width(self.width)
+                if isinstance(rope := block.attention.position, Rope):
+                    require(
+                        rope_width(rope, head_width) > 0,
+                        f"Rope rotates pairs, and a fraction {rope.fraction} of head width {head_width} holds none",
+                    )
+        require(
+            not isinstance(self.embedding.position, Sinusoidal) or self.width % 2 == 0,
+            f"a sinusoidal code needs an even model.width, not {self.width}",
+        )
+        positions = learned_positions(self)
+        require(
+            positions is None or positions >= self.context_length,
+            f"model.embedding.position.length ({positions}) is less than model.context_length ({self.context_length}),"
+            " so no row would fit: make it at least as long",
+        )
+
+    @property
+    def layers(self) -> int:
+        """L."""
+        return len(self.blocks)
+
+    # A stack is written compactly: the settings of a block stand in the model's own group and hold for every layer;
+    # `letters` holds what a letter of `pattern` has otherwise. The pattern repeats until there are `layers`.
+
+    def to_compact_dict(self) -> dict[str, Any]:
+        """The nested form with `layers`, `pattern`, the first block's settings, and what other letters change in
+        `letters`.
+        """
+        kinds = list(dict.fromkeys(self.blocks))
+        require(len(kinds) <= 26, f"a stack may have 26 kinds of block at most, and this one has {len(kinds)}")
+        spelled = "".join(chr(ord("A") + kinds.index(block)) for block in self.blocks)
+        period = next(p for p in range(1, len(spelled) + 1) if (spelled[:p] * len(spelled))[: len(spelled)] == spelled)
+        base = to_dict(kinds[0])
+        letters = {chr(ord("A") + i): _overlay_between(base, to_dict(kind)) for i, kind in enumerate(kinds) if i > 0}
+        rest = {
+            f.name: to_dict(getattr(self, f.name))
+            for f in dataclasses.fields(self)
+            if f.name not in ("blocks", "final_norm")
+        }
+        rest["final_norm"] = {"type": "none"} if self.final_norm is None else to_dict(self.final_norm)
+        return {"layers": self.layers, "pattern": spelled[:period], **base, "letters": letters, **rest}
+
+    @classmethod
+    def from_compact_dict(cls, values: Mapping[str, Any], path: str) -> ModelConfig:
+        """Inverse of `to_compact_dict`."""
+        hints = cls.compact_hints()
+        for key in values:
+            require(key in hints, f'unknown setting "{join(path, key)}"{nearest(key, hints)}')
+        for key in ("layers", "pattern", "vocab_size", "context_length", "width"):
+            require(key in values, f'{path or "ModelConfig"} needs the setting "{join(path, key)}"')
+        at = {key: join(path, key) for key in hints}
+        layers, spelled = convert(values["layers"], int, at["layers"]), convert(values["pattern"], str, at["pattern"])
+        require(layers > 0 and spelled != "", f"{at['layers']} and the length of {at['pattern']} must be at least 1")
+        letters = values["letters"] if "letters" in values else {}
+        require(isinstance(letters, Mapping), f"{at['letters']} must be a group of settings, not {letters!r}")
+        for letter, changes in letters.items():
+            require(
+                letter in spelled, f'{at["letters"]} has "{letter}", which {at["pattern"]} "{spelled}" does not use'
+            )
+            require(
+                isinstance(changes, Mapping), f"{at['letters']}.{letter} must be a group of settings, not {changes!r}"
+            )
+        block_names = [f.name for f in dataclasses.fields(BlockConfig)]
+        base = {key: values[key] for key in block_names if key in values}
+        blocks = {
+            letter: from_dict(BlockConfig, _overlay(base, letters[letter]) if letter in letters else base, path)
+            for letter in dict.fromkeys(spelled)
+        }
+        own = [f.name for f in dataclasses.fields(cls) if f.name != "blocks"]
+        rest = {key: convert(values[key], hints[key], at[key]) for key in own if key in values}
+        return cls(blocks=tuple(blocks[spelled[i % len(spelled)]] for i in range(layers)), **rest)
+
+    @classmethod
+    def compact_hints(cls) -> dict[str, Any]:
+        """Types of the compact form's settings."""
+        own = {key: hint for key, hint in typing.get_type_hints(cls).items() if key != "blocks"}
+        return {"layers": int, "pattern": str, "letters": dict} | typing.get_type_hints(BlockConfig) | own
+
+
+def pattern(letters: str, **blocks: BlockConfig) -> tuple[BlockConfig, ...]:
+    """Spells a stack of layers: `pattern("LLG" * 4, L=local, G=global_)`.
+
+    Raises:
+      ConfigError: a letter that no keyword defines.
+    """
+    for letter in letters:
+        require(letter in blocks, f'pattern "{letters}" uses "{letter}", which is not defined{nearest(letter, blocks)}')
+    return tuple(blocks[letter] for letter in letters)
+
+
+def learned_positions(model: ModelConfig) -> int | None:
+    """Rows of a learned table of positions: the one hard limit on an input's length; None where there is no such
+    table.
+    """
+    if not isinstance(model.embedding.position, Learned):
+        return None
+    return model.context_length if model.embedding.position.length is None else model.embedding.position.length
+
+
+def check_length(model: ModelConfig, length: int) -> None:
+    """Raises ValueError where `length` tokens exceed a learned table of positions."""
+    limit = learned_positions(model)
+    if limit is not None and length > limit:
+        raise ValueError(
+            f"{length} tokens don't fit the learned table of {limit} positions: "
+            "shorten the input or use another position scheme"
+        )
+
+
+def _overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`; a group that changes its type is replaced whole."""
+    result = dict(base)
+    for key, change in changes.items():
+        old = base[key] if key in base else None
+        same_type = (
+            isinstance(old, Mapping)
+            and isinstance(change, Mapping)
+            and ("type" not in change or ("type" in old and change["type"] == old["type"]))
+        )
+        result[key] = _overlay(old, change) if same_type else change  # type: ignore[arg-type]
+    return result
+
+
+def _overlay_between(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The least `changes` with `_overlay(base, changes) == other`."""
+    changes = {}
+    for key, item in other.items():
+        if item == base[key]:
+            continue
+        nested = isinstance(item, Mapping) and isinstance(base[key], Mapping)
+        same_type = nested and ("type" not in item or item["type"] == base[key]["type"])
+        changes[key] = _overlay_between(base[key], item) if same_type else item
+    return changes
