@@ -98,10 +98,16 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     }[hint]
 
 
+OVER_1 = ("factor", "high", "beta_fast")  # numbers that are refused below
+
+
 @st.composite
 def instances_of(draw: Any, kind: type) -> Any:
     hints = typing.get_type_hints(kind)
-    values = {f.name: draw(values_of(hints[f.name])) for f in dataclasses.fields(kind)}
+    values = {
+        f.name: draw(st.floats(1.0, 64.0) if f.name in OVER_1 else values_of(hints[f.name]))
+        for f in dataclasses.fields(kind)
+    }
     try:
         return kind(**values)
     except ConfigError:

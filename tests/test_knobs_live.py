@@ -58,6 +58,7 @@ BASE = tiny_config(schedule=knobs.WarmupCosine(warmup=2, steps=9))
 PLACES: dict[type, Place] = {
     knobs.NormConfig: lambda c, v: in_block(c, norm=v),
     knobs.PositionConfig: lambda c, v: in_attention(c, position=v),
+    knobs.RopeScaling: lambda c, v: in_attention(c, position=knobs.Rope(scaling=v)),
     knobs.MaskConfig: lambda c, v: in_attention(c, mask=v),
     knobs.AttentionConfig: lambda c, v: in_block(c, attention=v),
     knobs.MlpConfig: lambda c, v: in_block(c, mlp=v),
@@ -91,6 +92,11 @@ STARTS: dict[str, Callable[[], Any]] = {
     "Mlp": lambda: Mlp(32),
     "GatedMlp": lambda: knobs.GatedMlp(32),
     "Window": lambda: knobs.Window(4),
+    "LinearScaling": lambda: knobs.LinearScaling(2.0),
+    "DynamicNtk": lambda: knobs.DynamicNtk(2.0, 4),
+    "Yarn": lambda: knobs.Yarn(8.0, 512),
+    "Llama3Scaling": lambda: knobs.Llama3Scaling(8.0, 1.0, 64.0, 256),
+    "LongRope": lambda: knobs.LongRope((1.0, 1.1, 1.2, 1.3), (1.0, 2.0, 3.0, 4.0), 4, factor=8.0),
     "Bpe": lambda: knobs.Bpe(270),
     "TokenizerFile": lambda: knobs.TokenizerFile(str(TEXTS / "bytes")),
     "Text": lambda: text(separator="\n", validation_tokens=50),
@@ -112,9 +118,28 @@ STARTS: dict[str, Callable[[], Any]] = {
     },
 }
 
+# The same for single fields that do nothing there.
+FIELD_STARTS: dict[str, Callable[[], Any]] = {
+    "LongRope.short": lambda: dataclasses.replace(start_of(knobs.LongRope), original_length=16),
+    "LongRope.attention_factor": lambda: dataclasses.replace(
+        start_of(knobs.LongRope), factor=None, attention_factor=1.5
+    ),
+    **{
+        f"Yarn.{field}": lambda: dataclasses.replace(start_of(knobs.Yarn), mscale=1.0, mscale_all_dim=0.8)
+        for field in ("mscale", "mscale_all_dim")
+    },
+}
+
 # Another value, where one made from the type would be illegal or the same.
 OTHERS: dict[str, Callable[[], Any]] = {
     "Rope.fraction": lambda: 0.5,
+    **{f"{kind}.factor": lambda: 3.0 for kind in ("LinearScaling", "DynamicNtk", "Yarn", "Llama3Scaling", "LongRope")},
+    "Yarn.attention_factor": lambda: 1.5,
+    "Yarn.beta_fast": lambda: 4.0,
+    "Yarn.original_length": lambda: 4096,
+    "Llama3Scaling.original_length": lambda: 1024,
+    "LongRope.short": lambda: (2.0, 3.0, 4.0, 5.0),
+    "LongRope.long": lambda: (2.0, 3.0, 4.0, 5.0),
     "Attention.heads": lambda: 4,
     "Attention.kv_heads": lambda: 1,
     "Attention.head_width": lambda: 12,
@@ -305,7 +330,7 @@ def test_a_knob_is_live(name: str, tmp_path: Path) -> None:
             open_data(knobs.Text(corpus="nowhere"), 16, 0)
         return
     place = next(place for holder, place in PLACES.items() if issubclass(kind, holder))
-    start = start_of(kind)
+    start = FIELD_STARTS[name]() if name in FIELD_STARTS else start_of(kind)
     hint = (
         kind.compact_hints() if hasattr(kind, "compact_hints") and field != "blocks" else typing.get_type_hints(kind)
     )[field]
@@ -327,7 +352,7 @@ def test_every_type_is_live() -> None:
     for holder, place in PLACES.items():
         if not issubclass(holder, Variant):
             continue
-        own = [choice for choice in holder.choices.values() if choice.__module__ == knobs.__name__]
+        own = [choice for choice in holder.choices.values() if choice.__module__.startswith(knobs.__name__)]
         seen: dict[tuple[str, ...], str] = {}
         for choice in own:
             if choice is knobs.TokenizerFile:  # it is the same as what was saved

@@ -19,10 +19,13 @@ from gpt_jax.config import (
     Head,
     LayerNorm,
     Learned,
+    Llama3Scaling,
     Mlp,
     RmsNorm,
     Rope,
+    RopeScaling,
     Score,
+    Yarn,
 )
 
 Tensors = dict[str, jax.Array]
@@ -61,6 +64,17 @@ def gpt2(c: dict[str, Any], t: Tensors) -> tuple[ModelConfig, Any]:
     }
 
 
+def rope(c: dict[str, Any]) -> Rope:
+    scaling: RopeScaling | None = None
+    match c["rope_type"]:
+        case "llama3":
+            low, high = c["low_freq_factor"], c["high_freq_factor"]
+            scaling = Llama3Scaling(c["factor"], low, high, c["original_max_position_embeddings"])
+        case "yarn":
+            scaling = Yarn(c["factor"], c["original_max_position_embeddings"], c["beta_fast"], c["beta_slow"])
+    return Rope(c["rope_theta"], scaling=scaling)
+
+
 def llama(c: dict[str, Any], t: Tensors) -> tuple[ModelConfig, Any]:
     """Llama and Qwen 3, which is Llama with a norm on each head's queries and keys."""
     norm, has_qk_norm = RmsNorm(c["rms_norm_eps"]), c["model_type"] == "qwen3"
@@ -68,7 +82,7 @@ def llama(c: dict[str, Any], t: Tensors) -> tuple[ModelConfig, Any]:
         c["num_attention_heads"],
         c["num_key_value_heads"],
         c["head_dim"],
-        position=Rope(c["rope_parameters"]["rope_theta"]),
+        position=rope(c["rope_parameters"]),
         score=Score(qk_norm=norm if has_qk_norm else None),
     )
     block = BlockConfig(attention, GatedMlp(c["intermediate_size"], c["hidden_act"]), norm)
@@ -103,7 +117,10 @@ def llama(c: dict[str, Any], t: Tensors) -> tuple[ModelConfig, Any]:
     }
 
 
-@pytest.mark.parametrize("family, read", [("gpt2", gpt2), ("llama", llama), ("qwen3", llama)])
+FAMILIES = {"gpt2": gpt2, "llama": llama, "llama_rope_llama3": llama, "llama_rope_yarn": llama, "qwen3": llama}
+
+
+@pytest.mark.parametrize("family, read", FAMILIES.items())
 def test_logits_and_greedy_tokens_are_hugging_faces(family: str, read: Any, shared: Path) -> None:
     folder = shared / "oracles" / family
     if not folder.is_dir():

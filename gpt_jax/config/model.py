@@ -11,7 +11,7 @@ from typing import Any, Literal
 from gpt_jax.config.attention import Attention, AttentionConfig
 from gpt_jax.config.checks import require, require_positive, require_probability, require_taps
 from gpt_jax.config.norm import NormConfig, RmsNorm
-from gpt_jax.config.position import AbsolutePositionConfig, Learned, Rope, Sinusoidal, rope_width
+from gpt_jax.config.position import AbsolutePositionConfig, Learned, Rope, Sinusoidal
 from gpt_jax.conversion import Variant, convert, from_dict, join, nearest, to_dict
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -147,10 +147,7 @@ class ModelConfig:
             if isinstance(block.attention, Attention):
                 head_width = block.attention.resolved_head_width(self.width)
                 if isinstance(rope := block.attention.position, Rope):
-                    require(
-                        rope_width(rope, head_width) > 0,
-                        f"Rope rotates pairs, and a fraction {rope.fraction} of head width {head_width} holds none",
-                    )
+                    rope.check(head_width)
         require(
             not isinstance(self.embedding.position, Sinusoidal) or self.width % 2 == 0,
             f"a sinusoidal code needs an even model.width, not {self.width}",

@@ -11,12 +11,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gpt_jax import config as cfg
 from gpt_jax.conversion import ConfigError
+from gpt_jax.model.bias import position_bias
 from gpt_jax.model.cache import LayerCache, extend, slots
 from gpt_jax.model.convolution import ShortConvolution
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.mask import allowed, spans
 from gpt_jax.model.norm import make_norm
-from gpt_jax.model.position import alibi_bias, rotate
+from gpt_jax.model.rope import rotate
 from gpt_jax.model.row import Row
 from gpt_jax.model.taps import is_tapped, tap
 
@@ -58,8 +59,9 @@ class MultiHeadAttention(nn.Module):
         key = make_norm(c.score.qk_norm, dtype, name="key_norm")(key)
         match c.position:
             case cfg.Rope():
-                query, key = rotate(query, row.positions, c.position), rotate(key, row.positions, c.position)
-            case None | cfg.Alibi():
+                length = T if row.length is None else row.length
+                query, key = (rotate(y, row.positions, c.position, length) for y in (query, key))
+            case None | cfg.Alibi() | cfg.T5Bias():
                 pass
             case other:
                 raise ConfigError(f"attention knows no position {type(other).__name__}: teach it or choose another")
@@ -89,12 +91,14 @@ class MultiHeadAttention(nn.Module):
     ) -> Float[Array, "B H T D"]:
         """Each head's output, one part of the queries at a time with the part of the keys that it may see."""
         c, dropout = self.config, nn.Dropout(self.config.dropout, name="dropout")
-        mixed, probabilities = [], []
+        mixed, probabilities, table = [], [], None
+        if isinstance(c.position, cfg.T5Bias):
+            init, shape = nn.initializers.normal(self.model.init.embedding_std), (c.position.buckets, c.heads)
+            table = self.param("position_bias", init, shape, jnp.dtype(self.model.param_dtype))
         for t, s in parts:
             query_segments, key_segments = (None if row.segments is None else row.segments[:, i] for i in (t, s))
             mask = allowed(c.mask, row.steps[t], keys.steps[s], query_segments, key_segments, row.padding)
-            is_alibi = isinstance(c.position, cfg.Alibi)
-            bias = alibi_bias(row.positions[:, t], keys.positions[:, s], c.heads) if is_alibi else None
+            bias = position_bias(c.position, table, row.positions[:, t], keys.positions[:, s], c.heads)
             p = attention_probabilities(query[:, :, t], key[:, :, s], mask, bias, c.score)
             mixed.append(mix(dropout(p, deterministic=not train).astype(value.dtype), value[:, :, s]))
             probabilities.append(p)

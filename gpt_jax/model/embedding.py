@@ -22,8 +22,10 @@ class TokenEmbedding(nn.Module):
         self.table = self.param(
             "table", nn.initializers.normal(init.embedding_std), (c.vocab_size, c.width), jnp.dtype(c.param_dtype)
         )
-        if (length := cfg.learned_positions(c)) is not None:
-            self.position = LearnedPosition(length, c.width, init.embedding_std, c.param_dtype)
+        if isinstance(code := c.embedding.position, cfg.Learned):
+            length = cfg.learned_positions(c)
+            assert length is not None
+            self.position = LearnedPosition(length, c.width, init.embedding_std, c.param_dtype, code.offset)
         self.norm = make_norm(c.embedding.norm, c.param_dtype)
         self.dropout = nn.Dropout(c.embedding.dropout)
 

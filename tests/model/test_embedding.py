@@ -27,6 +27,12 @@ def test_an_id_is_a_row_of_the_table() -> None:
     np.testing.assert_array_equal(out, params["table"][TOKENS])
 
 
+def test_position_0_of_a_learned_code_with_an_offset_is_that_row() -> None:
+    params, out = embed(Embedding(Learned(offset=3)))
+    assert params["position"]["table"].shape == (19, 8)
+    np.testing.assert_array_equal(out, params["table"][TOKENS] + params["position"]["table"][POSITIONS + 3])
+
+
 def test_learned_and_sinusoidal_codes_are_added() -> None:
     params, out = embed(Embedding(Learned()))
     assert params["position"]["table"].shape == (16, 8)  # as many rows as the context is long
@@ -74,6 +80,11 @@ def test_a_row_or_a_position_beyond_a_learned_table_raises() -> None:
             call(params, jnp.zeros((1, 17), jnp.int32))
     with pytest.raises(ValueError, match=r"position 16 is out of range: it must lie in \[0, 16\)"):
         model.apply(params, TOKENS, positions=POSITIONS.at[0, 0].set(16))
+    shifted = GPT(tiny(embedding=Embedding(Learned(offset=2))))  # its last two rows are no further positions
+    params = shifted.init(jax.random.key(0), TOKENS)
+    assert params["params"]["embedding"]["position"]["table"].shape == (18, 8)
+    with pytest.raises(ValueError, match="17 tokens don't fit the learned table of 16 positions"):
+        shifted.apply(params, jnp.zeros((1, 17), jnp.int32))
     longer = GPT(tiny(embedding=Embedding(Learned(length=20))))
     assert longer.apply(longer.init(jax.random.key(0), TOKENS), jnp.zeros((1, 20), jnp.int32)).shape == (1, 20, 32)
 

@@ -1,0 +1,75 @@
+"""What position schemes add to attention's scores: ALiBi's penalties, T5's learned biases. A scheme is one row of
+BIASES.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gpt_jax import config as cfg
+from gpt_jax.conversion import implementation
+
+
+def position_bias(
+    position: cfg.PositionConfig | None,
+    table: Float[Array, "buckets H"] | None,
+    query_positions: Int[Array, "b T"],
+    key_positions: Int[Array, "b S"],
+    heads: int,
+) -> Float[Array, "b H T S"] | None:
+    """What is added to the scores of keys at a distance, in float32; None with a scheme that adds nothing.
+
+    `table` holds a learned scheme's parameters. What it gives for keys that the mask hides means nothing.
+
+    Raises:
+      ConfigError: a scheme that has no row in BIASES.
+    """
+    if position is None or (bias := implementation(BIASES, position)) is None:
+        return None
+    return bias(position, table, query_positions[:, :, None] - key_positions[:, None, :], heads)
+
+
+def alibi_slopes(alibi: cfg.Alibi, heads: int) -> Float[np.ndarray, " H"]:
+    """Geometric slopes 2^(−bias_max · h/H); where H is no power of two, those of the power below and then every other
+    one of the power above. Times `scale`.
+    """
+    below = 2 ** math.floor(math.log2(heads))
+    steps = np.concatenate([np.arange(1, below + 1), np.arange(1, 2 * (heads - below), 2) / 2]) / below
+    return (alibi.scale * 2.0 ** (-alibi.bias_max * steps)).astype(np.float32)
+
+
+def relative_buckets(distance: Int[Array, "*shape"], buckets: int, max_distance: int) -> Int[Array, "*shape"]:
+    """Which of T5's ranges a key's distance behind its query lies in; a key ahead (in a prefix) counts as 0 behind."""
+    return jnp.asarray(_buckets(buckets, max_distance))[jnp.clip(distance, 0, max_distance)]
+
+
+def _buckets(buckets: int, max_distance: int) -> Int[np.ndarray, " distances"]:
+    """The bucket of each distance up to `max_distance`, the first that is in the last bucket."""
+    exact, distance = buckets // 2, np.arange(max_distance + 1)
+    share = np.log(np.maximum(distance, exact) / exact) / math.log(max_distance / exact)
+    far = exact + np.floor(share * (buckets - exact) + 1e-9)  # where a range begins at a whole distance, it is in
+    return np.where(distance < exact, distance, np.minimum(far, buckets - 1)).astype(np.int32)
+
+
+def _alibi(c: cfg.Alibi, table: None, distance: Int[Array, "b T S"], heads: int) -> Float[Array, "b H T S"]:
+    """−slope · distance; a key ahead, as in a prefix, is as far as one behind."""
+    return jnp.asarray(-alibi_slopes(c, heads)[:, None, None]) * jnp.abs(distance)[:, None].astype(jnp.float32)
+
+
+def _t5(
+    c: cfg.T5Bias, table: Float[Array, "buckets H"], distance: Int[Array, "b T S"], heads: int
+) -> Float[Array, "b H T S"]:
+    """Row `bucket` of the table: the biases of all distances first, then one of them for each pair."""
+    of_distance = table.astype(jnp.float32).T[:, _buckets(c.buckets, c.max_distance)]
+    return jnp.moveaxis(of_distance[:, jnp.clip(distance, 0, c.max_distance)], 0, 1)
+
+
+# scheme, its table, how far the key lies behind the query → the bias; None: the scheme acts elsewhere.
+Bias = Callable[[Any, Any, Int[Array, "b T S"], int], Float[Array, "b H T S"]]
+BIASES: dict[type[cfg.PositionConfig], Bias | None] = {cfg.Rope: None, cfg.Alibi: _alibi, cfg.T5Bias: _t5}
