@@ -12,6 +12,7 @@ and changes no number but by rounding.
 from ml_collections import ConfigDict
 
 from gpt_jax.config import (
+    PROJECTIONS,
     Adamw,
     Attention,
     BlockConfig,
@@ -33,7 +34,7 @@ from gpt_jax.conversion import to_config_dict
 
 def get_config(arg: str = "") -> ConfigDict:
     block = BlockConfig(
-        attention=Attention(heads=12, bias=True, output_bias=True), mlp=Mlp(width=3072, bias=True), norm=LayerNorm()
+        attention=Attention(heads=12, bias=PROJECTIONS), mlp=Mlp(width=3072, bias=True), norm=LayerNorm()
     )
     config = Config(
         model=ModelConfig(

@@ -167,10 +167,14 @@ def attention(c: config.Attention, params: Params, xs: list, segments: Any, posi
     return [linear(params["output"], np.concatenate([heads[h][t] for h in range(H)])) for t in range(T)]
 
 
-def may_see(mask: config.MaskConfig, t: int, s: int) -> bool:
-    """Whether the query at t sees the key at s: none later, and of a window of W only t − W + 1 … t."""
+def may_see(mask: config.MaskConfig, t: int, s: int, at_t: int, at_s: int, prefix: int = 0) -> bool:
+    """Whether the query at step t sees the key at step s; they stand at positions at_t and at_s of their document."""
     if isinstance(mask, config.Window):
         return s in range(t - mask.size + 1, t + 1)
+    if isinstance(mask, config.Chunk):
+        return s in range(t - at_t % mask.size, t + 1)
+    if isinstance(mask, config.Prefix):
+        return s <= t or at_s < prefix
     return s in range(0, t + 1)
 
 

@@ -205,7 +205,8 @@ def test_keys_and_values_can_be_cached(params: Any) -> None:
 
 
 def grouped(kv_heads: int | None) -> GPT:
-    return GPT(tiny(Attention(H, kv_heads, position=Rope(), score=Score(qk_norm=LayerNorm()), bias=True)))
+    score, bias = Score(qk_norm=LayerNorm()), ("query", "key", "value")
+    return GPT(tiny(Attention(H, kv_heads, position=Rope(), score=score, bias=bias)))
 
 
 def logits_of(model: GPT, params: Any) -> np.ndarray:

@@ -13,6 +13,7 @@ import pytest
 
 from gpt_jax import GPT, ModelConfig
 from gpt_jax.config import (
+    PROJECTIONS,
     Alibi,
     Attention,
     BlockConfig,
@@ -57,7 +58,7 @@ SWITCHES: dict[str, tuple[ModelConfig, list[str]]] = {
     "rope, a window and dropout": (attention(position=Rope(), mask=Window(3), dropout=0.1), []),
     "alibi and a softcap": (attention(position=Alibi(), score=Score(softcap=5.0)), []),
     "qk_norm": (attention(score=Score(qk_norm=RmsNorm())), ["**/query_norm/*", "**/key_norm/*"]),
-    "biases": (attention(bias=True, output_bias=True), ["**/bias"]),
+    "biases": (attention(bias=PROJECTIONS), ["**/bias"]),
     "short convolutions": (block(convolution=2), ["**/*_convolution/taps"]),
     "convolutions inside attention": (attention(convolution=3), ["**/attention/*_convolution/taps"]),
     "a plain mlp": (block(mlp=Mlp(12)), ["**/gate/kernel"]),

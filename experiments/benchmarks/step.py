@@ -58,7 +58,7 @@ def run(rounds: int) -> dict[str, Any]:
 
 def gpt2_config(size: dict[str, int], scan: bool = False) -> c.Config:
     """The plain GPT-2 of a size: learned positions, LayerNorm, gelu, biases, tied head."""
-    attention = c.Attention(heads=size["heads"], bias=True, output_bias=True)
+    attention = c.Attention(heads=size["heads"], bias=c.PROJECTIONS)
     mlp = c.Mlp(4 * size["width"], activation="gelu_tanh", bias=True)
     model = c.ModelConfig(
         vocab_size=size["vocab"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 from gpt_jax import config
 from gpt_jax.model.cache import init_cache
 from gpt_jax.model.gpt import GPT
+from gpt_jax.model.registry import mixer_of
 from gpt_jax.paths import is_stacked, layer_paths, matches, path_of
 
 
@@ -69,20 +69,13 @@ def forward_flops_per_token(model: config.ModelConfig, context: int) -> int:
     if model.head.tied:
         assert model.vocab_size is not None
         products += model.vocab_size * model.width
-    return 2 * products + sum(MIXING[type(b.attention)](b.attention, model.width, context) for b in model.blocks)
+    mixing = [mixer_of(b.attention).mixing_flops(b.attention, model, context) for b in model.blocks]
+    return 2 * products + sum(mixing)
 
 
 def training_flops_per_token(model: config.ModelConfig, context: int) -> int:
     """Forward and backward, each product of the forward pass being two in the backward; remat's repeats left out."""
     return 3 * forward_flops_per_token(model, context)
-
-
-def _attention(attention: config.Attention, width: int, context: int) -> int:
-    """Scores and the mean of the values: 2 · H · D for each key, each."""
-    return 4 * attention.heads * attention.resolved_head_width(width) * context
-
-
-MIXING: dict[type[config.AttentionConfig], Callable[[Any, int, int], int]] = {config.Attention: _attention}
 
 
 def kv_bytes_per_token(model: config.ModelConfig, length: int) -> float:

@@ -7,11 +7,20 @@ are refused at construction. Widths and lengths count elements, rates are per st
 """
 
 from gpt_jax.config.attention import (
+    PROJECTIONS,
     Attention,
     AttentionConfig,
     Causal,
+    Chunk,
+    Differential,
+    Latent,
+    LogTemperature,
     MaskConfig,
+    Prefix,
+    Projection,
     Score,
+    Ssmax,
+    TemperatureConfig,
     Window,
 )
 from gpt_jax.config.checks import require
@@ -40,8 +49,10 @@ from gpt_jax.config.model import (
     MlpConfig,
     ModelConfig,
     check_length,
+    kv_source,
     learned_positions,
     pattern,
+    value_source,
 )
 from gpt_jax.config.norm import (
     LayerNorm,
@@ -63,6 +74,10 @@ from gpt_jax.config.position import (
     T5Bias,
     Yarn,
     rope_width,
+)
+from gpt_jax.config.recurrent import (
+    Delta,
+    Linear,
 )
 from gpt_jax.config.run import (
     Config,
@@ -86,6 +101,18 @@ from gpt_jax.config.training import (
 )
 
 __all__ = [
+    "Chunk",
+    "Delta",
+    "Differential",
+    "Latent",
+    "LogTemperature",
+    "Prefix",
+    "Projection",
+    "PROJECTIONS",
+    "Ssmax",
+    "TemperatureConfig",
+    "kv_source",
+    "value_source",
     "AbsolutePositionConfig",
     "Activation",
     "Adafactor",
@@ -114,6 +141,7 @@ __all__ = [
     "InverseSqrt",
     "LayerNorm",
     "Learned",
+    "Linear",
     "LinearDecay",
     "LinearScaling",
     "Lion",

@@ -11,11 +11,11 @@ from typing import Any, Literal
 from gpt_jax.config.attention import Attention, AttentionConfig
 from gpt_jax.config.checks import require, require_positive, require_probability, require_taps
 from gpt_jax.config.norm import NormConfig, RmsNorm
-from gpt_jax.config.position import AbsolutePositionConfig, Learned, Rope, Sinusoidal
+from gpt_jax.config.position import AbsolutePositionConfig, Learned, Sinusoidal
 from gpt_jax.conversion import Variant, convert, from_dict, join, nearest, to_dict
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "xielu"]
 
 
 class MlpConfig(Variant):
@@ -50,34 +50,39 @@ class GatedMlp(MlpConfig):
 class BlockConfig:
     """One layer. `mlp=None` is an attention-only layer. `dropout` is on what each sublayer adds to the residual stream.
 
-    Residual arrangements: "pre" x + f(norm(x)), "post" norm(x + f(x)), "sandwich" x + norm(f(norm(x))),
-    "parallel" x + attention(norm(x)) + mlp(norm(x)) with one norm. `convolution` is the taps of a short causal
-    convolution on the input of each sublayer, after its norm.
+    Residual arrangements: "pre" x + f(norm(x)), "post" norm(x + f(x)), "sandwich" x + norm(f(norm(x))), "output"
+    x + norm(f(x)), "parallel" x + attention(norm(x)) + mlp(norm(x)) with one norm, "parallel_norms" with two.
+    `residual_scale` multiplies what a sublayer adds (Granite). `convolution` is the taps of a short causal convolution
+    on the input of each sublayer, after its norm.
     """
 
     attention: AttentionConfig
     mlp: MlpConfig | None
     norm: NormConfig = RmsNorm()
-    residual: Literal["pre", "post", "sandwich", "parallel"] = "pre"
+    residual: Literal["pre", "post", "sandwich", "output", "parallel", "parallel_norms"] = "pre"
     dropout: float = 0.0
     convolution: int | None = None
+    residual_scale: float | None = None
 
     def __post_init__(self) -> None:
         require_taps(self.convolution, "convolution")
         require(
-            self.residual != "parallel" or self.mlp is not None,
-            'residual="parallel" needs an mlp beside the attention: give one, or use residual="pre"',
+            not self.residual.startswith("parallel") or self.mlp is not None,
+            f'residual="{self.residual}" needs an mlp beside the attention: give one, or use residual="pre"',
         )
         require_probability(self.dropout, "dropout")
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """Tokens to vectors. `norm` follows the sum of token and position."""
+    """Tokens to vectors. `scale` multiplies the token's vector (Gemma: √C), `norm` follows the sum of token and
+    position.
+    """
 
     position: AbsolutePositionConfig | None = None
     norm: NormConfig | None = None
     dropout: float = 0.0
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         require_probability(self.dropout, "embedding.dropout")
@@ -85,11 +90,14 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Head:
-    """Vectors to logits. `tied` uses the token embedding's table; `softcap` c gives c·tanh(logits / c)."""
+    """Vectors to logits. `tied` uses the token embedding's table; `scale` multiplies the logits (Cohere, Granite), then
+    `softcap` c gives c·tanh(logits / c).
+    """
 
     tied: bool = True
     bias: bool = False
     softcap: float | None = None
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         require_positive(self.softcap, "head.softcap")
@@ -122,7 +130,8 @@ class ModelConfig:
     `vocab_size` None is filled from the tokenizer by a training run. `context_length` sizes training rows and caches.
     `dtype` is what the arithmetic runs in, `param_dtype` what parameters are stored in. `scan` and `remat` choose how
     the blocks are executed and change no number: one compiled block instead of L, and what the backward pass
-    recomputes.
+    recomputes. `kernel` chooses how softmax attention is computed over whole rows (None: by platform and length, see
+    `model/attend.py`), and changes numbers by rounding only.
     """
 
     vocab_size: int | None
@@ -137,6 +146,7 @@ class ModelConfig:
     param_dtype: Dtype = "float32"
     scan: bool = False
     remat: Literal["full", "dots"] | None = None
+    kernel: Literal["einsum", "chunked", "splash"] | None = None
 
     def __post_init__(self) -> None:
         require_positive(self.vocab_size, "model.vocab_size")
@@ -145,9 +155,9 @@ class ModelConfig:
         require(len(self.blocks) > 0, "model.layers must be at least 1")
         for block in self.blocks:
             if isinstance(block.attention, Attention):
-                head_width = block.attention.resolved_head_width(self.width)
-                if isinstance(rope := block.attention.position, Rope):
-                    rope.check(head_width)
+                block.attention.check(self.width)
+        for layer in range(self.layers):
+            _check_layers_between(self, layer)
         require(
             not isinstance(self.embedding.position, Sinusoidal) or self.width % 2 == 0,
             f"a sinusoidal code needs an even model.width, not {self.width}",
@@ -220,6 +230,64 @@ class ModelConfig:
         """Types of the compact form's settings."""
         own = {key: hint for key, hint in typing.get_type_hints(cls).items() if key != "blocks"}
         return {"layers": int, "pattern": str, "letters": dict} | typing.get_type_hints(BlockConfig) | own
+
+
+def kv_source(model: ModelConfig, layer: int) -> int:
+    """The layer whose keys and values this one attends to: itself, or the nearest below that has its own."""
+    while _is_attention(model, layer, "shared_kv"):
+        layer -= 1
+    return layer
+
+
+def value_source(model: ModelConfig) -> int | None:
+    """The layer whose values the value residuals mix in: the first that has one."""
+    layers = [layer for layer in range(model.layers) if _is_attention(model, layer, "value_residual")]
+    return layers[0] if layers else None
+
+
+def _is_attention(model: ModelConfig, layer: int, switch: str) -> bool:
+    attention = model.blocks[layer].attention if layer >= 0 else None
+    return isinstance(attention, Attention) and getattr(attention, switch) not in (None, False)
+
+
+def _check_layers_between(model: ModelConfig, layer: int) -> None:
+    """Refuses what a layer can't take from one below it."""
+    attention = model.blocks[layer].attention
+    if not isinstance(attention, Attention):
+        return
+    C = model.width
+    if attention.shared_kv:
+        source = kv_source(model, layer)
+        require(
+            source >= 0 and isinstance(model.blocks[source].attention, Attention),
+            f"layer {layer} has attention.shared_kv, and no layer below it with keys and values of its own",
+        )
+        other = model.blocks[source].attention
+        assert isinstance(other, Attention)
+        for name, mine, theirs in [
+            ("kv_heads", attention.resolved_kv_heads, other.resolved_kv_heads),
+            ("head_width", attention.resolved_head_width(C), other.resolved_head_width(C)),
+            ("value_width", attention.resolved_value_width(C), other.resolved_value_width(C)),
+            ("mask", attention.mask, other.mask),
+            ("position", attention.position, other.position),
+        ]:
+            require(
+                mine == theirs,
+                f"layer {layer} shares the keys and values of layer {source}, so its attention.{name} must be that"
+                f" one's, {theirs}, not {mine}",
+            )
+        require(not other.forget_gate and not other.value_from_key, f"layer {source} has keys that can't be shared")
+    if attention.value_residual is not None:
+        source = value_source(model)
+        assert source is not None
+        other = model.blocks[source].attention
+        assert isinstance(other, Attention)
+        shapes = [(a.resolved_kv_heads, a.resolved_value_width(C)) for a in (attention, other)]
+        require(
+            shapes[0] == shapes[1],
+            f"layer {layer} mixes in the values of layer {source}, so both need the same kv_heads and value_width,"
+            f" not {shapes[0]} and {shapes[1]}",
+        )
 
 
 def pattern(letters: str, **blocks: BlockConfig) -> tuple[BlockConfig, ...]:

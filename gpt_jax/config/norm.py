@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt_jax.config.checks import require_positive
+from gpt_jax.config.checks import require, require_positive
 from gpt_jax.conversion import Variant
 
 
@@ -14,22 +14,36 @@ class NormConfig(Variant):
 
 @dataclass(frozen=True)
 class LayerNorm(NormConfig):
-    """Mean 0, variance 1, then an affine map (Ba et al. 2016, arXiv:1607.06450)."""
+    """Mean 0, variance 1, then an affine map (Ba et al. 2016, arXiv:1607.06450).
+
+    `unit_offset` stores the scale less 1, so that weight decay draws it to 1 (Nemotron).
+    """
 
     eps: float = 1e-5
     scale: bool = True
     bias: bool = True
+    unit_offset: bool = False
 
     def __post_init__(self) -> None:
         require_positive(self.eps, "norm.eps")
+        _require_scale(self)
 
 
 @dataclass(frozen=True)
 class RmsNorm(NormConfig):
-    """Root mean square 1, then a scale (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+    """Root mean square 1, then a scale (Zhang & Sennrich 2019, arXiv:1910.07467).
+
+    `unit_offset` stores the scale less 1, so that weight decay draws it to 1 (Gemma).
+    """
 
     eps: float = 1e-6
     scale: bool = True
+    unit_offset: bool = False
 
     def __post_init__(self) -> None:
         require_positive(self.eps, "norm.eps")
+        _require_scale(self)
+
+
+def _require_scale(norm: LayerNorm | RmsNorm) -> None:
+    require(norm.scale or not norm.unit_offset, "norm.unit_offset is about the scale: set norm.scale, or unset it")

@@ -1,145 +1,250 @@
-"""Causal self-attention: multi-head, multi-query, grouped-query, with or without a cache."""
+"""Causal self-attention: multi-head, multi-query, grouped-query, with or without a cache, and the variants that are a
+setting of it.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
 from gpt_jax.conversion import ConfigError
-from gpt_jax.model.bias import position_bias
-from gpt_jax.model.cache import LayerCache, extend, slots
+from gpt_jax.model.attend import Logits, attend
 from gpt_jax.model.convolution import ShortConvolution
 from gpt_jax.model.linear import Linear
-from gpt_jax.model.mask import allowed, spans
+from gpt_jax.model.mask import Side, reach
+from gpt_jax.model.mixer import CacheShapes, LayerCache, Mixer, Shared
 from gpt_jax.model.norm import make_norm
+from gpt_jax.model.parameter import Parameter
 from gpt_jax.model.rope import rotate
 from gpt_jax.model.row import Row
+from gpt_jax.model.slots import extend, slots
 from gpt_jax.model.taps import is_tapped, tap
 
 
-class Keys(NamedTuple):
-    """Where the S keys at hand stand: step (negative: an empty slot of a cache) and position."""
-
-    steps: Int[Array, " S"]
-    positions: Int[Array, "b S"]
-
-
-class MultiHeadAttention(nn.Module):
-    """x (B, T, C) → queries (B, T, H, D), keys and values (B, T, K, D) → (B, T, H·D) → (B, T, C)."""
+class MultiHeadAttention(Mixer):
+    """x (B, T, C) → queries (B, T, H, D), keys (B, T, K, D), values (B, T, K, E) → (B, T, H·E) → (B, T, C)."""
 
     config: cfg.Attention
-    model: cfg.ModelConfig
-    output_scale: float
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, train: bool
-    ) -> tuple[Float[Array, "B T C"], LayerCache | None]:
-        c, model = self.config, self.model
-        (B, T, C), H, K, D = x.shape, c.heads, c.resolved_kv_heads, c.resolved_head_width(x.shape[-1])
-        std, dtype = model.init.kernel_std, model.param_dtype
+        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Shared, train: bool
+    ) -> tuple[Float[Array, "B T C"], LayerCache | None, Shared]:
+        c, (B, T, C) = self.config, x.shape
+        H, K = c.heads, c.resolved_kv_heads
+        D, E = c.resolved_head_width(C), c.resolved_value_width(C)
+        state: LayerCache = {}  # what the cache keeps beside keys and values
 
-        state: LayerCache = {}
-
-        def project(name: str, heads: int) -> Float[Array, "B T N D"]:
-            y = Linear(heads * D, c.bias, std, dtype, name=name)(x)
+        def project(name: cfg.Projection, heads: int, width: int) -> Float[Array, "B T N D"]:
+            y = self._linear(name, heads * width)(x)
+            if c.clip is not None:
+                y = jnp.clip(y, -c.clip, c.clip)
             if c.convolution is not None:
                 past = None if cache is None else cache[f"{name}_convolution"]
-                convolution = ShortConvolution(c.convolution, dtype, name=f"{name}_convolution")
+                convolution = ShortConvolution(c.convolution, self.model.param_dtype, name=f"{name}_convolution")
                 y, state[f"{name}_convolution"] = convolution(y, row, past)
-            return y.reshape(B, T, heads, D)
+            return y.reshape(B, T, heads, width)
 
-        query, key, value = project("query", H), project("key", K), project("value", K)
-        query = make_norm(c.score.qk_norm, dtype, name="query_norm")(query)
-        key = make_norm(c.score.qk_norm, dtype, name="key_norm")(key)
-        match c.position:
-            case cfg.Rope():
-                length = T if row.length is None else row.length
-                query, key = (rotate(y, row.positions, c.position, length) for y in (query, key))
-            case None | cfg.Alibi() | cfg.T5Bias():
-                pass
+        queries = Side(row.steps, row.positions, row.segments, self._decay(x, cache, state))
+        query = tap(self, "queries", self._place("query", project("query", H, D), queries, row.context))
+        query = (query * self._scale(queries, D).astype(query.dtype)).swapaxes(1, 2)  # heads first, from here on
+
+        if c.shared_kv:
+            key, value, keys = shared["key_and_value"]
+        else:
+            key = project("key", K, D)
+            if c.value_from_key:
+                new = {"key": key.swapaxes(1, 2)}
+            else:
+                key = tap(self, "keys", self._place("key", key, queries, row.context))
+                value, shared = self._mix_values(project("value", K, E), row, shared)
+                new = {"key": key.swapaxes(1, 2), "value": tap(self, "values", value).swapaxes(1, 2)}
+            kept, seen, keys = self._remember(new, queries, row, cache)
+            if c.value_from_key:
+                value = seen["key"]
+                key = self._place("key", value.swapaxes(1, 2), keys, row.context).swapaxes(1, 2)
+            else:
+                key, value = seen["key"], seen["value"]
+            if _is_shared(self.model):
+                shared = {**shared, "key_and_value": (key, value, keys)}
+            state |= kept
+
+        heads = tap(self, "heads", self._mix(query, key, value, queries, keys, row, train))
+        out = heads.swapaxes(1, 2).reshape(B, T, H * E)
+        if c.gate is not None:
+            gate = jax.nn.sigmoid(self._linear("gate", H * E if c.gate == "elementwise" else H)(x))
+            out *= gate if c.gate == "elementwise" else jnp.repeat(gate, E, axis=-1)
+        y = self._linear("output", C, self.output_scale)(out)
+        return y, None if cache is None else {**cache, **state}, shared
+
+    def _linear(self, name: str, features: int, scale: float = 1.0) -> Linear:
+        model = self.model
+        return Linear(features, name in self.config.bias, model.init.kernel_std, model.param_dtype, scale, name=name)
+
+    def _place(self, name: str, y: Float[Array, "B T N D"], side: Side, length: int) -> Float[Array, "B T N D"]:
+        """Queries or keys after their norm and rotation."""
+        c, score = self.config, self.config.score
+        heads = 2 if score.qk_norm_over == "heads" else 1
+        norm = make_norm(score.qk_norm, self.model.param_dtype, name=f"{name}_norm", scaled_axes=heads)
+
+        def normed(y: Array) -> Array:
+            return norm(y.reshape(*y.shape[:2], -1)).reshape(y.shape) if score.qk_norm_over == "width" else norm(y)
+
+        y = y if score.qk_norm_last else normed(y)
+        if isinstance(c.position, cfg.Rope):
+            y = rotate(y, side.positions, c.position, length)
+        return normed(y) if score.qk_norm_last else y
+
+    def _scale(self, queries: Side, width: int) -> Float[Array, "..."]:
+        """What queries (B, T, H, D) are multiplied by."""
+        score = self.config.score
+        scale = jnp.asarray(width**-0.5 if score.scale is None else score.scale, jnp.float32)
+        match score.temperature:
+            case None:
+                return scale
+            case cfg.LogTemperature(strength, length):
+                factor = 1 + strength * jnp.log1p((queries.positions // length).astype(jnp.float32))
+                return scale * factor[:, :, None, None]
+            case cfg.Ssmax(initial):
+                shape = (self.config.heads,)
+                s = Parameter("s", nn.initializers.constant(initial), shape, self.model.param_dtype, name="ssmax")()
+                seen = queries.positions + 1
+                if (back := reach(self.config.mask)) is not None:
+                    seen = jnp.minimum(seen, back)
+                return scale * s[:, None] * jnp.log(seen.astype(jnp.float32))[:, :, None, None]
             case other:
-                raise ConfigError(f"attention knows no position {type(other).__name__}: teach it or choose another")
-        query, key, value = tap(self, "queries", query), tap(self, "keys", key), tap(self, "values", value)
+                raise ConfigError(f"attention knows no temperature {type(other).__name__}: teach it or choose another")
 
-        query, key, value = (y.swapaxes(1, 2) for y in (query, key, value))  # heads first
-        parts, keys = spans(c.mask, T), Keys(row.steps, row.positions)
+    def _decay(self, x: Float[Array, "B T C"], cache: LayerCache | None, state: LayerCache) -> Array | None:
+        """Σ log f up to each token, (B, H, T), of a forget gate f = sigmoid(linear(x)); None without one."""
+        if not self.config.forget_gate:
+            return None
+        linear = Linear(self.config.heads, True, self.model.init.kernel_std, self.model.param_dtype, name="forget")
+        log_f = jax.nn.log_sigmoid(linear(x).astype(jnp.float32)).swapaxes(1, 2)
+        decay = jnp.cumsum(log_f, axis=-1)
         if cache is not None:
-            assert row.length is not None and row.padding is not None
-            is_ring = slots(c.mask, row.length) < row.length
-            written, key, value, steps = extend(cache, key, value, row.steps[0], is_ring)
-            cache = {**cache, **written, **state}
-            parts, keys = [(slice(None), slice(None))], Keys(steps, steps[None, :] - row.padding[:, None])
-        heads = tap(self, "heads", self._attend(query, key, value, row, keys, parts, train))
-        out = heads.swapaxes(1, 2).reshape(B, T, H * D)
-        return Linear(C, c.output_bias, std, dtype, self.output_scale, name="output")(out), cache
+            decay += cache["forgotten"]
+            state["forgotten"] = decay[:, :, -1:]
+        return decay
 
-    def _attend(
+    def _mix_values(
+        self, value: Float[Array, "B T K E"], row: Row, shared: Shared
+    ) -> tuple[Float[Array, "B T K E"], Shared]:
+        """The values with what comes from the token itself and from the first layer."""
+        c, model = self.config, self.model
+        if c.value_embedding:
+            initial = nn.initializers.normal(model.init.embedding_std)
+            shape = (model.vocab_size, math.prod(value.shape[2:]))
+            table = Parameter("table", initial, shape, model.param_dtype, name="value_embedding")()
+            value += jnp.take(table, row.tokens, axis=0).reshape(value.shape).astype(value.dtype)
+        if c.value_residual is not None:
+            initial = nn.initializers.constant(c.value_residual)
+            share = Parameter("share", initial, (), model.param_dtype, name="value_residual")().astype(value.dtype)
+            first = value
+            if "value" in shared:
+                first = jnp.where(row.layer == cfg.value_source(model), value, shared["value"])
+            value, shared = value + share * (first - value), {**shared, "value": first}
+        return value, shared
+
+    def _remember(
+        self, new: LayerCache, queries: Side, row: Row, cache: LayerCache | None
+    ) -> tuple[LayerCache, LayerCache, Side]:
+        """What the cache keeps, what there is to attend to, and where that stands."""
+        if cache is None:
+            return {}, new, queries
+        assert row.length is not None and row.padding is not None
+        if queries.decay is not None:
+            new = new | {"decay": queries.decay[..., None]}
+        is_ring = slots(self.config.mask, row.length) < row.length
+        kept, seen, steps = extend({name: cache[name] for name in new}, new, row.steps[0], is_ring)
+        decay = None if queries.decay is None else seen["decay"][..., 0]
+        return kept, seen, Side(steps, steps[None, :] - row.padding[:, None], None, decay)
+
+    def _mix(
         self,
         query: Float[Array, "B H T D"],
         key: Float[Array, "B K S D"],
-        value: Float[Array, "B K S D"],
+        value: Float[Array, "B K S E"],
+        queries: Side,
+        keys: Side,
         row: Row,
-        keys: Keys,
-        parts: list[tuple[slice, slice]],
         train: bool,
-    ) -> Float[Array, "B H T D"]:
-        """Each head's output, one part of the queries at a time with the part of the keys that it may see."""
-        c, dropout = self.config, nn.Dropout(self.config.dropout, name="dropout")
-        mixed, probabilities, table = [], [], None
-        if isinstance(c.position, cfg.T5Bias):
-            init, shape = nn.initializers.normal(self.model.init.embedding_std), (c.position.buckets, c.heads)
-            table = self.param("position_bias", init, shape, jnp.dtype(self.model.param_dtype))
-        for t, s in parts:
-            query_segments, key_segments = (None if row.segments is None else row.segments[:, i] for i in (t, s))
-            mask = allowed(c.mask, row.steps[t], keys.steps[s], query_segments, key_segments, row.padding)
-            bias = position_bias(c.position, table, row.positions[:, t], keys.positions[:, s], c.heads)
-            p = attention_probabilities(query[:, :, t], key[:, :, s], mask, bias, c.score)
-            mixed.append(mix(dropout(p, deterministic=not train).astype(value.dtype), value[:, :, s]))
-            probabilities.append(p)
-        if is_tapped(self):
-            tap(self, "probabilities", _side_by_side(probabilities, parts, key.shape[2]))
-        return jnp.concatenate(mixed, axis=2)
+    ) -> Float[Array, "B H T E"]:
+        """Each head's output."""
+        return mix_values(self, self.config, query, key, value, queries, keys, row, train)
+
+    @staticmethod
+    def cache_shapes(config: cfg.Attention, model: cfg.ModelConfig, length: int) -> CacheShapes:
+        if config.shared_kv:
+            return {}
+        H, K, S = config.heads, config.resolved_kv_heads, slots(config.mask, length)
+        D, E = config.resolved_head_width(model.width), config.resolved_value_width(model.width)
+        shapes: dict[str, tuple[int, ...]] = {"key": (K, S, D)}
+        if not config.value_from_key:
+            shapes["value"] = (K, S, E)
+        if config.convolution is not None:
+            widths = {"query": H * D, "key": K * D} | ({} if config.value_from_key else {"value": K * E})
+            for name, width in widths.items():
+                shapes[f"{name}_convolution"] = (config.convolution - 1, width)
+        caches = {name: jax.ShapeDtypeStruct(shape, jnp.dtype(model.dtype)) for name, shape in shapes.items()}
+        if config.forget_gate:  # sums, which must not round
+            caches["decay"] = jax.ShapeDtypeStruct((H, S, 1), jnp.float32)
+            caches["forgotten"] = jax.ShapeDtypeStruct((H, 1), jnp.float32)
+        return caches
+
+    @staticmethod
+    def mixing_flops(config: cfg.Attention, model: cfg.ModelConfig, context: int) -> int:
+        """Scores and the mean of the values, for each key."""
+        C = model.width
+        return 2 * config.heads * (config.resolved_head_width(C) + config.resolved_value_width(C)) * context
 
 
-def _side_by_side(rows: list[Array], parts: list[tuple[slice, slice]], size: int) -> Float[Array, "B H T S"]:
-    """The probabilities of all spans, 0 for the keys that a span leaves out."""
-    bounds = [keys.indices(size) for _, keys in parts]
-    margins = [((0, 0), (0, 0), (0, 0), (start, size - stop)) for start, stop, _ in bounds]
-    return jnp.concatenate([jnp.pad(p, margin) for p, margin in zip(rows, margins, strict=True)], axis=2)
-
-
-def attention_probabilities(
+def mix_values(
+    module: nn.Module,
+    c: cfg.Attention | cfg.Latent,
     query: Float[Array, "B H T D"],
     key: Float[Array, "B K S D"],
-    mask: Bool[Array, "#B T S"],
-    bias: Float[Array, "#B H T S"] | None,
-    score: cfg.Score,
-) -> Float[Array, "B H T S"]:
-    """softmax over S of scale · q·k (+ bias) where `mask` allows, exactly 0 elsewhere, in float32 (Vaswani 2017).
+    value: Float[Array, "B K S E"],
+    queries: Side,
+    keys: Side,
+    row: Row,
+    train: bool,
+) -> Float[Array, "B H T E"]:
+    """`attend` with the parameters, taps and dropout of `module`."""
+    model, score, H = module.model, c.score, query.shape[1]  # type: ignore[attr-defined]
+    table, sinks, shift = None, None, 0.0
+    if isinstance(c.position, cfg.T5Bias):
+        initial = nn.initializers.normal(model.init.embedding_std)
+        table = Parameter("table", initial, (c.position.buckets, H), model.param_dtype, name="position")()
+    if score.normalizer == "sinks":
+        sinks = Parameter("logits", nn.initializers.zeros, (H,), model.param_dtype, name="sinks")()
+    elif score.normalizer == "softmax_plus_one":
+        sinks = jnp.zeros(H)
+    elif score.normalizer == "sigmoid":
+        shift = -math.log(model.context_length)
+    dropout = nn.Dropout(c.dropout, name="dropout")
+    is_ring = row.length is not None and slots(c.mask, row.length) < row.length
+    return attend(
+        query,
+        key,
+        value,
+        queries,
+        keys,
+        Logits(table, row.padding, row.prefix, c.mask, c.position, score.softcap, shift),
+        normalizer="sigmoid" if score.normalizer == "sigmoid" else "softmax",
+        sinks=sinks,
+        kernel=model.kernel,
+        offset=None if is_ring else row.steps[0],
+        drop=(lambda p: dropout(p, deterministic=False)) if train and c.dropout else None,
+        watch=(lambda p: tap(module, "probabilities", p)) if is_tapped(module) else None,
+    )
 
-    H/K neighbouring query heads share a key head: GQA (Ainslie et al. 2023, arXiv:2305.13245), with K = 1 MQA (Shazeer
-    2019, arXiv:1911.02150).
-    """
-    (B, H, T, D), (_, K, S, _) = query.shape, key.shape
-    scale = D**-0.5 if score.scale is None else score.scale
-    grouped = (query * jnp.asarray(scale, query.dtype)).reshape(B, K, (H // K) * T, D)
-    scores = jnp.einsum("bknd,bksd->bkns", grouped, key, preferred_element_type=jnp.float32).reshape(B, H, T, S)
-    if score.softcap is not None:
-        scores = score.softcap * jnp.tanh(scores / score.softcap)
-    if bias is not None:
-        scores += bias
-    # Finite: a row that may see nothing (a padding token's) stays finite, and nobody reads it.
-    return jax.nn.softmax(jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
 
-
-def mix(probabilities: Float[Array, "B H T S"], value: Float[Array, "B K S D"]) -> Float[Array, "B H T D"]:
-    """Each query's mean of the values, weighted by its probabilities."""
-    (B, H, T, S), (_, K, _, D) = probabilities.shape, value.shape
-    grouped = probabilities.reshape(B, K, (H // K) * T, S)
-    return jnp.einsum("bkns,bksd->bknd", grouped, value).reshape(B, H, T, D)
+def _is_shared(model: cfg.ModelConfig) -> bool:
+    """Whether some layer takes its keys and values from one below."""
+    return any(isinstance(b.attention, cfg.Attention) and b.attention.shared_kv for b in model.blocks)

@@ -7,15 +7,14 @@ from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
 from gpt_jax.conversion import implementation
-from gpt_jax.model.attention import MultiHeadAttention
-from gpt_jax.model.cache import LayerCache
 from gpt_jax.model.convolution import ShortConvolution
+from gpt_jax.model.mixer import LayerCache, Shared
 from gpt_jax.model.mlp import Mlp
 from gpt_jax.model.norm import make_norm
+from gpt_jax.model.registry import mixer_of
 from gpt_jax.model.row import Row
 from gpt_jax.model.taps import tap
 
-ATTENTIONS: dict[type[cfg.AttentionConfig], type[nn.Module]] = {cfg.Attention: MultiHeadAttention}
 MLPS: dict[type[cfg.MlpConfig], type[nn.Module]] = {cfg.Mlp: Mlp, cfg.GatedMlp: Mlp}
 
 
@@ -27,17 +26,19 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, train: bool
-    ) -> tuple[Float[Array, "B T C"], LayerCache | None]:
+        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Shared, train: bool
+    ) -> tuple[Float[Array, "B T C"], LayerCache | None, Shared]:
         c, model = self.config, self.model
         output_scale = residual_scale(model)
-        attention = implementation(ATTENTIONS, c.attention)(c.attention, model, output_scale, name="attention")
+        attention = mixer_of(c.attention)(c.attention, model, output_scale, name="attention")
         mlp = None if c.mlp is None else implementation(MLPS, c.mlp)(c.mlp, model, output_scale, name="mlp")
 
         def norm(name: str, x: Array) -> Array:
             return make_norm(c.norm, model.param_dtype, name=name)(x)
 
         def add(name: str, x: Array, change: Array) -> Array:
+            if c.residual_scale is not None:
+                change *= c.residual_scale
             change = nn.Dropout(c.dropout, name=f"{name}_dropout")(change, deterministic=not train)
             return x + tap(self, f"{name}_change", change)
 
@@ -51,27 +52,35 @@ class Block(nn.Module):
             y, state[f"{name}_convolution"] = convolution(x, row, past)
             return y
 
-        if c.residual == "parallel":
+        if c.residual.startswith("parallel"):
             assert mlp is not None
-            y = norm("norm", x)
-            change, extended = attention(convolve("attention", y), row, cache, train)
-            x = add("mlp", add("attention", x, change), mlp(convolve("mlp", y)))
-            return x, None if extended is None else {**extended, **state}
+            if c.residual == "parallel":
+                to_attention = to_mlp = norm("norm", x)
+            else:
+                to_attention, to_mlp = norm("attention_norm", x), norm("mlp_norm", x)
+            change, extended, shared = attention(convolve("attention", to_attention), row, cache, shared, train)
+            x = add("mlp", add("attention", x, change), mlp(convolve("mlp", to_mlp)))
+            return x, None if extended is None else {**extended, **state}, shared
 
         before, inner, after = ARRANGEMENTS[c.residual]
         y = convolve("attention", norm("attention_norm", x) if before else x)
-        change, extended = attention(y, row, cache, train)
+        change, extended, shared = attention(y, row, cache, shared, train)
         x = add("attention", x, norm("attention_output_norm", change) if inner else change)
         x = norm("attention_norm", x) if after else x
         if mlp is not None:
             change = mlp(convolve("mlp", norm("mlp_norm", x) if before else x))
             x = add("mlp", x, norm("mlp_output_norm", change) if inner else change)
             x = norm("mlp_norm", x) if after else x
-        return x, None if extended is None else {**extended, **state}
+        return x, None if extended is None else {**extended, **state}, shared
 
 
 # residual arrangement → is there a norm before the sublayer, on what it adds, after the sum?
-ARRANGEMENTS = {"pre": (True, False, False), "sandwich": (True, True, False), "post": (False, False, True)}
+ARRANGEMENTS = {
+    "pre": (True, False, False),
+    "sandwich": (True, True, False),
+    "output": (False, True, False),
+    "post": (False, False, True),
+}
 
 
 def residual_scale(model: cfg.ModelConfig) -> float:

@@ -34,8 +34,9 @@ class GPT(nn.Module):
         hidden = model.apply(params, tokens, method="backbone")            # (B, T, C)
 
     `segments` (B, T) separates documents in a row, `positions` (B, T) restarts in each; None means one document from
-    position 0. `capture` is a glob over the taps' names (`*` also crosses "/"); what matches comes back as a dict, the
-    last item of the result.
+    position 0. `prefix` (B,) is how many tokens of each row see one another whole, in layers of mask `Prefix`; with a
+    cache, it goes to the call that reads them. `capture` is a glob over the taps' names (`*` also crosses "/"); what
+    matches comes back as a dict, the last item of the result.
 
     Raises:
       ValueError: a row longer than a learned table, segments or positions with a cache, a `capture` that matches
@@ -68,12 +69,13 @@ class GPT(nn.Module):
         *,
         segments: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
+        prefix: Int[Array, " B"] | None = None,
         cache: Cache | None = None,
         train: bool = False,
         capture: str | None = None,
     ) -> tuple[Float[Array, "B T C"], Cache | None, dict[str, Array] | None]:
-        check_inputs(self.config, tokens, positions, segments, cache)
-        row = make_row(tokens, positions, segments, cache)
+        check_inputs(self.config, tokens, positions, segments, prefix, cache)
+        row = make_row(tokens, positions, segments, prefix, cache)
         embedded = x = self.embedding(tokens, row.positions, train)
         x, caches, captured = self.blocks(x, row, None if cache is None else cache.layers, train, capture is not None)
         hidden = self.final_norm(x)
@@ -99,15 +101,16 @@ def make_row(
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"] | None,
     segments: Int[Array, "B T"] | None,
+    prefix: Int[Array, " B"] | None,
     cache: Cache | None,
 ) -> Row:
     """Where the tokens stand: from the beginning of the row, or after what the cache holds."""
     steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     if cache is None:
-        return Row(steps, steps[None] if positions is None else positions, segments)
+        return Row(tokens, steps, steps[None] if positions is None else positions, segments, prefix)
     steps += cache.step
     positions = jnp.maximum(steps[None] - cache.padding[:, None], 0)
-    return Row(steps, positions, None, cache.padding, cache.length)
+    return Row(tokens, steps, positions, None, prefix, cache.padding, cache.length)
 
 
 def check_inputs(
@@ -115,6 +118,7 @@ def check_inputs(
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"] | None,
     segments: Int[Array, "B T"] | None,
+    prefix: Int[Array, " B"] | None,
     cache: Cache | None,
 ) -> None:
     """Refuses what JAX would clamp or wrap without a word; values are checked where they are concrete.
@@ -126,6 +130,8 @@ def check_inputs(
     check_range("token id", tokens, model.vocab_size)
     if positions is not None:
         check_range("position", positions, cfg.learned_positions(model))
+    if prefix is not None:
+        _check_prefix(model, tokens, segments, prefix, cache)
     if cache is not None:
         if segments is not None or positions is not None:
             raise ValueError("a cache holds one document a row and counts its positions: pass no segments or positions")
@@ -133,6 +139,28 @@ def check_inputs(
             raise ValueError(
                 f"the cache has room for {cache.length} tokens and holds {int(cache.step)}, so {tokens.shape[1]} more "
                 "don't fit: give init_cache a greater length"
+            )
+
+
+def _check_prefix(
+    model: cfg.ModelConfig,
+    tokens: Int[Array, "B T"],
+    segments: Int[Array, "B T"] | None,
+    prefix: Int[Array, " B"],
+    cache: Cache | None,
+) -> None:
+    if not any(getattr(block.attention, "mask", None) == cfg.Prefix() for block in model.blocks):
+        raise ValueError("no layer has the mask Prefix(), so nothing reads a prefix: choose it, or pass none")
+    if segments is not None:
+        raise ValueError("a prefix is the beginning of a row of one document: pass no segments with it")
+    check_range("prefix", prefix, None)
+    if cache is None:
+        check_range("prefix", prefix, tokens.shape[1] + 1)
+    elif not any(isinstance(x, jax.core.Tracer) for x in (prefix, cache.step, cache.padding)):
+        if int(cache.step) > 0 or np.any(np.asarray(prefix) + np.asarray(cache.padding) > tokens.shape[1]):
+            raise ValueError(
+                f"a prefix sees itself whole, so it must be read at once: give its {int(np.max(prefix))} tokens to one "
+                "call with an empty cache, and none to the calls that follow"
             )
 
 

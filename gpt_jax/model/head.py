@@ -28,6 +28,8 @@ class LmHead(nn.Module):
         logits = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
         if head.bias:
             logits += self.param("bias", nn.initializers.zeros, (c.vocab_size,), jnp.dtype(c.param_dtype))
+        if head.scale is not None:
+            logits *= head.scale
         if head.softcap is not None:
             logits = head.softcap * jnp.tanh(logits / head.softcap)
         return logits.reshape(*hidden.shape[:-1], c.vocab_size)

@@ -3,19 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gpt_jax import config as cfg
 from gpt_jax.conversion import implementation
 
-# mask, how many steps the key lies before the query → may it be seen?
-VISIBLE: dict[type[cfg.MaskConfig], Callable[[Any, Int[Array, "T S"]], Bool[Array, "T S"]]] = {
-    cfg.Causal: lambda mask, distance: distance >= 0,
-    cfg.Window: lambda mask, distance: (distance >= 0) & (distance < mask.size),
+
+class Side(NamedTuple):
+    """What is known of each of N tokens that ask (queries) or are asked (keys).
+
+    `steps` counts along the row, padding included; a negative one is a slot not yet written, which nobody sees.
+    `positions` restart in each of the `segments`. `decay` is Σ log f of a forget gate up to and with the token.
+    """
+
+    steps: Int[Array, " N"]
+    positions: Int[Array, "b N"]
+    segments: Int[Array, "B N"] | None = None
+    decay: Float[Array, "B H N"] | None = None
+
+    def cut(self, part: slice) -> Side:
+        """The tokens of `part`."""
+        segments = None if self.segments is None else self.segments[:, part]
+        decay = None if self.decay is None else self.decay[:, :, part]
+        return Side(self.steps[part], self.positions[:, part], segments, decay)
+
+
+def _causal(mask: Any, distance: Int[Array, "1 T S"], queries: Side, keys: Side, prefix: Any) -> Bool[Array, "b T S"]:
+    return distance >= 0
+
+
+def _window(mask: cfg.Window, distance: Int[Array, "1 T S"], *_: Any) -> Bool[Array, "b T S"]:
+    return (distance >= 0) & (distance < mask.size)
+
+
+def _chunk(
+    mask: cfg.Chunk, distance: Int[Array, "1 T S"], queries: Side, keys: Side, prefix: Any
+) -> Bool[Array, "b T S"]:
+    return (distance >= 0) & (distance <= (queries.positions % mask.size)[:, :, None])
+
+
+def _prefix(
+    mask: cfg.Prefix, distance: Int[Array, "1 T S"], queries: Side, keys: Side, prefix: Int[Array, " B"] | None
+) -> Bool[Array, "b T S"]:
+    if prefix is None:
+        return distance >= 0
+    return (distance >= 0) | (keys.positions < prefix[:, None])[:, None, :]
+
+
+# mask → (mask, steps from key to query, queries, keys, each row's prefix) → may the key be seen?
+VISIBLE: dict[type[cfg.MaskConfig], Callable[..., Bool[Array, "b T S"]]] = {
+    cfg.Causal: _causal,
+    cfg.Window: _window,
+    cfg.Chunk: _chunk,
+    cfg.Prefix: _prefix,
 }
+
+
+def reach(mask: cfg.MaskConfig) -> int | None:
+    """How many steps back a query sees at most, its own included; None: all."""
+    return mask.size if isinstance(mask, cfg.Window | cfg.Chunk) else None
 
 
 SPANS, SHORTEST_SPAN = 4, 64
@@ -27,30 +76,30 @@ def spans(mask: cfg.MaskConfig, length: int) -> list[tuple[slice, slice]]:
     What a span leaves out is masked for all its queries, so nothing changes but the work: with four spans 5/8 of the
     whole, in pieces that stay in a processor's cache.
     """
-    size = max(SHORTEST_SPAN, -(-length // SPANS))
-    reach = mask.size if isinstance(mask, cfg.Window) else length
+    if isinstance(mask, cfg.Prefix):
+        return [(slice(0, length), slice(0, length))]
+    size, back = max(SHORTEST_SPAN, -(-length // SPANS)), reach(mask)
     ends = [(start, min(start + size, length)) for start in range(0, length, size)]
-    return [(slice(start, end), slice(max(0, start - reach + 1), end)) for start, end in ends]
+    return [(slice(a, b), slice(0 if back is None else max(0, a - back + 1), b)) for a, b in ends]
 
 
 def allowed(
     mask: cfg.MaskConfig,
-    query_steps: Int[Array, " T"],
-    key_steps: Int[Array, " S"],
-    query_segments: Int[Array, "B T"] | None = None,
-    key_segments: Int[Array, "B S"] | None = None,
+    queries: Side,
+    keys: Side,
     padding: Int[Array, " B"] | None = None,
+    prefix: Int[Array, " B"] | None = None,
 ) -> Bool[Array, "b T S"]:
     """True where query t may see key s.
 
-    Steps count tokens along the row, padding included; they, not positions, decide what is earlier, so that positions
-    that restart in every document can't let a later token through. Keys before step `padding[b]` (left padding) or
-    before step 0 (a cache's slot not yet written) are seen by nobody, keys of another segment neither.
+    Steps, not positions, decide what is earlier, so that positions that restart in every document can't let a later
+    token through. Keys before step `padding[b]` (left padding) or before step 0 (a cache's slot not yet written) are
+    seen by nobody, keys of another segment neither.
     """
-    distance = query_steps[:, None] - key_steps[None, :]
-    seen = (implementation(VISIBLE, mask)(mask, distance) & (key_steps >= 0))[None]
+    distance = (queries.steps[:, None] - keys.steps[None, :])[None]
+    seen = implementation(VISIBLE, mask)(mask, distance, queries, keys, prefix) & (keys.steps >= 0)
     if padding is not None:
-        seen &= key_steps[None, None, :] >= padding[:, None, None]
-    if query_segments is not None and key_segments is not None:
-        seen &= query_segments[:, :, None] == key_segments[:, None, :]
+        seen &= keys.steps[None, None, :] >= padding[:, None, None]
+    if queries.segments is not None and keys.segments is not None:
+        seen &= queries.segments[:, :, None] == keys.segments[:, None, :]
     return jnp.asarray(seen)

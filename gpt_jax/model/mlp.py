@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -23,6 +24,26 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+class Xielu(nn.Module):
+    """α_p·x² + x/2 where x > 0, α_n·(eˣ − 1 − x) + x/2 elsewhere, with learned α_p and α_n > 1/2 (Huang & Schlag 2024,
+    arXiv:2411.13010).
+    """
+
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+        beta, start = 0.5, 0.8
+
+        def softplus(name: str, value: float) -> Array:
+            initial = nn.initializers.constant(math.log(math.expm1(value)))
+            return jax.nn.softplus(self.param(name, initial, (), jnp.dtype(self.param_dtype))).astype(x.dtype)
+
+        positive, negative = softplus("alpha_p", start), beta + softplus("alpha_n", start - beta)
+        below = jnp.minimum(x, -1e-6)  # so that the branch not taken stays finite
+        return jnp.where(x > 0, positive * x * x, negative * (jnp.expm1(below) - x)) + beta * x
+
+
 class Mlp(nn.Module):
     """down(activation(up(x))), or down(activation(gate(x)) · up(x)) for a GatedMlp."""
 
@@ -33,7 +54,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
         c, std, dtype = self.config, self.model.init.kernel_std, self.model.param_dtype
-        activation = ACTIVATIONS[c.activation]
+        activation = Xielu(dtype, name="xielu") if c.activation == "xielu" else ACTIVATIONS[c.activation]
         up = Linear(c.width, c.bias, std, dtype, name="up")(x)
         if isinstance(c, cfg.GatedMlp):
             hidden = activation(Linear(c.width, c.bias, std, dtype, name="gate")(x)) * up

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
 from gpt_jax.model.block import Block
-from gpt_jax.model.cache import LayerCache
+from gpt_jax.model.mixer import LayerCache, Shared
 from gpt_jax.model.row import Row
 from gpt_jax.model.taps import COLLECTION, tapped
 
@@ -45,21 +45,26 @@ class Blocks(nn.Module):
         params = {name: self.get_variable("params", name) for name in storage_names(model)}
         key = self.make_rng("dropout") if train and self.has_rng("dropout") else None
 
-        def run(block: cfg.BlockConfig, x: Array, params: Params, cache: LayerCache | None, layer: Any) -> tuple:
+        def run(
+            block: cfg.BlockConfig, x: Array, shared: Shared, params: Params, cache: LayerCache | None, layer: Any
+        ) -> tuple:
             rngs = None if key is None else {"dropout": jax.random.fold_in(key, layer)}
             apply = partial(Block(block, model).apply, rngs=rngs, mutable=[COLLECTION] if capture else [])
-            (x, cache), variables = apply({"params": params}, x, row, cache, train)
-            return x, cache, tapped(variables, "")
+            here = row._replace(layer=layer)
+            (x, cache, shared), variables = apply({"params": params}, x, here, cache, shared, train)
+            return x, shared, cache, tapped(variables, "")
 
         if model.remat is not None:
             run = jax.checkpoint(run, policy=REMAT_POLICIES[model.remat], static_argnums=0)
         if caches is None and model.scan:
-            return _scan(model, run, x, params)
+            return _scan(model, run, x, params, row)
         layers = canonical_layers(model, params)
         extended: list[Any] = []
         captured: dict[str, Array] = {}
+        shared: Shared = {}
         for layer, block in enumerate(model.blocks):
-            x, cache, taps = run(block, x, layers[layer], None if caches is None else caches[layer], layer)
+            cache = None if caches is None else caches[layer]
+            x, shared, cache, taps = run(block, x, shared, layers[layer], cache, layer)
             extended.append(cache)
             captured |= {f"blocks/{layer}{path}": value for path, value in taps.items()}
         return x, None if caches is None else tuple(extended), captured
@@ -70,8 +75,11 @@ def _init(model: cfg.ModelConfig, key: Array, x: Float[Array, "B T C"], row: Row
     compiled body. (A loop on the device: `vmap` gives the same bits and takes XLA three times as long to compile.)
     """
 
+    shared = _nothing_shared(model, x, row)
+
     def init_layer(block: cfg.BlockConfig, layer: Array) -> Params:
-        return Block(block, model).init(jax.random.fold_in(key, layer), x, row, None, False)["params"]
+        here = row._replace(layer=layer)
+        return Block(block, model).init(jax.random.fold_in(key, layer), x, here, None, shared, False)["params"]
 
     if model.scan:
         return {
@@ -86,18 +94,33 @@ def _init(model: cfg.ModelConfig, key: Array, x: Float[Array, "B T C"], row: Row
     return params
 
 
-def _scan(model: cfg.ModelConfig, run: Any, x: Array, params: Params) -> tuple[Array, None, dict[str, Array]]:
+def _nothing_shared(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row) -> Shared:
+    """Zeros of the shapes that layers hand on: a scan carries the same from its beginning."""
+
+    def hand_on() -> Shared:
+        shared: Shared = {}
+        for block in dict.fromkeys(model.blocks):
+            arguments = (x, row._replace(layer=model.blocks.index(block)), None, shared, False)
+            (_, _, shared), _ = Block(block, model).init_with_output(jax.random.key(0), *arguments)
+        return shared
+
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(hand_on))
+
+
+def _scan(model: cfg.ModelConfig, run: Any, x: Array, params: Params, row: Row) -> tuple[Array, None, dict[str, Array]]:
     groups = _groups(model)
     blocks = [model.blocks[layers[0]] for layers in groups.values()]
 
-    def body(x: Array, xs: Any) -> tuple[Array, list[dict[str, Array]]]:
+    def body(carry: tuple[Array, Shared], xs: Any) -> tuple[tuple[Array, Shared], list[dict[str, Array]]]:
+        x, shared = carry
         taps = []
         for block, (block_params, layer) in zip(blocks, xs, strict=True):
-            x, _, captured = run(block, x, block_params, None, layer)
+            x, shared, _, captured = run(block, x, shared, block_params, None, layer)
             taps.append(captured)
-        return x, taps
+        return (x, shared), taps
 
-    x, taps = jax.lax.scan(body, x, [(params[name], jnp.array(layers)) for name, layers in groups.items()])
+    xs = [(params[name], jnp.array(layers)) for name, layers in groups.items()]
+    (x, _), taps = jax.lax.scan(body, (x, _nothing_shared(model, x, row)), xs)
     place = {
         layer: (group, i) for group, layers in zip(taps, groups.values(), strict=True) for i, layer in enumerate(layers)
     }

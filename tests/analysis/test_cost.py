@@ -18,6 +18,7 @@ from gpt_jax.analysis.cost import (
     training_flops_per_token,
 )
 from gpt_jax.config import (
+    PROJECTIONS,
     Attention,
     AttentionConfig,
     BlockConfig,
@@ -34,7 +35,7 @@ from gpt_jax.config import (
 from gpt_jax.training.loss import cross_entropy
 from tests.tiny import tiny
 
-GPT2_BLOCK = BlockConfig(Attention(12, bias=True, output_bias=True), Mlp(3072, bias=True), norm=LayerNorm())
+GPT2_BLOCK = BlockConfig(Attention(12, bias=PROJECTIONS), Mlp(3072, bias=True), norm=LayerNorm())
 GPT2 = ModelConfig(50257, 1024, 768, (GPT2_BLOCK,) * 12, Embedding(Learned()), LayerNorm())
 # Large enough that the products outweigh what is counted as nothing (norms, softmax, activations).
 LOCAL_BLOCK = BlockConfig(Attention(4, head_width=32, mask=Window(16)), Mlp(1024))

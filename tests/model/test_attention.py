@@ -7,20 +7,24 @@ import numpy as np
 import pytest
 
 from gpt_jax import GPT
-from gpt_jax.config import Alibi, Attention, Causal, MaskConfig, PositionConfig, Score, Window
+from gpt_jax.config import PROJECTIONS, Alibi, Attention, Causal, MaskConfig, PositionConfig, Score, Window
 from gpt_jax.conversion import ConfigError
-from gpt_jax.model.attention import attention_probabilities, mix
-from gpt_jax.model.mask import allowed
+from gpt_jax.model.attend import Logits, dot_products, mix, normalize
+from gpt_jax.model.mask import Side, allowed
 from tests.tiny import random_params, tiny
 
 B, H, K, T, D = 2, 4, 2, 6, 8
 RNG = np.random.default_rng(0)
 QUERY, KEY, VALUE = (jnp.asarray(RNG.normal(size=(B, n, T, D)), jnp.float32) for n in (H, K, K))
-MASK = allowed(Window(T), jnp.arange(T), jnp.arange(T))
+SIDE = Side(jnp.arange(T), jnp.arange(T)[None])
+MASK = allowed(Causal(), SIDE, SIDE)
 
 
-def probabilities(query: jax.Array = QUERY, key: jax.Array = KEY, score: Score | None = None) -> jax.Array:
-    return attention_probabilities(query, key, MASK, None, Score() if score is None else score)
+def probabilities(
+    query: jax.Array = QUERY, key: jax.Array = KEY, softcap: float | None = None, padding: jax.Array | None = None
+) -> jax.Array:
+    logits = Logits(None, padding, None, Causal(), None, softcap, 0.0)
+    return normalize(logits(dot_products(query, key), SIDE, SIDE), "softmax", None)
 
 
 def test_rows_sum_to_1_and_what_may_not_be_seen_is_exactly_0() -> None:
@@ -32,32 +36,40 @@ def test_rows_sum_to_1_and_what_may_not_be_seen_is_exactly_0() -> None:
 
 def test_scores_are_scaled_by_the_root_of_the_head_width() -> None:
     """Of independent q and k the dot product has variance D; the scale brings it to 1."""
-    np.testing.assert_allclose(probabilities(), probabilities(score=Score(scale=8**-0.5)), atol=1e-7)
-    np.testing.assert_allclose(probabilities(), probabilities(QUERY / 8**0.5, score=Score(scale=1.0)), atol=1e-6)
+
+    def run(score: Score, size: float) -> np.ndarray:
+        model = GPT(tiny(Attention(4, 2, 8, score=score), layers=1))
+        params = random_params(model)
+        query = params["params"]["blocks"]["0"]["attention"]["query"]
+        query["kernel"] = query["kernel"] * size
+        return np.asarray(model.apply(params, jnp.arange(8)[None]))
+
+    np.testing.assert_allclose(run(Score(), 1.0), run(Score(scale=8**-0.5), 1.0), atol=1e-6)
+    np.testing.assert_allclose(run(Score(), 1.0), run(Score(scale=1.0), 8**-0.5), atol=1e-5)
+    assert np.abs(run(Score(), 1.0) - run(Score(scale=1.0), 1.0)).max() > 0.1
 
 
 def test_a_softcap_bounds_the_scores() -> None:
     """With |score| ≤ c no probability of a row exceeds another's e^(2c)-fold."""
-    p = np.asarray(probabilities(100 * QUERY, score=Score(softcap=1.0)))[..., -1, :]
+    p = np.asarray(probabilities(100 * QUERY, softcap=1.0))[..., -1, :]
     assert (p.max(-1) / p.min(-1) <= np.exp(2.0) * 1.001).all()
-    np.testing.assert_allclose(probabilities(score=Score(softcap=1e4)), probabilities(), atol=1e-5)
+    np.testing.assert_allclose(probabilities(softcap=1e4), probabilities(), atol=1e-5)
 
 
 def test_neighbouring_query_heads_share_a_key_head() -> None:
     p = probabilities()
     for h in range(H):
-        alone = attention_probabilities(QUERY[:, [h]], KEY[:, [h // 2]], MASK, None, Score())
+        alone = probabilities(QUERY[:, [h]], KEY[:, [h // 2]])
         np.testing.assert_allclose(p[:, [h]], alone, atol=1e-6)
         np.testing.assert_allclose(mix(p, VALUE)[:, [h]], mix(alone, VALUE[:, [h // 2]]), atol=1e-6)
 
 
 def test_the_softmax_is_float32_and_stays_finite() -> None:
-    p = probabilities(QUERY.astype(jnp.bfloat16), KEY.astype(jnp.bfloat16))
+    query, key = QUERY.astype(jnp.bfloat16), KEY.astype(jnp.bfloat16)
+    p = probabilities(query, key)
     assert p.dtype == jnp.float32
     np.testing.assert_allclose(p.sum(-1), 1, atol=1e-6)  # in bfloat16 it would be off by 1e-3
-    query, key = QUERY.astype(jnp.bfloat16), KEY.astype(jnp.bfloat16)
-    exact = probabilities(query.astype(jnp.float32), key.astype(jnp.float32), Score(scale=0.5))
-    np.testing.assert_allclose(probabilities(query, key, Score(scale=0.5)), exact, atol=1e-6)
+    np.testing.assert_allclose(p, probabilities(query.astype(jnp.float32), key.astype(jnp.float32)), atol=1e-6)
     for size in (1e4, -1e4):
         huge = np.asarray(probabilities(size * jnp.sign(QUERY), jnp.sign(KEY)))
         assert np.isfinite(huge).all()
@@ -65,17 +77,37 @@ def test_the_softmax_is_float32_and_stays_finite() -> None:
 
 
 def test_a_row_that_may_see_nothing_stays_finite_and_so_does_its_gradient() -> None:
-    nothing = MASK.at[:, 2].set(False)
+    padding = jnp.array([3, 0])  # the first three queries of row 0 are padding, and see nothing
 
     def out(query: jax.Array) -> jax.Array:
-        return mix(attention_probabilities(query, KEY, nothing, None, Score()), VALUE)
+        return mix(probabilities(query, padding=padding), VALUE)
 
     def loss(query: jax.Array) -> jax.Array:
         return out(query)[:, :, 3:].sum()
 
     assert np.isfinite(out(QUERY)).all()
     assert np.isfinite(jax.grad(loss)(QUERY)).all()
-    np.testing.assert_array_equal(jax.grad(loss)(QUERY)[:, :, 2], 0.0)
+    np.testing.assert_array_equal(jax.grad(loss)(QUERY)[0, :, :3], 0.0)
+
+
+@pytest.mark.parametrize("logit", [0.0, 1.5, -80.0, 80.0])
+def test_a_sink_takes_its_share_of_the_probability(logit: float) -> None:
+    """As if one more key with that logit were there, whose value is 0."""
+    scores = 3 * dot_products(QUERY, KEY)
+    p = np.asarray(normalize(scores, "softmax", jnp.full(H, logit)))
+    widened = np.concatenate([np.asarray(scores, np.float64), np.full((B, H, T, 1), logit)], axis=-1)
+    weights = np.exp(widened - widened.max(-1, keepdims=True))
+    np.testing.assert_allclose(p, (weights / weights.sum(-1, keepdims=True))[..., :-1], atol=1e-6)
+    gradient = jax.grad(lambda s: normalize(scores, "softmax", s)[..., 0].sum())(jnp.full(H, logit))
+    assert np.isfinite(gradient).all()
+
+
+def test_sigmoid_weighs_each_key_by_itself() -> None:
+    logits = Logits(None, None, None, Causal(), None, None, -2.0)(dot_products(QUERY, KEY), SIDE, SIDE)
+    p = np.asarray(normalize(logits, "sigmoid", None))
+    scores = np.asarray(dot_products(QUERY, KEY), np.float64)
+    np.testing.assert_allclose(p, np.tril(1 / (1 + np.exp(2.0 - scores))), atol=1e-6)
+    np.testing.assert_array_equal(p[..., ~np.asarray(MASK[0])], 0.0)
 
 
 def test_dropout_acts_on_probabilities_in_training_only_and_takes_its_key_as_an_argument() -> None:
@@ -115,17 +147,14 @@ def test_attention_in_spans_is_attention_at_once(mask: MaskConfig, monkeypatch: 
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), run(), once)
 
 
-@pytest.mark.parametrize(
-    "attention", [Attention(4), Attention(4, 2, 6), Attention(2, 1, 4, bias=True, output_bias=True)]
-)
+@pytest.mark.parametrize("attention", [Attention(4), Attention(4, 2, 6), Attention(2, 1, 4, bias=PROJECTIONS)])
 def test_projections_have_the_shapes_of_the_letters(attention: Attention) -> None:
     shapes = jax.eval_shape(GPT(tiny(attention)).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     found = jax.tree.map(lambda leaf: leaf.shape, shapes["params"]["blocks"]["1"]["attention"])
     C, H, K, D = 8, attention.heads, attention.resolved_kv_heads, attention.resolved_head_width(8)
     wanted = {"query": (C, H * D), "key": (C, K * D), "value": (C, K * D), "output": (H * D, C)}
-    biased = {"query": attention.bias, "key": attention.bias, "value": attention.bias, "output": attention.output_bias}
     assert found == {
-        name: {"kernel": shape} | ({"bias": shape[1:]} if biased[name] else {}) for name, shape in wanted.items()
+        name: {"kernel": shape} | ({"bias": shape[1:]} if attention.bias else {}) for name, shape in wanted.items()
     }
 
 
@@ -134,5 +163,5 @@ def test_a_position_that_attention_does_not_know_is_refused() -> None:
         pass
 
     PositionConfig.choices.pop("Unknown")
-    with pytest.raises(ConfigError, match="attention knows no position Unknown"):
+    with pytest.raises(ConfigError, match="Unknown has no implementation"):
         GPT(tiny(Attention(4, position=Unknown()))).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gpt_jax import GPT, init_cache
 from gpt_jax.config import Alibi, Attention, BlockConfig, Embedding, Learned, Window
-from gpt_jax.model.cache import extend, slots
+from gpt_jax.model.slots import extend, slots
 from tests.tiny import random_params, tiny
 
 TOKENS = jnp.arange(16).reshape(2, 8)
@@ -40,7 +40,8 @@ def test_what_is_written_is_found_again_under_its_step(size: int, chunks: list[i
     at = 0
     for chunk in chunks:
         new = jnp.arange(at, at + chunk, dtype=jnp.float32).reshape(1, 1, chunk, 1)
-        layer, keys, values, steps = extend(layer, new, -new, jnp.array(at), is_ring)
+        layer, found_again, steps = extend(layer, {"key": new, "value": -new}, jnp.array(at), is_ring)
+        keys, values = found_again["key"], found_again["value"]
         for query in range(at, at + chunk):
             wanted = range(max(0, query - size + 1) if is_ring else 0, query + 1)
             found = {}

@@ -6,7 +6,7 @@ import pytest
 
 import gpt_jax
 from gpt_jax import GPT, init_cache
-from gpt_jax.config import Attention, Embedding, Head, Learned, Rope
+from gpt_jax.config import PROJECTIONS, Attention, Embedding, Head, Learned, Rope
 from gpt_jax.model.attention import attention_probabilities
 from gpt_jax.model.mask import allowed
 from tests.tiny import random_params, tiny
@@ -89,7 +89,7 @@ def test_a_vocabulary_that_is_not_known_yet_is_refused() -> None:
 
 def test_every_parameter_takes_part() -> None:
     """Under a loss of the logits, each parameter of a model with everything switched on has a gradient."""
-    attention = Attention(4, 2, 4, bias=True, output_bias=True)
+    attention = Attention(4, 2, 4, bias=PROJECTIONS)
     model = GPT(tiny(attention, embedding=Embedding(Learned()), head=Head(tied=False, bias=True)))
     params = random_params(model)
     tokens = jnp.arange(32).reshape(2, 16)

@@ -8,7 +8,7 @@ import pytest
 from gpt_jax import GPT
 from gpt_jax.config import Alibi, Attention, BlockConfig, Causal, MaskConfig, Mlp, ModelConfig, Rope, Window
 from gpt_jax.model import mask as mask_module
-from gpt_jax.model.mask import allowed, spans
+from gpt_jax.model.mask import Side, allowed, spans
 
 T = 150
 
@@ -20,8 +20,8 @@ def test_spans_cover_every_query_once_and_every_key_it_may_see(mask: MaskConfig,
     seen = np.zeros((length, length), bool)
     for queries, keys in parts:
         seen[queries, keys] = True
-    steps = jnp.arange(length)
-    assert np.all(seen[np.asarray(allowed(mask, steps, steps))[0]])
+    side = Side(jnp.arange(length), jnp.arange(length)[None])
+    assert np.all(seen[np.asarray(allowed(mask, side, side))[0]])
     assert [i for queries, _ in parts for i in range(length)[queries]] == list(range(length))
     assert len(parts) <= 4
 

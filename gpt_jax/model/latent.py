@@ -1,0 +1,93 @@
+"""Multi-head latent attention: what is cached of a token is one short vector (DeepSeek-V2 2024, arXiv:2405.04434)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from gpt_jax import config as cfg
+from gpt_jax.model.attention import mix_values
+from gpt_jax.model.linear import Linear
+from gpt_jax.model.mask import Side
+from gpt_jax.model.mixer import CacheShapes, LayerCache, Mixer, Shared
+from gpt_jax.model.norm import make_norm
+from gpt_jax.model.parameter import Parameter
+from gpt_jax.model.rope import rotate
+from gpt_jax.model.row import Row
+from gpt_jax.model.slots import extend, slots
+from gpt_jax.model.taps import tap
+
+
+class LatentAttention(Mixer):
+    """x (B, T, C) → latent (B, T, R) → keys (B, T, H, D) and values (B, T, H, E); beside them, of width P, a rotated
+    part of each query and one rotated key for all heads.
+
+    Keys and values are linear in the latent, so for a single query against a cache the products with their kernels move
+    to the query's side and to the output's (the absorbed form): attention with one key head, (latent, rotated key), and
+    the latent as its value. The numbers are the same, and nothing of size S·H is made.
+    """
+
+    config: cfg.Latent
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Shared, train: bool
+    ) -> tuple[Float[Array, "B T C"], LayerCache | None, Shared]:
+        c, model, (B, T, C) = self.config, self.model, x.shape
+        H, R, D, P, E = c.heads, c.rank, c.head_width, c.rotary_width, c.resolved_value_width
+        std, dtype = model.init.kernel_std, model.param_dtype
+        queries = Side(row.steps, row.positions, row.segments)
+
+        down = x
+        if c.query_rank is not None:
+            down = Linear(c.query_rank, c.bias, std, dtype, name="query_latent")(x)
+            down = make_norm(c.norm, dtype, name="query_latent_norm")(down)
+        query_bias = c.bias and c.query_rank is None
+        query = Linear(H * (D + P), query_bias, std, dtype, name="query")(down).reshape(B, T, H, D + P)
+        turned = rotate(query[..., D:], row.positions, c.position, row.context)
+        scale = (D + P) ** -0.5 if c.score.scale is None else c.score.scale
+        query = tap(self, "queries", jnp.concatenate([query[..., :D], turned], axis=-1)) * scale
+
+        latent = make_norm(c.norm, dtype, name="latent_norm")(Linear(R, c.bias, std, dtype, name="latent")(x))
+        rotary = Linear(P, c.bias, std, dtype, name="rotary_key")(x)[:, :, None]
+        rotary = rotate(rotary, row.positions, c.position, row.context)
+        new = {"latent": latent[:, None], "rotary_key": rotary.swapaxes(1, 2)}
+        keys = queries
+        if cache is not None:
+            assert row.length is not None and row.padding is not None
+            is_ring = slots(c.mask, row.length) < row.length
+            kept, new, steps = extend({name: cache[name] for name in new}, new, row.steps[0], is_ring)
+            cache, keys = {**cache, **kept}, Side(steps, steps[None, :] - row.padding[:, None])
+
+        def kernel(name: str, width: int) -> Float[Array, "R H N"]:
+            initial = nn.initializers.normal(R**-0.5 if std is None else std)
+            return Parameter("kernel", initial, (R, H * width), dtype, name=name)().astype(x.dtype).reshape(R, H, width)
+
+        to_keys, to_values = kernel("key", D), kernel("value", E)
+        query = query.swapaxes(1, 2)
+        if cache is not None and T == 1:
+            absorbed = jnp.concatenate([jnp.einsum("bhtd,rhd->bhtr", query[..., :D], to_keys), query[..., D:]], axis=-1)
+            key = jnp.concatenate([new["latent"], new["rotary_key"]], axis=-1)
+            heads = mix_values(self, c, absorbed, key, new["latent"], queries, keys, row, train)
+            heads = jnp.einsum("bhtr,rhe->bhte", heads, to_values)
+        else:
+            S = new["latent"].shape[2]
+            flat = new["latent"].reshape(B * S, R)
+            key, value = ((flat @ w.reshape(R, -1)).reshape(B, S, H, -1).swapaxes(1, 2) for w in (to_keys, to_values))
+            key = jnp.concatenate([key, jnp.broadcast_to(new["rotary_key"], (B, H, S, P))], axis=-1)
+            heads = mix_values(self, c, query, key, value, queries, keys, row, train)
+        out = tap(self, "heads", heads).swapaxes(1, 2).reshape(B, T, H * E)
+        return Linear(C, c.bias, std, dtype, self.output_scale, name="output")(out), cache, shared
+
+    @staticmethod
+    def cache_shapes(config: cfg.Latent, model: cfg.ModelConfig, length: int) -> CacheShapes:
+        S, dtype = slots(config.mask, length), jnp.dtype(model.dtype)
+        widths = {"latent": config.rank, "rotary_key": config.rotary_width}
+        return {name: jax.ShapeDtypeStruct((1, S, width), dtype) for name, width in widths.items()}
+
+    @staticmethod
+    def mixing_flops(config: cfg.Latent, model: cfg.ModelConfig, context: int) -> int:
+        """Scores and the mean of the values, for each key, in the plain form."""
+        return 2 * config.heads * (config.head_width + config.rotary_width + config.resolved_value_width) * context
