@@ -12,6 +12,8 @@ from safetensors.flax import load_file
 
 from gpt_jax import GPT, ModelConfig
 from gpt_jax.config import (
+    PROJECTIONS,
+    Alibi,
     Attention,
     BlockConfig,
     Embedding,
@@ -33,9 +35,7 @@ Tensors = dict[str, jax.Array]
 
 def gpt2(c: dict[str, Any], t: Tensors) -> tuple[ModelConfig, Any]:
     norm = LayerNorm(c["layer_norm_epsilon"])
-    block = BlockConfig(
-        Attention(c["n_head"], bias=True, output_bias=True), Mlp(4 * c["n_embd"], "gelu_tanh", bias=True), norm
-    )
+    block = BlockConfig(Attention(c["n_head"], bias=PROJECTIONS), Mlp(4 * c["n_embd"], "gelu_tanh", bias=True), norm)
     model = ModelConfig(
         c["vocab_size"], c["n_positions"], c["n_embd"], (block,) * c["n_layer"], Embedding(Learned()), norm
     )
@@ -117,7 +117,103 @@ def llama(c: dict[str, Any], t: Tensors) -> tuple[ModelConfig, Any]:
     }
 
 
+def bloom(c: dict[str, Any], t: Tensors) -> tuple[ModelConfig, Any]:
+    """ALiBi, a norm on the embedding, and a fused product whose rows are (head, query | key | value, width)."""
+    H, C, norm = c["n_head"], c["hidden_size"], LayerNorm(c["layer_norm_epsilon"])
+    attention = Attention(H, position=Alibi(), bias=PROJECTIONS)
+    block = BlockConfig(attention, Mlp(4 * C, "gelu_tanh", bias=True), norm)
+    model = ModelConfig(c["vocab_size"], 64, C, (block,) * c["n_layer"], Embedding(norm=norm), norm)
+
+    def parameters(i: int) -> dict[str, Any]:
+        h = f"transformer.h.{i}"
+        fused = affine(t, f"{h}.self_attention.query_key_value")
+        parts = {
+            name: {key: y.reshape(*y.shape[:-1], H, 3, C // H)[..., n, :] for key, y in fused.items()}
+            for n, name in enumerate(("query", "key", "value"))
+        }
+        parts = {name: {"kernel": y["kernel"].reshape(C, C), "bias": y["bias"].ravel()} for name, y in parts.items()}
+        return {
+            "attention_norm": scaled(t, f"{h}.input_layernorm"),
+            "attention": parts | {"output": affine(t, f"{h}.self_attention.dense")},
+            "mlp_norm": scaled(t, f"{h}.post_attention_layernorm"),
+            "mlp": {"up": affine(t, f"{h}.mlp.dense_h_to_4h"), "down": affine(t, f"{h}.mlp.dense_4h_to_h")},
+        }
+
+    table, embedding_norm = t["transformer.word_embeddings.weight"], scaled(t, "transformer.word_embeddings_layernorm")
+    return model, {
+        "embedding": {"table": table, "norm": embedding_norm},
+        "blocks": {str(i): parameters(i) for i in range(c["n_layer"])},
+        "final_norm": scaled(t, "transformer.ln_f"),
+    }
+
+
+def mpt(c: dict[str, Any], t: Tensors) -> tuple[ModelConfig, Any]:
+    """ALiBi, clipped queries, keys and values, no biases anywhere."""
+    C, norm, options = c["d_model"], LayerNorm(c["layer_norm_epsilon"], bias=False), c["attn_config"]
+    position = Alibi(float(options["alibi_bias_max"]))
+    attention = Attention(c["n_heads"], position=position, clip=options["clip_qkv"])
+    block = BlockConfig(attention, Mlp(4 * C, "gelu"), norm)
+    model = ModelConfig(c["vocab_size"], c["max_seq_len"], C, (block,) * c["n_layers"], final_norm=norm)
+
+    def parameters(i: int) -> dict[str, Any]:
+        h = f"transformer.blocks.{i}"
+        fused = jnp.split(t[f"{h}.attn.Wqkv.weight"].T, 3, axis=1)
+        parts = {name: {"kernel": kernel} for name, kernel in zip(("query", "key", "value"), fused, strict=True)}
+        return {
+            "attention_norm": scaled(t, f"{h}.norm_1"),
+            "attention": parts | {"output": affine(t, f"{h}.attn.out_proj")},
+            "mlp_norm": scaled(t, f"{h}.norm_2"),
+            "mlp": {"up": affine(t, f"{h}.ffn.up_proj"), "down": affine(t, f"{h}.ffn.down_proj")},
+        }
+
+    return model, {
+        "embedding": {"table": t["transformer.wte.weight"]},
+        "blocks": {str(i): parameters(i) for i in range(c["n_layers"])},
+        "final_norm": scaled(t, "transformer.norm_f"),
+    }
+
+
+def opt(c: dict[str, Any], t: Tensors) -> tuple[ModelConfig, Any]:
+    """Learned positions that begin in row 2."""
+    norm = LayerNorm()
+    attention = Attention(c["num_attention_heads"], bias=PROJECTIONS)
+    block = BlockConfig(attention, Mlp(c["ffn_dim"], "relu", bias=True), norm)
+    embedding = Embedding(Learned(c["max_position_embeddings"], offset=2))
+    blocks = (block,) * c["num_hidden_layers"]
+    model = ModelConfig(c["vocab_size"], c["max_position_embeddings"], c["hidden_size"], blocks, embedding, norm)
+
+    def parameters(i: int) -> dict[str, Any]:
+        h = f"model.decoder.layers.{i}"
+        names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
+        return {
+            "attention_norm": scaled(t, f"{h}.self_attn_layer_norm"),
+            "attention": {ours: affine(t, f"{h}.self_attn.{theirs}") for ours, theirs in names.items()},
+            "mlp_norm": scaled(t, f"{h}.final_layer_norm"),
+            "mlp": {"up": affine(t, f"{h}.fc1"), "down": affine(t, f"{h}.fc2")},
+        }
+
+    table, positions = (t[f"model.decoder.embed_{name}.weight"] for name in ("tokens", "positions"))
+    return model, {
+        "embedding": {"table": table, "position": {"table": positions}},
+        "blocks": {str(i): parameters(i) for i in range(c["num_hidden_layers"])},
+        "final_norm": scaled(t, "model.decoder.final_layer_norm"),
+    }
+
+
+def affine(t: Tensors, name: str) -> dict[str, jax.Array]:
+    """A linear layer, with a bias where there is one."""
+    bias = {"bias": t[f"{name}.bias"]} if f"{name}.bias" in t else {}
+    return {"kernel": t[f"{name}.weight"].T} | bias
+
+
+def scaled(t: Tensors, name: str) -> dict[str, jax.Array]:
+    """A norm, with a bias where there is one."""
+    bias = {"bias": t[f"{name}.bias"]} if f"{name}.bias" in t else {}
+    return {"scale": t[f"{name}.weight"]} | bias
+
+
 FAMILIES = {"gpt2": gpt2, "llama": llama, "llama_rope_llama3": llama, "llama_rope_yarn": llama, "qwen3": llama}
+FAMILIES |= {"bloom": bloom, "mpt": mpt, "opt": opt}
 
 
 @pytest.mark.parametrize("family, read", FAMILIES.items())
