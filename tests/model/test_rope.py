@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpt_jax import GPT, init_cache
 from gpt_jax.config import (
+    Attention,
     DynamicNtk,
     LinearScaling,
     Llama3Scaling,
@@ -20,6 +22,7 @@ from gpt_jax.conversion import ConfigError, from_dict, to_dict
 from gpt_jax.model import rope as module
 from gpt_jax.model.rope import rope_frequencies, rotate
 from tests import reference_positions as reference
+from tests.tiny import random_params, tiny
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(2, 5, 3, 8)), jnp.float32)  # B T N D
@@ -146,6 +149,24 @@ def test_long_rope_is_short_up_to_the_original_length_and_long_beyond() -> None:
         np.testing.assert_allclose(
             frequencies(None, width=8) / frequencies(scaling, length, width=8), factors, rtol=1e-6
         )
+
+
+@pytest.mark.parametrize("scaling", [DynamicNtk(4.0, 6), LongRope(SHORT, LONG, 6, factor=4.0)], ids=repr)
+def test_the_declared_length_is_the_caches_room_or_the_inputs(scaling: RopeScaling) -> None:
+    """A row longer than the original is decoded from its first token on as a plain pass over all of it would have it;
+    with a cache that is no longer than the original nothing is stretched.
+    """
+    model = GPT(tiny(Attention(2, 1, 8, position=Rope(theta=500.0, scaling=scaling))))
+    params, tokens = random_params(model), jnp.asarray(RNG.integers(32, size=(2, 10)))
+    cache, parts = init_cache(model.config, 2, 10), []
+    for part in (tokens[:, :3], tokens[:, 3:9], tokens[:, 9:]):
+        logits, cache = model.apply(params, part, cache=cache)
+        parts.append(logits)
+    full = model.apply(params, tokens)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), full, atol=1e-5)
+    short, _ = model.apply(params, tokens[:, :5], cache=init_cache(model.config, 2, 6))
+    np.testing.assert_allclose(short, model.apply(params, tokens[:, :5]), atol=1e-5)
+    assert not np.allclose(short, full[:, :5], atol=1e-2)
 
 
 @pytest.mark.parametrize(
