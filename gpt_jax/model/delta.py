@@ -1,0 +1,128 @@
+"""The gated delta rule: a state that is corrected where a key comes back, in place of keys and values."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from gpt_jax import config as cfg
+from gpt_jax.model.linear import Linear
+from gpt_jax.model.mixer import CacheShapes, LayerCache, Shared
+from gpt_jax.model.recurrence import CHUNK, Recurrent, convolution_shapes, cut, decays, join, real
+from gpt_jax.model.row import Row
+from gpt_jax.model.taps import tap
+
+EPSILON = 1e-6  # added to the squared length that queries and keys are divided by, as in the authors' code
+
+
+def gated_delta(
+    query: Float[Array, "B H T D"],
+    key: Float[Array, "B H T D"],
+    value: Float[Array, "B H T E"],
+    log_decay: Float[Array, "B H T"] | None,
+    beta: Float[Array, "B H T"],
+    segments: Int[Array, "B T"] | None = None,
+    state: Float[Array, "B H D E"] | None = None,
+    chunk: int = CHUNK,
+) -> tuple[Float[Array, "B H T E"], Float[Array, "B H D E"]]:
+    """S_t = α_t (I − β_t k_t k_tᵀ) S_{t−1} + β_t k_t v_tᵀ, o_t = S_tᵀ q_t with α = exp(log_decay), in float32 (Yang,
+    Kautz and Hatamizadeh 2024, arXiv:2412.06464).
+
+    The state that comes back is S after the last token; None is one of zeros. A token with β = 0 and log_decay = 0
+    leaves it as it is. It belongs to the document of the first token, and starts at zero where `segments` changes.
+    Several tokens go in chunks of `chunk` at most, one by the recurrence.
+    """
+    query, key, value, beta = (x.astype(jnp.float32) for x in (query, key, value, beta))
+    (B, H, T, D), E = query.shape, value.shape[-1]
+    now = jnp.zeros((B, H, D, E)) if state is None else state
+    if T == 1:
+        if log_decay is not None:
+            now *= jnp.exp(log_decay.astype(jnp.float32))[..., None]
+        now += key.swapaxes(-1, -2) * (beta[..., None] * (value - key @ now))
+        return query @ now, now
+
+    # With a_ts what is left of s at t, unrolling gives S_t = a_t S_0 + Σ_{s≤t} a_ts k_s u_sᵀ, where
+    # u_t = β_t (v_t − a_t S_0ᵀ k_t − Σ_{s<t} a_ts (k_s·k_t) u_s): a triangular system for all u of a chunk. Its
+    # solution is linear in S_0, so all chunks are solved at once, for v and for k (the WY form of arXiv:2406.06484).
+    decay = decays(log_decay, segments, T, chunk)
+    query, key, value = (cut(x, chunk) for x in (query, key, value))
+    beta = cut(beta, chunk)[..., None]
+    system = beta * jnp.einsum("nbhtd,nbhsd->nbhts", key, key) * jnp.tril(decay.within, -1)
+    right = beta * jnp.concatenate([value, key * decay.before[..., None]], axis=-1)
+    solved = jax.lax.linalg.triangular_solve(system, right, left_side=True, lower=True, unit_diagonal=True)
+    from_value, from_key = solved[..., :E], solved[..., E:]
+    kept = key * decay.within[..., -1, :, None]
+    across = jnp.broadcast_to(decay.before[..., -1], query.shape[:3])
+
+    def step(state: Array, chunk: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
+        across, from_value, from_key, kept = chunk
+        written = from_value - from_key @ state
+        return across[..., None, None] * state + kept.swapaxes(-1, -2) @ written, (state, written)
+
+    now, (before, written) = jax.lax.scan(step, now, (across, from_value, from_key, kept))
+    weights = jnp.einsum("nbhtd,nbhsd->nbhts", query, key) * decay.within
+    return join(weights @ written + (query * decay.before[..., None]) @ before, T), now
+
+
+def unit(x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    """x / √(|x|² + ε), in float32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + EPSILON)
+
+
+class GatedDeltaNet(Recurrent):
+    """x (B, T, C) → queries, keys (B, T, K, D), values (B, T, H, E) → (B, T, H·E) → (B, T, C)."""
+
+    config: cfg.Delta
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Shared, train: bool
+    ) -> tuple[Float[Array, "B T C"], LayerCache | None, Shared]:
+        c, C = self.config, x.shape[-1]
+        H, K, D, E = c.heads, c.resolved_key_heads, c.resolved_head_width(C), c.resolved_value_width(C)
+        query, query_past = self.project(x, "query", K, D, row, cache)
+        key, key_past = self.project(x, "key", K, D, row, cache)
+        value, value_past = self.project(x, "value", H, E, row, cache)
+        query, key, value = tap(self, "queries", unit(jax.nn.silu(query))), unit(jax.nn.silu(key)), jax.nn.silu(value)
+        key, value = tap(self, "keys", key), tap(self, "values", value)
+        log_decay = self.log_decay(x)
+        beta = Linear(H, False, self.model.init.kernel_std, self.model.param_dtype, name="beta")(x)
+        beta = tap(self, "beta", jax.nn.sigmoid(beta.astype(jnp.float32)) * (2 if c.negative else 1))
+        if (kept := real(row)) is not None:
+            beta = jnp.where(kept[..., None], beta, 0)
+            log_decay = None if log_decay is None else jnp.where(kept[..., None], log_decay, 0)
+
+        query, key = (jnp.repeat(y, H // K, axis=2).swapaxes(1, 2) for y in (query * D**-0.5, key))
+        out, state = gated_delta(
+            query,
+            key,
+            value.swapaxes(1, 2),
+            None if log_decay is None else log_decay.swapaxes(1, 2),
+            beta.swapaxes(1, 2),
+            row.segments,
+            None if cache is None else cache["state"],
+        )
+        y = self.finish(x, out)
+        if cache is not None:
+            cache = {**cache, "state": state, **query_past, **key_past, **value_past}
+        return y, cache, shared
+
+    @staticmethod
+    def cache_shapes(config: cfg.Delta, model: cfg.ModelConfig, length: int) -> CacheShapes:
+        """The state, in float32, and what the convolutions look back on: as much for any `length`."""
+        H, D, E = config.heads, config.resolved_head_width(model.width), config.resolved_value_width(model.width)
+        K = config.resolved_key_heads
+        shapes = convolution_shapes(config.convolution, model, query=K * D, key=K * D, value=H * E)
+        return shapes | {"state": jax.ShapeDtypeStruct((H, D, E), jnp.float32)}
+
+    @staticmethod
+    def mixing_flops(config: cfg.Delta, model: cfg.ModelConfig, context: int) -> int:
+        """Of the form with chunks of c tokens: products of keys, of queries with keys and with what is written, and the
+        triangular system, c(5D + 3E) a head and token; the state's products with key and query, and its update, 6DE.
+        One token at a time takes the latter alone.
+        """
+        D, E, c = config.resolved_head_width(model.width), config.resolved_value_width(model.width), min(CHUNK, context)
+        return config.heads * (c * (5 * D + 3 * E) + 6 * D * E)

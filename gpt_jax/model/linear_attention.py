@@ -1,0 +1,167 @@
+"""Linear attention: no softmax, and so a state of constant size in place of keys and values."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from gpt_jax import config as cfg
+from gpt_jax.model.mixer import CacheShapes, LayerCache, Shared
+from gpt_jax.model.recurrence import CHUNK, Recurrent, convolution_shapes, cut, decays, join, real
+from gpt_jax.model.rope import rotate
+from gpt_jax.model.row import Row
+from gpt_jax.model.taps import tap
+
+EPSILON = 1e-6  # added to what is divided by, as in the authors' code: with relu, a query may see nothing
+
+State = dict[str, Array]
+
+
+def linear_attention(
+    query: Float[Array, "B H T D"],
+    key: Float[Array, "B H T D"],
+    value: Float[Array, "B H T E"],
+    log_decay: Float[Array, "B H T"] | None = None,
+    normalized: bool = False,
+    segments: Int[Array, "B T"] | None = None,
+    state: State | None = None,
+    chunk: int = CHUNK,
+) -> tuple[Float[Array, "B H T E"], State]:
+    """S_t = exp(log_decay_t) S_{t−1} + k_t v_tᵀ, o_t = S_tᵀ q_t, in float32 (Katharopoulos et al. 2020,
+    arXiv:2006.16236; with decay RetNet, arXiv:2307.08621).
+
+    `normalized` divides o_t by z_tᵀ q_t with z_t = exp(log_decay_t) z_{t−1} + k_t. The state, which comes back as it is
+    after the last token, is S "state" (B, H, D, E) and, where normalized, z "normalizer" (B, H, D); None is one of
+    zeros. A token with k = 0 and log_decay = 0 leaves it as it is. It belongs to the document of the first token, and
+    starts at zero where `segments` changes. Several tokens go in chunks of `chunk` at most, one by the recurrence.
+    """
+    query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
+    (B, H, T, D), E = query.shape, value.shape[-1]
+    zeros = {"state": jnp.zeros((B, H, D, E))} | ({"normalizer": jnp.zeros((B, H, D))} if normalized else {})
+    now = zeros if state is None else state
+
+    if T == 1:
+        left = jnp.ones((B, H)) if log_decay is None else jnp.exp(log_decay[..., 0].astype(jnp.float32))
+        now = _advance(now, left, _written(key, value, normalized))
+        out = jnp.einsum("bhtd,bhde->bhte", query, now["state"])
+        return _divided(out, query, now, 0.0) if normalized else out, now
+
+    decay = decays(log_decay, segments, T, chunk)
+    query, key, value = (cut(x, chunk) for x in (query, key, value))
+    written = _written(key * decay.within[..., -1, :, None], value, normalized)
+    across = jnp.broadcast_to(decay.before[..., -1], query.shape[:3])
+
+    def step(state: State, chunk: tuple[Array, State]) -> tuple[State, State]:
+        return _advance(state, *chunk), state
+
+    now, before = jax.lax.scan(step, now, (across, written))
+    weights = jnp.einsum("nbhtd,nbhsd->nbhts", query, key) * decay.within
+    query *= decay.before[..., None]
+    out = jnp.einsum("nbhts,nbhse->nbhte", weights, value) + jnp.einsum("nbhtd,nbhde->nbhte", query, before["state"])
+    return join(_divided(out, query, before, weights.sum(-1)) if normalized else out, T), now
+
+
+def _written(key: Float[Array, "*N T D"], value: Float[Array, "*N T E"], normalized: bool) -> State:
+    """What T tokens add to the state."""
+    added = {"state": jnp.einsum("...td,...te->...de", key, value)}
+    return added | ({"normalizer": key.sum(-2)} if normalized else {})
+
+
+def _advance(state: State, left: Float[Array, "B H"], written: State) -> State:
+    return jax.tree.map(lambda old, new: left.reshape(*left.shape, *(1,) * (old.ndim - 2)) * old + new, state, written)
+
+
+def _divided(out: Float[Array, "*N T E"], query: Float[Array, "*N T D"], state: State, own: Array | float) -> Array:
+    """`out` over the sum of the weights: those within the chunk, `own`, and what the state has."""
+    total = own + jnp.einsum("...td,...d->...t", query, state["normalizer"])
+    return out / (total[..., None] + EPSILON)
+
+
+def feature_map(name: str | None, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """What stands for queries and keys."""
+    match name:
+        case "elu":  # elu(x) + 1, without its rounding where x is far below 0
+            return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
+        case "relu":
+            return jax.nn.relu(x)
+        case "silu":
+            return jax.nn.silu(x)
+        case _:
+            return x
+
+
+class LinearAttention(Recurrent):
+    """x (B, T, C) → queries, keys (B, T, H, D), values (B, T, H, E) → (B, T, H·E) → (B, T, C)."""
+
+    config: cfg.Linear
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Shared, train: bool
+    ) -> tuple[Float[Array, "B T C"], LayerCache | None, Shared]:
+        c, C = self.config, x.shape[-1]
+        H, D, E = c.heads, c.resolved_head_width(C), c.resolved_value_width(C)
+        query, query_past = self.project(x, "query", H, D, row, cache)
+        key, key_past = self.project(x, "key", H, D, row, cache)
+        value, value_past = self.project(x, "value", H, E, row, cache)
+        query, key = (feature_map(c.feature_map, y.astype(jnp.float32)) for y in (query, key))
+        log_decay, kept = self.log_decay(x), real(row)
+        if kept is not None:
+            key = jnp.where(kept[..., None, None], key, 0)
+            log_decay = None if log_decay is None else jnp.where(kept[..., None], log_decay, 0)
+        query, key, value = tap(self, "queries", query), tap(self, "keys", key), tap(self, "values", value)
+        out, state = self._mix(query, key, value, log_decay, row, cache)
+        y = self.finish(x, out)
+        return y, None if cache is None else {**cache, **state, **query_past, **key_past, **value_past}, shared
+
+    def _mix(
+        self,
+        query: Float[Array, "B T H D"],
+        key: Float[Array, "B T H D"],
+        value: Float[Array, "B T H E"],
+        log_decay: Float[Array, "B T H"] | None,
+        row: Row,
+        cache: LayerCache | None,
+    ) -> tuple[Float[Array, "B H T E"], State]:
+        """Each head's output, and its state after the last token."""
+        c, rope = self.config, self.config.position
+        decay = None if log_decay is None else log_decay.swapaxes(1, 2)
+
+        def attend(query: Array, key: Array, value: Array, past: State | None, at_once: bool) -> tuple[Array, State]:
+            query, key, value = (y.swapaxes(1, 2) for y in (query, key, value))
+            return linear_attention(query, key, value, decay, at_once, row.segments, past)
+
+        def turn(y: Array) -> Array:
+            return rotate(y, row.positions, rope, row.context) if isinstance(rope, cfg.Rope) else y
+
+        scale = 1.0 if c.normalize else query.shape[-1] ** -0.5
+        at_once = c.normalize and rope is None
+        names = ("state", "normalizer") if at_once else ("state",)
+        past = None if cache is None else {name: cache[name] for name in names}
+        out, state = attend(turn(query) * scale, turn(key), value, past, at_once)
+        if c.normalize and not at_once:
+            # Turned, scores may be negative: what divides is the sum of those before (RoFormer, eq. 19).
+            past = None if cache is None else {"state": cache["normalizer"][..., None]}
+            total, summed = attend(query, key, jnp.ones_like(value[..., :1]), past, False)
+            out, state["normalizer"] = out / (total + EPSILON), summed["state"][..., 0]
+        return out, state
+
+    @staticmethod
+    def cache_shapes(config: cfg.Linear, model: cfg.ModelConfig, length: int) -> CacheShapes:
+        """The state, in float32, and what the convolutions look back on: as much for any `length`."""
+        H, D, E = config.heads, config.resolved_head_width(model.width), config.resolved_value_width(model.width)
+        shapes = convolution_shapes(config.convolution, model, query=H * D, key=H * D, value=H * E)
+        shapes["state"] = jax.ShapeDtypeStruct((H, D, E), jnp.float32)
+        if config.normalize:
+            shapes["normalizer"] = jax.ShapeDtypeStruct((H, D), jnp.float32)
+        return shapes
+
+    @staticmethod
+    def mixing_flops(config: cfg.Linear, model: cfg.ModelConfig, context: int) -> int:
+        """Of the form with chunks of c tokens: scores and sums of values within the chunk, 2c(D + E) a head, the
+        state's update and its product with the query, 2DE each. One token at a time takes the latter alone.
+        """
+        D, E, c = config.resolved_head_width(model.width), config.resolved_value_width(model.width), min(CHUNK, context)
+        return config.heads * (2 * c * (D + E) + 4 * D * E)

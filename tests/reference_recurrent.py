@@ -1,0 +1,112 @@
+"""The sublayers with a state once more, from the papers' equations: float64 NumPy, one head and one position at a time.
+
+In the style of `tests/reference.py`, whose norm, convolution and rotation they use: T vectors in, T vectors out. A
+document is a run of like segment numbers.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gpt_jax import config
+from tests import reference
+
+Params = dict[str, Any]
+
+
+def linear_attention(c: config.Linear, params: Params, xs: list, segments: Any, positions: Any) -> list:
+    """Katharopoulos et al. 2020, eq. 5 and 8, as sums over pairs; with decay Sun et al. 2023 (RetNet), eq. 6."""
+    T, H = len(xs), c.heads
+    queries, keys, values = (_heads(c, params, name, xs, segments, H) for name in ("query", "key", "value"))
+    decays = [decay(c, params, x) for x in xs]
+    out = []
+    for t in range(T):
+        mixed = []
+        for h in range(H):
+            D = len(queries[t][h])
+            query, total, divisor = feature_map(c.feature_map, queries[t][h]), 0.0, 0.0
+            for s in _document(segments, t):
+                key, left = feature_map(c.feature_map, keys[s][h]), math.prod(decays[j][h] for j in range(s + 1, t + 1))
+                a, b = query, key
+                if c.position is not None:
+                    a, b = (
+                        reference.rope(c.position, query, positions[t]),
+                        reference.rope(c.position, key, positions[s]),
+                    )
+                total = total + left * sum(a * b) * values[s][h]
+                divisor += left * sum(query * key)  # Su et al. 2021, eq. 19: not rotated
+            mixed.append(total / (divisor + 1e-6) if c.normalize else total / math.sqrt(D))
+        out.append(_finish(c, params, xs[t], mixed))
+    return out
+
+
+def gated_delta(c: config.Delta, params: Params, xs: list, segments: Any, positions: Any) -> list:
+    """Yang, Kautz and Hatamizadeh 2024, eq. 10, with S as (E, D) like there, and the block of their figure 1."""
+    H, K = c.heads, c.resolved_key_heads
+    queries, keys = (_heads(c, params, name, xs, segments, K) for name in ("query", "key"))
+    values = _heads(c, params, "value", xs, segments, H)
+    states: list[Any] = [None] * H
+    out = []
+    for t, x in enumerate(xs):
+        mixed = []
+        alpha, beta = decay(c, params, x), 1 / (1 + np.exp(-reference.linear(params["beta"], x)))
+        beta = 2 * beta if c.negative else beta
+        for h in range(H):
+            q, k, v = queries[t][h * K // H], keys[t][h * K // H], silu(values[t][h])
+            q, k = (silu(y) / np.sqrt(sum(silu(y) ** 2) + 1e-6) for y in (q, k))
+            if t == 0 or segments[t] != segments[t - 1]:
+                states[h] = np.zeros((len(v), len(k)))
+            states[h] = states[h] @ (alpha[h] * (np.eye(len(k)) - beta[h] * np.outer(k, k))) + beta[h] * np.outer(v, k)
+            mixed.append(states[h] @ q / math.sqrt(len(q)))
+        out.append(_finish(c, params, x, mixed))
+    return out
+
+
+def _heads(c: Any, params: Params, name: str, xs: list, segments: Any, heads: int) -> list:
+    ys = reference.convolve(
+        params.get(f"{name}_convolution"), [reference.linear(params[name], x) for x in xs], segments
+    )
+    return [np.split(y, heads) for y in ys]
+
+
+def _document(segments: Any, t: int) -> range:
+    """The positions of the document of t, up to t."""
+    first = t
+    while first > 0 and segments[first - 1] == segments[t]:
+        first -= 1
+    return range(first, t + 1)
+
+
+def _finish(c: Any, params: Params, x: np.ndarray, mixed: list) -> np.ndarray:
+    out = np.concatenate([reference.norm(c.output_norm, params.get("output_norm"), y) for y in mixed])
+    if c.gate is not None:
+        gate = reference.linear(params["gate"], x)
+        out = out * (silu(gate) if c.gate == "silu" else 1 / (1 + np.exp(-gate)))
+    return reference.linear(params["output"], out)
+
+
+def decay(c: Any, params: Params, x: np.ndarray) -> list[float]:
+    """What is left of each head's state at the token x (RetNet, eq. 8; Mamba-2: Dao & Gu 2024, section 7)."""
+    if c.decay is None:
+        return [1.0] * c.heads
+    if c.decay == "fixed":
+        return [1 - 2.0 ** (-5 - h) for h in range(c.heads)]
+    p = params["decay"]
+    step = np.log(1 + np.exp(reference.linear(p["step"], x) + p["bias"]))
+    return list(np.exp(-np.exp(p["log_rate"]) * step))
+
+
+def feature_map(name: str | None, x: np.ndarray) -> np.ndarray:
+    match name:
+        case None:
+            return x
+        case "elu":
+            return np.where(x > 0, x, np.exp(x) - 1) + 1
+        case "relu":
+            return np.maximum(x, 0)
+    return silu(x)
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
