@@ -1,0 +1,55 @@
+"""Tiles of tokens: cut out of what attention is computed from, added back, laid side by side.
+
+A part is an array (…, N, width) or a `Side`, all of whose arrays have their tokens last.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Int
+
+from gpt_jax.model.mask import Side
+
+
+def cut(parts: tuple[Any, ...], start: Int[Array, ""] | int, size: int) -> tuple[Any, ...]:
+    """`size` tokens of each part, from token `start` on."""
+
+    def tile(x: Array, from_end: int) -> Array:
+        return lax.dynamic_slice_in_dim(x, start, size, axis=x.ndim - from_end)
+
+    return tuple(jax.tree.map(lambda x: tile(x, 1), p) if isinstance(p, Side) else tile(p, 2) for p in parts)
+
+
+def padded(parts: tuple[Any, ...], size: int) -> tuple[Any, ...]:
+    """Whole tiles of `size` tokens. Tokens that are added have step −1: nobody sees them, and they see nothing."""
+
+    def pad(x: Array, from_end: int, value: int = 0) -> Array:
+        axis = x.ndim - from_end
+        widths = [(0, -x.shape[axis] % size if i == axis else 0) for i in range(x.ndim)]
+        return jnp.pad(x, widths, constant_values=value)
+
+    def pad_side(side: Side) -> Side:
+        return jax.tree.map(lambda x: pad(x, 1), side)._replace(steps=pad(side.steps, 1, -1))
+
+    return tuple(pad_side(p) if isinstance(p, Side) else pad(p, 2) for p in parts)
+
+
+def add_at(sums: Any, terms: Any, start: Int[Array, ""]) -> Any:
+    """The sums with the terms added from token `start` on; tokens come last in both."""
+
+    def add(total: Array, term: Array) -> Array:
+        axis = total.ndim - 1
+        before = lax.dynamic_slice_in_dim(total, start, term.shape[-1], axis=axis)
+        return lax.dynamic_update_slice_in_dim(total, before + term, start, axis=axis)
+
+    return jax.tree.map(add, sums, terms)
+
+
+def joined(tiles: Array, axis: int) -> Array:
+    """Tiles (n, …) side by side along the axis of one tile that holds its tokens."""
+    moved = jnp.moveaxis(tiles, 0, axis)
+    return moved.reshape(*moved.shape[:axis], -1, *moved.shape[axis + 2 :])
