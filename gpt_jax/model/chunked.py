@@ -208,6 +208,7 @@ def _forward(plan: Plan, operands: Operands, offset: Int[Array, ""]) -> tuple[Ar
 
 
 def _backward(plan: Plan, saved: Any, gradient: Float[Array, "B H T E"]) -> tuple[Operands, None]:
+    saved = jax.tree.map(jnp.asarray, saved)  # constants come back as NumPy arrays
     (query, key, value, queries, keys, params, sinks), offset, out, log_sums = saved
     K = key.shape[1]
     # Σ over keys of p·dp, which the softmax's gradient subtracts, is the output's product with its gradient.
