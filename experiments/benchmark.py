@@ -12,7 +12,7 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.benchmarks import compilation, data, decode, loop, step
+from experiments.benchmarks import attention, compilation, data, decode, loop, step
 
 SUITES: dict[str, Callable[..., Any]] = {
     "step": step.run,
@@ -20,12 +20,13 @@ SUITES: dict[str, Callable[..., Any]] = {
     "data": data.run,
     "compile": compilation.run,
     "loop": loop.run,
+    "attention": attention.run,
 }
 
 PAGE = """
 Measure speed on this machine; the result is one JSON object on standard output.
 
-  python -m experiments.benchmark --suite=step|decode|data|compile|loop [--rounds=N] [--output=FILE.json]
+  python -m experiments.benchmark --suite=step|decode|data|compile|loop|attention [--rounds=N] [--output=FILE.json]
 
   --suite=step      The bare training step of a plain GPT-2 at two sizes, against a straightforward Linen model of
                     the same sizes and, if PyTorch is installed, against that, by turns in one process.
@@ -34,6 +35,7 @@ Measure speed on this machine; the result is one JSON object on standard output.
   --suite=compile   Seconds from a configuration to the end of its first step, without a compilation cache, for 12 and
                     48 scanned layers.
   --suite=loop      What the training loop costs beside its steps.
+  --suite=attention Attention alone by blocks: its memory and time against the einsum's, and what a window saves.
   --rounds=N        Turns of each arm (default 10); best and median are reported. Use more on a busy machine.
   --text=FILE       The text for --suite=data.
   --output=FILE     Write the JSON there too.

@@ -1,0 +1,89 @@
+"""Attention alone, forward and backward, by blocks against the einsum: what memory it needs, what time, what a window
+saves. Rows of GPT-2's twelve heads of 64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmarks.timing import Arm, alternate
+from gpt_jax import config as c
+from gpt_jax.model.attend import Logits, attend
+from gpt_jax.model.mask import Side
+
+HEADS, WIDTH, WINDOW = 12, 64, 256
+LONG, LENGTHS = 8192, {256: 4, 1024: 1, 2048: 1}  # tokens; tokens → rows
+
+
+def gradient(kernel: str, mask: c.MaskConfig) -> Callable[..., Any]:
+    """jit(query, key, value (B, H, T, D) → their gradients)."""
+
+    def loss(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        steps = jnp.arange(query.shape[2])
+        side, logits = Side(steps, steps[None]), Logits(None, None, None, mask, None, None, 0.0)
+        out = attend(
+            query,
+            key,
+            value,
+            side,
+            side,
+            logits,
+            normalizer="softmax",
+            sinks=None,
+            kernel=kernel,
+            offset=0,
+            drop=None,
+            watch=None,
+        )
+        return jnp.sum(out**2)
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+
+
+def run(rounds: int) -> dict[str, Any]:
+    """Bytes of temporary memory at 8,192 tokens; seconds of a window of 256 against all earlier keys there, both by
+    blocks; seconds by blocks against the einsum at 256, 1,024 and 2,048 tokens. Ratios are of the best.
+    """
+    return {
+        "memory": memory(),
+        "window": window(rounds),
+        "lengths": {str(length): compare(length, rows, rounds) for length, rows in LENGTHS.items()},
+    }
+
+
+def memory() -> dict[str, float]:
+    shapes = [jax.ShapeDtypeStruct((1, HEADS, LONG, WIDTH), jnp.float32)] * 3
+    measured: dict[str, float] = {}
+    for kernel in ("chunked", "einsum"):
+        analysis = gradient(kernel, c.Causal()).lower(*shapes).compile().memory_analysis()  # type: ignore[attr-defined]
+        measured[kernel] = analysis.temp_size_in_bytes
+    return {**measured, "einsum_against_chunked": measured["einsum"] / measured["chunked"]}
+
+
+def window(rounds: int) -> dict[str, Any]:
+    tensors = inputs(LONG, 1)
+    masks = {"causal": c.Causal(), "window": c.Window(WINDOW)}
+    arms: dict[str, Arm] = {name: partial(gradient("chunked", mask), *tensors) for name, mask in masks.items()}
+    measured = alternate(arms, rounds, calls=1)
+    return {**measured, "causal_against_window": _ratio(measured, "causal", "window")}
+
+
+def compare(length: int, rows: int, rounds: int) -> dict[str, Any]:
+    tensors = inputs(length, rows)
+    arms: dict[str, Arm] = {kernel: partial(gradient(kernel, c.Causal()), *tensors) for kernel in ("chunked", "einsum")}
+    measured = alternate(arms, rounds, calls=max(1, 1024 // length))
+    return {**measured, "chunked_against_einsum": _ratio(measured, "chunked", "einsum")}
+
+
+def inputs(length: int, rows: int) -> list[jax.Array]:
+    keys = jax.random.split(jax.random.key(0), 3)
+    return [jax.random.normal(key, (rows, HEADS, length, WIDTH)) / WIDTH**0.25 for key in keys]
+
+
+def _ratio(measured: dict[str, dict[str, float]], over: str, under: str) -> float:
+    return measured[over]["best_seconds"] / measured[under]["best_seconds"]
