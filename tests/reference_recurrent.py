@@ -1,7 +1,6 @@
 """The sublayers with a state once more, from the papers' equations: float64 NumPy, one head and one position at a time.
 
-In the style of `tests/reference.py`, whose norm, convolution and rotation they use: T vectors in, T vectors out. A
-document is a run of like segment numbers.
+T vectors in, T vectors out, as in `tests/reference_attention.py`. A document is a run of like segment numbers.
 """
 
 import math
@@ -10,52 +9,50 @@ from typing import Any
 import numpy as np
 
 from gpt_jax import config
-from tests import reference
+from tests.reference_attention import Row, convolve, linear, norm, sigmoid
+from tests.reference_positions import rope
 
 Params = dict[str, Any]
 
 
-def linear_attention(c: config.Linear, params: Params, xs: list, segments: Any, positions: Any) -> list:
-    """Katharopoulos et al. 2020, eq. 5 and 8, as sums over pairs; with decay Sun et al. 2023 (RetNet), eq. 6."""
+def linear_attention(c: config.Linear, params: Params, xs: list, row: Row) -> list:
+    """Katharopoulos et al. 2020, eq. 8, as sums over pairs; with decay Sun et al. 2023 (RetNet), eq. 5."""
     T, H = len(xs), c.heads
-    queries, keys, values = (_heads(c, params, name, xs, segments, H) for name in ("query", "key", "value"))
+    queries, keys, values = (_heads(c, params, name, xs, row, H) for name in ("query", "key", "value"))
     decays = [decay(c, params, x) for x in xs]
+
+    def turned(y: np.ndarray, t: int) -> np.ndarray:
+        return y if c.position is None else rope(c.position, y, row.positions[t], row.length)
+
     out = []
     for t in range(T):
         mixed = []
         for h in range(H):
-            D = len(queries[t][h])
             query, total, divisor = feature_map(c.feature_map, queries[t][h]), 0.0, 0.0
-            for s in _document(segments, t):
+            for s in _document(row.segments, t):
                 key, left = feature_map(c.feature_map, keys[s][h]), math.prod(decays[j][h] for j in range(s + 1, t + 1))
-                a, b = query, key
-                if c.position is not None:
-                    a, b = (
-                        reference.rope(c.position, query, positions[t]),
-                        reference.rope(c.position, key, positions[s]),
-                    )
-                total = total + left * sum(a * b) * values[s][h]
+                total = total + left * sum(turned(query, t) * turned(key, s)) * values[s][h]
                 divisor += left * sum(query * key)  # Su et al. 2021, eq. 19: not rotated
-            mixed.append(total / (divisor + 1e-6) if c.normalize else total / math.sqrt(D))
+            mixed.append(total / (divisor + 1e-6) if c.normalize else total / math.sqrt(len(query)))
         out.append(_finish(c, params, xs[t], mixed))
     return out
 
 
-def gated_delta(c: config.Delta, params: Params, xs: list, segments: Any, positions: Any) -> list:
-    """Yang, Kautz and Hatamizadeh 2024, eq. 10, with S as (E, D) like there, and the block of their figure 1."""
+def gated_delta(c: config.Delta, params: Params, xs: list, row: Row) -> list:
+    """Yang, Kautz and Hatamizadeh 2024, the gated delta rule with S (E, D) as there, and the block around it."""
     H, K = c.heads, c.resolved_key_heads
-    queries, keys = (_heads(c, params, name, xs, segments, K) for name in ("query", "key"))
-    values = _heads(c, params, "value", xs, segments, H)
+    queries, keys = (_heads(c, params, name, xs, row, K) for name in ("query", "key"))
+    values = _heads(c, params, "value", xs, row, H)
     states: list[Any] = [None] * H
     out = []
     for t, x in enumerate(xs):
         mixed = []
-        alpha, beta = decay(c, params, x), 1 / (1 + np.exp(-reference.linear(params["beta"], x)))
+        alpha, beta = decay(c, params, x), sigmoid(linear(params["beta"], x))
         beta = 2 * beta if c.negative else beta
         for h in range(H):
             q, k, v = queries[t][h * K // H], keys[t][h * K // H], silu(values[t][h])
             q, k = (silu(y) / np.sqrt(sum(silu(y) ** 2) + 1e-6) for y in (q, k))
-            if t == 0 or segments[t] != segments[t - 1]:
+            if t == 0 or row.segments[t] != row.segments[t - 1]:
                 states[h] = np.zeros((len(v), len(k)))
             states[h] = states[h] @ (alpha[h] * (np.eye(len(k)) - beta[h] * np.outer(k, k))) + beta[h] * np.outer(v, k)
             mixed.append(states[h] @ q / math.sqrt(len(q)))
@@ -63,10 +60,8 @@ def gated_delta(c: config.Delta, params: Params, xs: list, segments: Any, positi
     return out
 
 
-def _heads(c: Any, params: Params, name: str, xs: list, segments: Any, heads: int) -> list:
-    ys = reference.convolve(
-        params.get(f"{name}_convolution"), [reference.linear(params[name], x) for x in xs], segments
-    )
+def _heads(c: Any, params: Params, name: str, xs: list, row: Row, heads: int) -> list:
+    ys = convolve(params.get(f"{name}_convolution"), [linear(params[name], x) for x in xs], row.segments)
     return [np.split(y, heads) for y in ys]
 
 
@@ -79,21 +74,21 @@ def _document(segments: Any, t: int) -> range:
 
 
 def _finish(c: Any, params: Params, x: np.ndarray, mixed: list) -> np.ndarray:
-    out = np.concatenate([reference.norm(c.output_norm, params.get("output_norm"), y) for y in mixed])
+    out = np.concatenate([norm(c.output_norm, params.get("output_norm"), y) for y in mixed])
     if c.gate is not None:
-        gate = reference.linear(params["gate"], x)
-        out = out * (silu(gate) if c.gate == "silu" else 1 / (1 + np.exp(-gate)))
-    return reference.linear(params["output"], out)
+        gate = linear(params["gate"], x)
+        out = out * (silu(gate) if c.gate == "silu" else sigmoid(gate))
+    return linear(params["output"], out)
 
 
 def decay(c: Any, params: Params, x: np.ndarray) -> list[float]:
-    """What is left of each head's state at the token x (RetNet, eq. 8; Mamba-2: Dao & Gu 2024, section 7)."""
+    """What is left of each head's state at the token x (RetNet, eq. 8; Mamba-2: Dao & Gu 2024)."""
     if c.decay is None:
         return [1.0] * c.heads
     if c.decay == "fixed":
         return [1 - 2.0 ** (-5 - h) for h in range(c.heads)]
     p = params["decay"]
-    step = np.log(1 + np.exp(reference.linear(p["step"], x) + p["bias"]))
+    step = np.log(1 + np.exp(linear(p["step"], x) + p["bias"]))
     return list(np.exp(-np.exp(p["log_rate"]) * step))
 
 
@@ -109,4 +104,4 @@ def feature_map(name: str | None, x: np.ndarray) -> np.ndarray:
 
 
 def silu(x: np.ndarray) -> np.ndarray:
-    return x / (1 + np.exp(-x))
+    return x * sigmoid(x)

@@ -129,9 +129,9 @@ class LinearAttention(Recurrent):
         c, rope = self.config, self.config.position
         decay = None if log_decay is None else log_decay.swapaxes(1, 2)
 
-        def attend(query: Array, key: Array, value: Array, past: State | None, at_once: bool) -> tuple[Array, State]:
+        def attend(query: Array, key: Array, value: Array, past: State | None, normalized: bool) -> tuple[Array, State]:
             query, key, value = (y.swapaxes(1, 2) for y in (query, key, value))
-            return linear_attention(query, key, value, decay, at_once, row.segments, past)
+            return linear_attention(query, key, value, decay, normalized, row.segments, past)
 
         def turn(y: Array) -> Array:
             return rotate(y, row.positions, rope, row.context) if isinstance(rope, cfg.Rope) else y

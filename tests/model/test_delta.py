@@ -23,7 +23,7 @@ ARRAYS = tuple(jnp.asarray(x, jnp.float32) for x in (QUERY, KEY, VALUE, LOG_DECA
 
 
 def recurrence(log_decay: Any, segments: Any, state: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Yang, Kautz and Hatamizadeh 2024, eq. 10, transposed; in float64, a document starting with nothing."""
+    """Yang, Kautz and Hatamizadeh 2024, transposed; in float64, a document starting with nothing."""
     out, S = np.zeros((B, H, T, E)), np.zeros((B, H, D, E)) if state is None else state.copy()
     for b, h in np.ndindex(B, H):
         for t in range(T):
