@@ -44,7 +44,7 @@ def random_params(model: GPT, seed: int = 0, size: float = 1.0) -> Any:
 
     def draw(path: str, leaf: Any) -> jax.Array:
         name = path.split("/")[-1]
-        value = rng.normal(size=leaf.shape) * STDS[name] * size + (name == "scale")
+        value = rng.normal(size=leaf.shape) * (STDS[name] if name in STDS else 0.3) * size + (name == "scale")
         return jnp.asarray(value, leaf.dtype)
 
     return map_with_path(draw, shapes)

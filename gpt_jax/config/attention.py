@@ -105,6 +105,9 @@ class Score:
 class AttentionConfig(Variant):
     """The sublayer that mixes positions."""
 
+    def check(self, width: int) -> None:
+        """Refuses what can't be in a model of width C."""
+
 
 @dataclass(frozen=True)
 class Attention(AttentionConfig):
@@ -125,7 +128,6 @@ class Attention(AttentionConfig):
     heads: int
     kv_heads: int | None = None
     head_width: int | None = None
-    value_width: int | None = None
     mask: MaskConfig = Causal()
     position: PositionConfig | None = None
     score: Score = Score()
@@ -133,6 +135,7 @@ class Attention(AttentionConfig):
     clip: float | None = None
     dropout: float = 0.0
     convolution: int | None = None
+    value_width: int | None = None
     gate: Literal["elementwise", "headwise"] | None = None
     forget_gate: bool = False
     value_residual: float | None = None

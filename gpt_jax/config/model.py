@@ -154,8 +154,7 @@ class ModelConfig:
         require_positive(self.width, "model.width")
         require(len(self.blocks) > 0, "model.layers must be at least 1")
         for block in self.blocks:
-            if isinstance(block.attention, Attention):
-                block.attention.check(self.width)
+            block.attention.check(self.width)
         for layer in range(self.layers):
             _check_layers_between(self, layer)
         require(

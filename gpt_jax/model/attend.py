@@ -44,7 +44,8 @@ class Logits:
         if bias is not None:
             scores += bias
         if queries.decay is not None and keys.decay is not None:
-            scores += queries.decay[:, :, :, None] - keys.decay[:, :, None, :]
+            # Nothing lies between a query and the keys ahead of it that a prefix lets it see.
+            scores += jnp.minimum(queries.decay[:, :, :, None] - keys.decay[:, :, None, :], 0.0)
         if self.shift:
             scores += self.shift
         return jnp.where(allowed(self.mask, queries, keys, self.padding, self.prefix)[:, None], scores, HIDDEN)

@@ -12,11 +12,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
-from gpt_jax.conversion import ConfigError
 from gpt_jax.model.attend import Logits, attend
 from gpt_jax.model.convolution import ShortConvolution
 from gpt_jax.model.linear import Linear
-from gpt_jax.model.mask import Side, reach
+from gpt_jax.model.mask import Side
 from gpt_jax.model.mixer import CacheShapes, LayerCache, Mixer, Shared
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.parameter import Parameter
@@ -24,6 +23,7 @@ from gpt_jax.model.rope import rotate
 from gpt_jax.model.row import Row
 from gpt_jax.model.slots import extend, slots
 from gpt_jax.model.taps import is_tapped, tap
+from gpt_jax.model.temperature import temperature
 
 
 class MultiHeadAttention(Mixer):
@@ -50,9 +50,9 @@ class MultiHeadAttention(Mixer):
                 y, state[f"{name}_convolution"] = convolution(y, row, past)
             return y.reshape(B, T, heads, width)
 
-        queries = Side(row.steps, row.positions, row.segments, self._decay(x, cache, state))
+        queries = Side(row.steps, row.positions, row.segments, self._decay(x, row, cache, state))
         query = tap(self, "queries", self._place("query", project("query", H, D), queries, row.context))
-        query = (query * self._scale(queries, D).astype(query.dtype)).swapaxes(1, 2)  # heads first, from here on
+        query = scaled(self, query, row, c.mask, c.score).swapaxes(1, 2)  # heads first, from here on
 
         if c.shared_kv:
             key, value, keys = shared["key_and_value"]
@@ -100,33 +100,19 @@ class MultiHeadAttention(Mixer):
             y = rotate(y, side.positions, c.position, length)
         return normed(y) if score.qk_norm_last else y
 
-    def _scale(self, queries: Side, width: int) -> Float[Array, "..."]:
-        """What queries (B, T, H, D) are multiplied by."""
-        score = self.config.score
-        scale = jnp.asarray(width**-0.5 if score.scale is None else score.scale, jnp.float32)
-        match score.temperature:
-            case None:
-                return scale
-            case cfg.LogTemperature(strength, length):
-                factor = 1 + strength * jnp.log1p((queries.positions // length).astype(jnp.float32))
-                return scale * factor[:, :, None, None]
-            case cfg.Ssmax(initial):
-                shape = (self.config.heads,)
-                s = Parameter("s", nn.initializers.constant(initial), shape, self.model.param_dtype, name="ssmax")()
-                seen = queries.positions + 1
-                if (back := reach(self.config.mask)) is not None:
-                    seen = jnp.minimum(seen, back)
-                return scale * s[:, None] * jnp.log(seen.astype(jnp.float32))[:, :, None, None]
-            case other:
-                raise ConfigError(f"attention knows no temperature {type(other).__name__}: teach it or choose another")
-
-    def _decay(self, x: Float[Array, "B T C"], cache: LayerCache | None, state: LayerCache) -> Array | None:
-        """Σ log f up to each token, (B, H, T), of a forget gate f = sigmoid(linear(x)); None without one."""
+    def _decay(self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, state: LayerCache) -> Array | None:
+        """Σ log f from the document's first token to each, (B, H, T), of a forget gate f = sigmoid(linear(x))."""
         if not self.config.forget_gate:
             return None
         linear = Linear(self.config.heads, True, self.model.init.kernel_std, self.model.param_dtype, name="forget")
         log_f = jax.nn.log_sigmoid(linear(x).astype(jnp.float32)).swapaxes(1, 2)
-        decay = jnp.cumsum(log_f, axis=-1)
+        if row.segments is None:
+            decay = jnp.cumsum(log_f, axis=-1)
+        else:
+            # Begun anew in each document: not even a rounding error may come from another.
+            begins = jnp.diff(row.segments, axis=-1, prepend=row.segments[:, :1]) != 0
+            begins = jnp.broadcast_to(begins[:, None], log_f.shape)
+            decay, _ = jax.lax.associative_scan(_add_unless_begun, (log_f, begins), axis=-1)
         if cache is not None:
             decay += cache["forgotten"]
             state["forgotten"] = decay[:, :, -1:]
@@ -243,6 +229,20 @@ def mix_values(
         drop=(lambda p: dropout(p, deterministic=False)) if train and c.dropout else None,
         watch=(lambda p: tap(module, "probabilities", p)) if is_tapped(module) else None,
     )
+
+
+def scaled(
+    module: Mixer, query: Float[Array, "B T H D"], row: Row, mask: cfg.MaskConfig, score: cfg.Score
+) -> Float[Array, "B T H D"]:
+    """Queries times the scale and the temperature of `module`."""
+    scale = jnp.asarray(query.shape[-1] ** -0.5 if score.scale is None else score.scale, jnp.float32)
+    if score.temperature is not None:
+        scale = scale * temperature(score.temperature, mask, row.positions, query.shape[2], module.model.param_dtype)
+    return query * scale.astype(query.dtype)
+
+
+def _add_unless_begun(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    return jnp.where(b[1], b[0], a[0] + b[0]), a[1] | b[1]
 
 
 def _is_shared(model: cfg.ModelConfig) -> bool:

@@ -32,6 +32,8 @@ class TokenEmbedding(nn.Module):
     def __call__(self, tokens: Int[Array, "B T"], positions: Int[Array, "b T"], train: bool) -> Float[Array, "B T C"]:
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         x = jnp.take(self.table, tokens, axis=0).astype(dtype)
+        if c.embedding.scale is not None:
+            x *= jnp.asarray(c.embedding.scale, dtype)
         match c.embedding.position:
             case cfg.Learned():
                 x += self.position(positions).astype(dtype)

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
-from gpt_jax.model.attention import mix_values
+from gpt_jax.model.attention import mix_values, scaled
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.mask import Side
 from gpt_jax.model.mixer import CacheShapes, LayerCache, Mixer, Shared
@@ -47,8 +47,8 @@ class LatentAttention(Mixer):
         query_bias = c.bias and c.query_rank is None
         query = Linear(H * (D + P), query_bias, std, dtype, name="query")(down).reshape(B, T, H, D + P)
         turned = rotate(query[..., D:], row.positions, c.position, row.context)
-        scale = (D + P) ** -0.5 if c.score.scale is None else c.score.scale
-        query = tap(self, "queries", jnp.concatenate([query[..., :D], turned], axis=-1)) * scale
+        query = tap(self, "queries", jnp.concatenate([query[..., :D], turned], axis=-1))
+        query = scaled(self, query, row, c.mask, c.score)
 
         latent = make_norm(c.norm, dtype, name="latent_norm")(Linear(R, c.bias, std, dtype, name="latent")(x))
         rotary = Linear(P, c.bias, std, dtype, name="rotary_key")(x)[:, :, None]

@@ -8,12 +8,12 @@ import pytest
 
 from gpt_jax import GPT
 from gpt_jax.config import Attention, BlockConfig, GatedMlp, Init, LayerNorm, RmsNorm
-from gpt_jax.model.attention import Row
 from gpt_jax.model.block import Block
+from gpt_jax.model.row import Row
 from tests.tiny import random_params, tiny
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 8)), jnp.float32)
-ROW = Row(jnp.arange(6), jnp.arange(6)[None])
+ROW = Row(jnp.zeros((2, 6), jnp.int32), jnp.arange(6), jnp.arange(6)[None], layer=0)
 
 
 def made(residual: Any, mlp: Any = "gated", **block: Any) -> tuple[Block, Any, Any]:
@@ -24,7 +24,7 @@ def made(residual: Any, mlp: Any = "gated", **block: Any) -> tuple[Block, Any, A
 
 
 def apply(block: Block, params: Any, x: jax.Array = X) -> jax.Array:
-    return block.apply({"params": params}, x, ROW, None, False)[0]
+    return block.apply({"params": params}, x, ROW, None, {}, False)[0]
 
 
 def with_zero_outputs(params: Any) -> Any:
@@ -81,7 +81,7 @@ def test_without_an_mlp_nothing_of_it_is_left(residual: Any) -> None:
 def test_dropout_acts_on_what_each_sublayer_adds() -> None:
     block, params, _ = made("pre", dropout=0.5)
     variables, options = {"params": params}, {"rngs": {"dropout": jax.random.key(0)}, "mutable": ["intermediates"]}
-    (out, _), taps = block.apply(variables, X, ROW, None, True, **options)
+    (out, _, _), taps = block.apply(variables, X, ROW, None, {}, True, **options)
     changes = [taps["intermediates"][f"{name}_change"] for name in ("attention", "mlp")]
     np.testing.assert_allclose(out, X + changes[0] + changes[1], atol=1e-6)
     for change in changes:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gpt_jax import GPT, init_cache
-from gpt_jax.config import Attention, BlockConfig, ConfigError, GatedMlp, ModelConfig, Rope, Window
+from gpt_jax.config import Attention, BlockConfig, GatedMlp, ModelConfig, Rope, Window
+from gpt_jax.conversion import ConfigError
 from gpt_jax.model.convolution import ShortConvolution
 from gpt_jax.model.row import Row
 
@@ -36,7 +37,7 @@ def shaken(model: GPT) -> dict:
 def test_by_hand() -> None:
     taps = jax.random.normal(jax.random.key(2), (3, 8))
     x = jax.random.normal(jax.random.key(3), (1, T, 8))
-    row = Row(jnp.arange(T), jnp.arange(T)[None])
+    row = Row(TOKENS[:1], jnp.arange(T), jnp.arange(T)[None])
     y, _ = ShortConvolution(3, "float32").apply({"params": {"taps": taps}}, x, row, None)
     for t in range(T):
         expected = x[0, t] + sum(taps[j] * x[0, t - j] for j in range(3) if t >= j)

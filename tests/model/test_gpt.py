@@ -7,8 +7,7 @@ import pytest
 import gpt_jax
 from gpt_jax import GPT, init_cache
 from gpt_jax.config import PROJECTIONS, Attention, Embedding, Head, Learned, Rope
-from gpt_jax.model.attention import attention_probabilities
-from gpt_jax.model.mask import allowed
+from gpt_jax.model.attend import dot_products
 from tests.tiny import random_params, tiny
 
 TOKENS = jnp.arange(16).reshape(2, 8)
@@ -107,10 +106,10 @@ def test_the_run_time_checks_of_shapes_bite() -> None:
     """What the annotations say is checked in every test; here is the proof."""
     steps = jnp.arange(4)
     with pytest.raises(jaxtyping.TypeCheckError):
-        allowed(tiny().blocks[0].attention.mask, steps[None], steps)
+        dot_products(steps, steps)
     q, k = jnp.zeros((1, 2, 4, 8)), jnp.zeros((1, 2, 4, 6))
     with pytest.raises(jaxtyping.TypeCheckError):  # one D, two values
-        attention_probabilities(q, k, jnp.ones((1, 4, 4), bool), None, tiny().blocks[0].attention.score)
+        dot_products(q, k)
     with pytest.raises(jaxtyping.TypeCheckError):
         MODEL.init(jax.random.key(0), TOKENS.astype(jnp.float32))
     with pytest.raises(jaxtyping.TypeCheckError):

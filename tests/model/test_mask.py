@@ -9,7 +9,6 @@ from gpt_jax.conversion import ConfigError
 from gpt_jax.model.mask import Side, allowed, spans
 from tests import reference
 
-
 MASKS = st.one_of(
     st.just(Causal()), st.builds(Window, st.integers(1, 8)), st.builds(Chunk, st.integers(1, 8)), st.just(Prefix())
 )
