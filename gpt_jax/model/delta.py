@@ -88,19 +88,17 @@ class GatedDeltaNet(Recurrent):
         value, value_past = self.project(x, "value", H, E, row, cache)
         query, key, value = tap(self, "queries", unit(jax.nn.silu(query))), unit(jax.nn.silu(key)), jax.nn.silu(value)
         key, value = tap(self, "keys", key), tap(self, "values", value)
-        log_decay = self.log_decay(x)
         beta = Linear(H, False, self.model.init.kernel_std, self.model.param_dtype, name="beta")(x)
         beta = tap(self, "beta", jax.nn.sigmoid(beta.astype(jnp.float32)) * (2 if c.negative else 1))
         if (kept := real(row)) is not None:
             beta = jnp.where(kept[..., None], beta, 0)
-            log_decay = None if log_decay is None else jnp.where(kept[..., None], log_decay, 0)
 
         query, key = (jnp.repeat(y, H // K, axis=2).swapaxes(1, 2) for y in (query * D**-0.5, key))
         out, state = gated_delta(
             query,
             key,
             value.swapaxes(1, 2),
-            None if log_decay is None else log_decay.swapaxes(1, 2),
+            self.log_decay(x),
             beta.swapaxes(1, 2),
             row.segments,
             None if cache is None else cache["state"],

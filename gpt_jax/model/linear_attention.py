@@ -107,12 +107,10 @@ class LinearAttention(Recurrent):
         key, key_past = self.project(x, "key", H, D, row, cache)
         value, value_past = self.project(x, "value", H, E, row, cache)
         query, key = (feature_map(c.feature_map, y.astype(jnp.float32)) for y in (query, key))
-        log_decay, kept = self.log_decay(x), real(row)
-        if kept is not None:
+        if (kept := real(row)) is not None:
             key = jnp.where(kept[..., None, None], key, 0)
-            log_decay = None if log_decay is None else jnp.where(kept[..., None], log_decay, 0)
         query, key, value = tap(self, "queries", query), tap(self, "keys", key), tap(self, "values", value)
-        out, state = self._mix(query, key, value, log_decay, row, cache)
+        out, state = self._mix(query, key, value, self.log_decay(x), row, cache)
         y = self.finish(x, out)
         return y, None if cache is None else {**cache, **state, **query_past, **key_past, **value_past}, shared
 
@@ -121,17 +119,16 @@ class LinearAttention(Recurrent):
         query: Float[Array, "B T H D"],
         key: Float[Array, "B T H D"],
         value: Float[Array, "B T H E"],
-        log_decay: Float[Array, "B T H"] | None,
+        log_decay: Float[Array, "B H T"] | None,
         row: Row,
         cache: LayerCache | None,
     ) -> tuple[Float[Array, "B H T E"], State]:
         """Each head's output, and its state after the last token."""
         c, rope = self.config, self.config.position
-        decay = None if log_decay is None else log_decay.swapaxes(1, 2)
 
         def attend(query: Array, key: Array, value: Array, past: State | None, normalized: bool) -> tuple[Array, State]:
             query, key, value = (y.swapaxes(1, 2) for y in (query, key, value))
-            return linear_attention(query, key, value, decay, normalized, row.segments, past)
+            return linear_attention(query, key, value, log_decay, normalized, row.segments, past)
 
         def turn(y: Array) -> Array:
             return rotate(y, row.positions, rope, row.context) if isinstance(rope, cfg.Rope) else y

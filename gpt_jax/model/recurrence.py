@@ -135,18 +135,17 @@ class Recurrent(Mixer):
             y, kept[f"{name}_convolution"] = convolution(y, row, past)
         return y.reshape(*x.shape[:2], heads, width), kept
 
-    def log_decay(self, x: Float[Array, "B T C"]) -> Float[Array, "B T H"] | None:
+    def log_decay(self, x: Float[Array, "B T C"]) -> Float[Array, "B H T"] | None:
         """The logarithm of what is left of each head's state at each token; None: all of it."""
-        H = self.config.heads
+        (B, T, _), H = x.shape, self.config.heads
         match self.config.decay:
             case None:
                 return None
             case "fixed":
-                return jnp.broadcast_to(fixed_log_decay(H), (*x.shape[:2], H))
+                return jnp.broadcast_to(fixed_log_decay(H)[:, None], (B, H, T))
             case _:
-                return tap(
-                    self, "log_decay", LogDecay(H, self.model.init.kernel_std, self.model.param_dtype, name="decay")(x)
-                )
+                log_decay = LogDecay(H, self.model.init.kernel_std, self.model.param_dtype, name="decay")(x)
+                return tap(self, "log_decay", log_decay.swapaxes(1, 2))
 
     def finish(self, x: Float[Array, "B T C"], heads: Float[Array, "B H T E"]) -> Float[Array, "B T C"]:
         """Each head's output after norm and gate, all through the last product."""
@@ -165,7 +164,7 @@ class Recurrent(Mixer):
 
 
 def real(row: Row) -> Bool[Array, "B T"] | None:
-    """Which tokens are no left padding; None: all. The others must leave no trace: write nothing, and decay nothing."""
+    """Which tokens are no left padding; None: all. The others must write nothing; what they let decay is still 0."""
     return None if row.padding is None else row.steps >= row.padding[:, None]
 
 
