@@ -157,17 +157,17 @@ def test_a_variant_defined_outside_the_package_converts_by_being_defined() -> No
             stride: int = 2
 
         @dataclasses.dataclass(frozen=True)
-        class Linear(config.AttentionConfig):
+        class Averaging(config.AttentionConfig):
             heads: int
             feature: Literal["relu", "elu"] = "elu"
 
-        blocks = (BlockConfig(Attention(4, mask=Strided(3)), None), BlockConfig(Linear(2, "relu"), None))
+        blocks = (BlockConfig(Attention(4, mask=Strided(3)), None), BlockConfig(Averaging(2, "relu"), None))
         c = run_config(model=tiny(blocks=blocks))
         assert through_json(c) == through_config_dict(c) == c
         assert to_dict(c)["model"]["attention"]["mask"] == {"type": "Strided", "stride": 3}
     finally:
         config.MaskConfig.choices.pop("Strided", None)
-        config.AttentionConfig.choices.pop("Linear", None)
+        config.AttentionConfig.choices.pop("Averaging", None)
     with pytest.raises(ConfigError, match='"Strided", which is not known.*must be defined again'):
         through_json(c)
 
