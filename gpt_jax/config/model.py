@@ -277,14 +277,14 @@ def _check_layers_between(model: ModelConfig, layer: int) -> None:
             )
         require(not other.forget_gate and not other.value_from_key, f"layer {source} has keys that can't be shared")
     if attention.value_residual is not None:
-        source = value_source(model)
-        assert source is not None
-        other = model.blocks[source].attention
+        first = value_source(model)
+        assert first is not None
+        other = model.blocks[first].attention
         assert isinstance(other, Attention)
         shapes = [(a.resolved_kv_heads, a.resolved_value_width(C)) for a in (attention, other)]
         require(
             shapes[0] == shapes[1],
-            f"layer {layer} mixes in the values of layer {source}, so both need the same kv_heads and value_width,"
+            f"layer {layer} mixes in the values of layer {first}, so both need the same kv_heads and value_width,"
             f" not {shapes[0]} and {shapes[1]}",
         )
 

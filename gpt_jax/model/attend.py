@@ -15,11 +15,13 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
-from gpt_jax.model.bias import position_bias
-from gpt_jax.model.chunked import HIDDEN, chunked_attention
+from gpt_jax.conversion import ConfigError
+from gpt_jax.model import splash
+from gpt_jax.model.bias import adds, position_bias
+from gpt_jax.model.chunked import HIDDEN, chunked_attention, scores
 from gpt_jax.model.mask import Side, allowed, reach, spans
 
-LONG = 2048  # tokens from which on the T × S scores of the einsum cost more memory than they save time
+LONG = 1024  # tokens from which on the einsum's T × S scores cost more than computing them twice (on a CPU)
 
 
 @struct.dataclass
@@ -37,18 +39,18 @@ class Logits:
     softcap: float | None = struct.field(pytree_node=False)
     shift: float = struct.field(pytree_node=False)
 
-    def __call__(self, scores: Float[Array, "B H T S"], queries: Side, keys: Side) -> Float[Array, "B H T S"]:
+    def __call__(self, x: Float[Array, "B H T S"], queries: Side, keys: Side) -> Float[Array, "B H T S"]:
         if self.softcap is not None:
-            scores = self.softcap * jnp.tanh(scores / self.softcap)
-        bias = position_bias(self.position, self.table, queries.positions, keys.positions, scores.shape[1])
+            x = self.softcap * jnp.tanh(x / self.softcap)
+        bias = position_bias(self.position, self.table, queries.positions, keys.positions, x.shape[1])
         if bias is not None:
-            scores += bias
+            x += bias
         if queries.decay is not None and keys.decay is not None:
             # Nothing lies between a query and the keys ahead of it that a prefix lets it see.
-            scores += jnp.minimum(queries.decay[:, :, :, None] - keys.decay[:, :, None, :], 0.0)
+            x += jnp.minimum(queries.decay[:, :, :, None] - keys.decay[:, :, None, :], 0.0)
         if self.shift:
-            scores += self.shift
-        return jnp.where(allowed(self.mask, queries, keys, self.padding, self.prefix)[:, None], scores, HIDDEN)
+            x += self.shift
+        return jnp.where(allowed(self.mask, queries, keys, self.padding, self.prefix)[:, None], x, HIDDEN)
 
 
 def attend(
@@ -72,28 +74,61 @@ def attend(
     less that of key 0, None where the keys stand in no order (a ring). `drop` is dropout on the probabilities, `watch`
     is shown them: both need them whole, which only the einsum has.
 
-    `kernel`: "einsum", or "chunked" in O(T) memory; None: chunked from LONG tokens on, unless dropout wants the
-    probabilities.
+    `kernel`, for whole rows: "einsum"; "chunked", in O(T) memory; "splash", Pallas' for TPUs. None, and always through
+    a cache: the einsum for fewer than LONG tokens or with dropout, else chunked, or on a TPU splash where it can.
+
+    Raises:
+      ConfigError: the kernel that was asked for can't do this.
     """
-    if kernel is None:
-        kernel = "chunked" if query.shape[2] >= LONG and drop is None else "einsum"
-    if kernel == "einsum":
-        return einsum_attention(query, key, value, queries, keys, logits, normalizer, sinks, drop, watch)
-    if isinstance(logits.mask, cfg.Prefix):
-        offset = None
-    return chunked_attention(
-        query,
-        key,
-        value,
-        queries,
-        keys,
-        _adjust,
-        logits,
-        sinks=sinks,
-        normalizer=normalizer,
-        offset=offset,
-        reach=reach(logits.mask),
-    )
+    window = reach(logits.mask)
+
+    def by_chunks() -> Array:
+        return chunked_attention(
+            query,
+            key,
+            value,
+            queries,
+            keys,
+            _adjust,
+            logits,
+            sinks=sinks,
+            normalizer=normalizer,
+            offset=None if isinstance(logits.mask, cfg.Prefix) else offset,
+            reach=window,
+        )
+
+    def by_splash() -> Array:
+        return splash.splash_attention(
+            query, key, value, segments=queries.segments, window=window, softcap=logits.softcap, sinks=sinks
+        )
+
+    match _choose(kernel, query.shape[2], key.shape[2], queries, logits, normalizer, drop):
+        case "einsum":
+            return einsum_attention(query, key, value, queries, keys, logits, normalizer, sinks, drop, watch)
+        case "chunked":
+            return by_chunks()
+        case "splash":
+            return by_splash()
+    return jax.lax.platform_dependent(tpu=by_splash, default=by_chunks)
+
+
+def _choose(kernel: str | None, T: int, S: int, queries: Side, logits: Logits, normalizer: str, drop: Any) -> str:
+    """The name of the implementation, or "by platform"."""
+    is_row = logits.padding is None
+    is_biased = adds(logits.position) or queries.decay is not None
+    no_splash = splash.why_not(T, S, logits.mask, normalizer, is_biased=is_biased, is_watched=drop is not None)
+    if kernel is None or not is_row:
+        if T < LONG or drop is not None:
+            return "einsum"
+        return "by platform" if is_row and no_splash is None else "chunked"
+    if kernel == "splash" and no_splash is not None:
+        raise ConfigError(f'model.kernel is "splash", which {no_splash}: choose "chunked" or "einsum", or leave it out')
+    if kernel == "chunked" and drop is not None:
+        raise ConfigError(
+            'model.kernel is "chunked", which never has the probabilities whole, and attention.dropout acts on them: '
+            'set it to 0, or choose "einsum"'
+        )
+    return kernel
 
 
 def _adjust(logits: Logits, scores: Array, queries: Side, keys: Side) -> Array:
@@ -119,20 +154,13 @@ def einsum_attention(
     parts = spans(logits.mask, query.shape[2]) if is_row else [(slice(None), slice(None))]
     mixed, probabilities = [], []
     for t, s in parts:
-        scores = dot_products(query[:, :, t], key[:, :, s])
-        p = normalize(logits(scores, queries.cut(t), keys.cut(s)), normalizer, sinks)
+        dots = scores(query[:, :, t], key[:, :, s])
+        p = normalize(logits(dots, queries.cut(t), keys.cut(s)), normalizer, sinks)
         mixed.append(mix((p if drop is None else drop(p)).astype(value.dtype), value[:, :, s]))
         probabilities.append(p)
     if watch is not None:
         watch(_side_by_side(probabilities, parts, key.shape[2]))
     return jnp.concatenate(mixed, axis=2)
-
-
-def dot_products(query: Float[Array, "B H T D"], key: Float[Array, "B K S D"]) -> Float[Array, "B H T S"]:
-    """q·k in float32."""
-    (B, H, T, D), (_, K, S, _) = query.shape, key.shape
-    grouped = query.reshape(B, K, (H // K) * T, D)
-    return jnp.einsum("bknd,bksd->bkns", grouped, key, preferred_element_type=jnp.float32).reshape(B, H, T, S)
 
 
 def normalize(

@@ -125,6 +125,7 @@ class MultiHeadAttention(Mixer):
         c, model = self.config, self.model
         if c.value_embedding:
             initial = nn.initializers.normal(model.init.embedding_std)
+            assert model.vocab_size is not None
             shape = (model.vocab_size, math.prod(value.shape[2:]))
             table = Parameter("table", initial, shape, model.param_dtype, name="value_embedding")()
             value += jnp.take(table, row.tokens, axis=0).reshape(value.shape).astype(value.dtype)
@@ -224,8 +225,8 @@ def mix_values(
         Logits(table, row.padding, row.prefix, c.mask, c.position, score.softcap, shift),
         normalizer="sigmoid" if score.normalizer == "sigmoid" else "softmax",
         sinks=sinks,
-        kernel=model.kernel,
-        offset=None if is_ring else row.steps[0],
+        kernel=None if module.is_initializing() else model.kernel,  # of however few tokens
+        offset=None if is_ring else row.steps[0] if row.length is not None else 0,
         drop=(lambda p: dropout(p, deterministic=False)) if train and c.dropout else None,
         watch=(lambda p: tap(module, "probabilities", p)) if is_tapped(module) else None,
     )

@@ -35,6 +35,11 @@ def position_bias(
     return bias(position, table, query_positions[:, :, None] - key_positions[:, None, :], heads)
 
 
+def adds(position: cfg.PositionConfig | None) -> bool:
+    """Whether the scheme adds anything to scores."""
+    return position is not None and implementation(BIASES, position) is not None
+
+
 def alibi_slopes(alibi: cfg.Alibi, heads: int) -> Float[np.ndarray, " H"]:
     """Geometric slopes 2^(−bias_max · h/H); where H is no power of two, those of the power below and then every other
     one of the power above. Times `scale`.

@@ -34,8 +34,6 @@ def why_not(
     """
     if tokens != keys:
         return "attends within a whole row, and reads no cache"
-    if tokens % LANES:
-        return f"takes rows of a multiple of {LANES} tokens, and {tokens} is none"
     if not isinstance(mask, cfg.Causal | cfg.Window):
         return f"knows causal masks and windows, and no {type(mask).__name__}"
     if normalizer != "softmax":
@@ -44,6 +42,8 @@ def why_not(
         return "adds nothing to the scores"
     if is_watched:
         return "never has the probabilities as a whole, which dropout and taps ask for"
+    if tokens % LANES:
+        return f"takes rows of a multiple of {LANES} tokens, and {tokens} is none"
     return None
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from gpt_jax.data import Data
 from gpt_jax.training.loss import cross_entropy
-from gpt_jax.training.sharding import place_batch
+from gpt_jax.training.sharding import place_batch, traced_under
 
 Evaluate = Callable[[Any], dict[str, float | int]]
 
@@ -34,7 +34,7 @@ def make_evaluate(model: nn.Module, data: Data, batch_size: int, mesh: Mesh) -> 
         weights = batch["weights"].astype(jnp.float32)
         return jnp.stack([jnp.sum(weights * nll, axis=1), jnp.sum(weights * hit, axis=1), jnp.sum(weights, axis=1)])
 
-    step = jax.jit(sums_by_row, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    step = jax.jit(traced_under(mesh, sums_by_row), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def evaluate(params: Any) -> dict[str, float | int]:
         sums, running = [], None

@@ -47,11 +47,21 @@ def place_batch(batch: Batch, mesh: Mesh, parallel: Literal["jit", "pmap"], accu
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def traced_under(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, traced where the mesh is known, which Pallas kernels need to divide their rows over it."""
+
+    def under(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return under
+
+
 def compile_step(train_step: TrainStep, mesh: Mesh, parallel: Literal["jit", "pmap"]) -> Step:
     """`step(state, batch)` for a replicated state, which is donated, and a batch from `place_batch`."""
     if parallel == "jit":
         replicated = NamedSharding(mesh, PartitionSpec())
-        return jax.jit(train_step, donate_argnums=0, out_shardings=replicated)
+        return jax.jit(traced_under(mesh, train_step), donate_argnums=0, out_shardings=replicated)
     return jax.pmap(
         partial(train_step, axis_name=AXIS),
         axis_name=AXIS,

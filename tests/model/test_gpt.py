@@ -7,7 +7,7 @@ import pytest
 import gpt_jax
 from gpt_jax import GPT, init_cache
 from gpt_jax.config import PROJECTIONS, Attention, Embedding, Head, Learned, Rope
-from gpt_jax.model.attend import dot_products
+from gpt_jax.model.chunked import scores
 from tests.tiny import random_params, tiny
 
 TOKENS = jnp.arange(16).reshape(2, 8)
@@ -106,10 +106,10 @@ def test_the_run_time_checks_of_shapes_bite() -> None:
     """What the annotations say is checked in every test; here is the proof."""
     steps = jnp.arange(4)
     with pytest.raises(jaxtyping.TypeCheckError):
-        dot_products(steps, steps)
+        scores(steps, steps)
     q, k = jnp.zeros((1, 2, 4, 8)), jnp.zeros((1, 2, 4, 6))
     with pytest.raises(jaxtyping.TypeCheckError):  # one D, two values
-        dot_products(q, k)
+        scores(q, k)
     with pytest.raises(jaxtyping.TypeCheckError):
         MODEL.init(jax.random.key(0), TOKENS.astype(jnp.float32))
     with pytest.raises(jaxtyping.TypeCheckError):
