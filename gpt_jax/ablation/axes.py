@@ -1,0 +1,206 @@
+"""Axes for the report's pictures: scales with round ticks, names that don't lie on one another, and marks in SVG.
+
+Everything is in CSS pixels, and is a string: a picture needs no script and no library to be seen. Colours are classes
+(`base` for the baseline, `c0` … for the others), which the page's style sheet gives a value in light and in dark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+COLOURS = 6
+DASHES = ("", "7 3", "2 3", "9 3 2 3")
+CHARACTER, LINE = 6.3, 14.0  # the width of an average character and the height of a line, in pixels
+TICK_LENGTH = 4.0
+
+
+def style(index: int | None) -> str:
+    """The class that colours an arm: None is the baseline."""
+    return "base" if index is None else f"c{index % COLOURS}"
+
+
+def dash(index: int | None) -> str:
+    """The dash pattern of an arm's lines, so that arms of one colour differ."""
+    pattern = "" if index is None else DASHES[index // COLOURS % len(DASHES)]
+    return f' stroke-dasharray="{pattern}"' if pattern else ""
+
+
+def width_of(text: str) -> float:
+    """About how wide a text is, in pixels."""
+    return CHARACTER * len(text)
+
+
+def shorten(text: str, pixels: float) -> str:
+    """A text that fits, with an ellipsis where something is left out."""
+    room = max(3, int(pixels / CHARACTER))
+    return text if len(text) <= room else text[: room - 1].rstrip() + "…"
+
+
+def decimals(value: float, places: int) -> str:
+    """A number with thousands separated and a true minus sign."""
+    text = f"{value:,.{places}f}"
+    return "−" + text[1:] if text.startswith("-") and float(value) != 0 else text.lstrip("-")
+
+
+def compact(value: float, base: int = 10) -> str:
+    """A number in few characters: 0.003, 1,024, 64 Ki, 1.2 M."""
+    size = abs(value)
+    if size < 10_000:
+        return decimals(value, 0) if value == int(value) else f"{value:.3g}".replace("e-0", "e-").replace("-", "−")
+    step, names = (1024.0, ("", "Ki", "Mi", "Gi", "Ti", "Pi")) if base == 2 else (1000.0, ("", "k", "M", "G", "T", "P"))
+    power = min(int(math.log(size, step)), len(names) - 1)
+    return f"{value / step**power:.3g} {names[power]}".replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Numbers from `low` to `high` onto pixels from `start` to `end`; `log` is a logarithm's base, None for linear."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: int | None = None
+
+    def __call__(self, value: float) -> float:
+        low, high, at = (self.low, self.high, value)
+        if self.log is not None:
+            low, high, at = math.log(low), math.log(high), math.log(max(at, low * 1e-9))
+        return self.start + (self.end - self.start) * (at - low) / (high - low)
+
+    def ticks(self, spacing: float) -> list[tuple[float, str]]:
+        """Round values at least about `spacing` pixels apart, with their labels."""
+        room = max(2, int(abs(self.end - self.start) / spacing))
+        if self.log is None:
+            return self._linear(room)
+        base = float(self.log)
+        first, last = math.floor(math.log(self.low, base) + 1e-9), math.ceil(math.log(self.high, base) - 1e-9)
+        values: list[float] = []
+        for multiples in ((1, 2, 5), (1, 3), (1,)) if self.log == 10 else ((1,),):
+            values = [m * base**power for power in range(first, last + 1) for m in multiples]
+            values = [v for v in values if self.low * 0.999 <= v <= self.high * 1.001]
+            if len(values) <= room:
+                break
+        values = values[:: math.ceil(len(values) / room)] if values else []
+        if len(values) < 2:
+            return self._linear(room)
+        return [(value, compact(value, self.log)) for value in values]
+
+    def _linear(self, room: int) -> list[tuple[float, str]]:
+        rough = (self.high - self.low) / room
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+        places = max(0, -math.floor(math.log10(step) + 1e-9))
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        values = [step * i for i in range(first, last + 1)]
+        return [(v, decimals(v, places) if abs(v) < 10_000 else compact(v)) for v in values]
+
+
+def scale(values: Iterable[float], start: float, end: float, log: int | None = None, pad: float = 0.05) -> Scale:
+    """A scale that shows all the values with some air at both ends."""
+    found = [v for v in values if math.isfinite(v) and (log is None or v > 0)]
+    low, high = (min(found), max(found)) if found else (1.0, 2.0)
+    if log is not None:
+        factor = (high / low) ** pad if high > low else 2.0
+        return Scale(low / factor, high * factor, start, end, log)
+    air = (high - low) * pad if high > low else max(abs(high) * 0.05, 1e-3)
+    return Scale(low - air, high + air, start, end)
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places at least `gap` apart and within [low, high] if there is room, each as near as can be to where it is
+    wanted.
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    groups: list[tuple[float, int]] = []  # (centre, members), merged while they overlap
+    for i in order:
+        centre, size = wanted[i], 1
+        while True:
+            half = gap * (size - 1) / 2
+            centre = max(low + half, min(high - half, centre))
+            if not groups or centre - half >= groups[-1][0] + gap * (groups[-1][1] - 1) / 2 + gap - 1e-9:
+                break
+            other, members = groups.pop()
+            centre = (centre * size + other * members) / (size + members)
+            size += members
+        groups.append((centre, size))
+    placed = [centre + gap * (j - (size - 1) / 2) for centre, size in groups for j in range(size)]
+    result = [0.0] * len(wanted)
+    for i, place in zip(order, placed, strict=True):
+        result[i] = place
+    return result
+
+
+def mark(x: float, y: float, index: int | None, tip: str, size: float = 4.0, kind: str = "dot") -> str:
+    """A point whose form, like its colour, tells the arm; hovering shows `tip`."""
+    shape = 0 if index is None else 1 + index % 4
+    a = size
+    form = (
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{a:.1f}"',
+        f'<rect x="{x - a * 0.9:.1f}" y="{y - a * 0.9:.1f}" width="{a * 1.8:.1f}" height="{a * 1.8:.1f}"',
+        f'<path d="M{x:.1f} {y - a * 1.2:.1f}l{a * 1.15:.1f} {a * 2:.1f}h{-a * 2.3:.1f}z"',
+        f'<path d="M{x:.1f} {y - a * 1.3:.1f}l{a * 1.3:.1f} {a * 1.3:.1f}l{-a * 1.3:.1f} {a * 1.3:.1f}'
+        f'l{-a * 1.3:.1f} {-a * 1.3:.1f}z"',
+        f'<path d="M{x:.1f} {y + a * 1.2:.1f}l{a * 1.15:.1f} {-a * 2:.1f}h{-a * 2.3:.1f}z"',
+    )[shape]
+    name = form[1 : form.index(" ")]
+    return f'{form} class="{kind}"><title>{escape(tip)}</title></{name}>'
+
+
+def text(x: float, y: float, content: str, anchor: str = "start", kind: str = "", tip: str = "") -> str:
+    """A line of text; `tip`, where it says more, is shown on hovering."""
+    classes = f' class="{kind}"' if kind else ""
+    title = f"<title>{escape(tip)}</title>" if tip and tip != content else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{classes}>{escape(content)}{title}</text>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
+
+
+@dataclass
+class Frame:
+    """The plane of a picture: `inside` is clipped to it, `around` is not."""
+
+    width: int
+    height: int
+    left: float
+    right: float
+    top: float
+    bottom: float
+    inside: list[str] = field(default_factory=list)
+    around: list[str] = field(default_factory=list)
+
+    def axes(self, x: Scale, y: Scale, x_title: str, y_title: str, x_ticks: list[tuple[float, str]]) -> None:
+        """Ticks, grid and the titles of both axes; `x_ticks` that would touch are thinned."""
+        floor = self.height - self.bottom
+        for value, label in y.ticks(34):
+            self.around.append(line(self.left, y(value), self.width - self.right, y(value), "grid"))
+            self.around.append(text(self.left - 6, y(value) + 4, label, "end", "tick"))
+        edge = -math.inf
+        for value, label in x_ticks:
+            self.around.append(line(x(value), floor, x(value), floor + TICK_LENGTH, "axis"))
+            half = width_of(label) / 2
+            at = min(max(x(value), half), self.width - half)
+            if at - half > edge + 6:
+                self.around.append(text(at, floor + 17, label, "middle", "tick"))
+                edge = at + half
+        self.around.append(line(self.left, floor, self.width - self.right, floor, "axis"))
+        self.around.append(text(self.left, floor + 36, x_title, "start", "title"))
+        self.around.append(text(0, 12, y_title, "start", "title"))
+
+    def svg(self, kind: str, description: str) -> str:
+        """The picture; `kind` is a class of the whole."""
+        w, h = self.width - self.left - self.right, self.height - self.top - self.bottom
+        inner = (
+            f'<svg x="{self.left:.1f}" y="{self.top:.1f}" width="{w:.1f}" height="{h:.1f}" '
+            f'viewBox="{self.left:.1f} {self.top:.1f} {w:.1f} {h:.1f}">{"".join(self.inside)}</svg>'
+        )
+        return (
+            f'<svg class="{kind}" viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
+            f'height="{self.height}" role="img" aria-label="{escape(description)}">'
+            f"{''.join(self.around)}{inner}</svg>"
+        )
