@@ -4,7 +4,6 @@ Nothing here comes from `gpt_jax.model`; slow and plain is the point. It takes a
 """
 
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np

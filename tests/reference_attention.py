@@ -206,7 +206,10 @@ def differential(c: config.Differential, params: Params, maps: list, values: np.
 def latent(c: config.Latent, params: Params, xs: list, row: Row) -> list:
     """DeepSeek-V2 2024, eq. 9–19, head by head, nothing absorbed."""
     T, H, D, E = len(xs), c.heads, c.head_width, c.resolved_value_width
-    turn = [lambda y, at=at: positions.rope(c.position, y, at, row.length) for at in row.positions]
+    turn = [
+        lambda y, at=at: y if c.position is None else positions.rope(c.position, y, at, row.length)
+        for at in row.positions
+    ]
     down = xs
     if c.query_rank is not None:
         down = [norm(c.norm, params.get("query_latent_norm"), linear(params["query_latent"], x)) for x in xs]

@@ -113,7 +113,7 @@ def is_legal(c: dict[str, Any]) -> bool:
     shares, from_key = "shared_kv" in switched("values"), "value_from_key" in switched("values")
     # What multi-head latent attention has not.
     beyond_latent = (
-        has("position", None, *BIASES, PARTIAL)
+        has("position", *BIASES, PARTIAL)
         or has("kv_heads", 2, 1)
         or has("gate", "elementwise", "headwise")
         or has("forget_gate", True)

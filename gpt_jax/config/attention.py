@@ -242,7 +242,7 @@ class Latent(AttentionConfig):
     query_rank: int | None = None
     value_width: int | None = None
     mask: MaskConfig = Causal()
-    position: Rope = Rope()
+    position: PositionConfig | None = Rope()
     score: Score = Score()
     norm: NormConfig | None = RmsNorm()
     bias: bool = False
@@ -252,7 +252,13 @@ class Latent(AttentionConfig):
         for name in ("heads", "rank", "head_width", "rotary_width", "query_rank", "value_width"):
             require_positive(getattr(self, name), f"attention.{name}")
         require_probability(self.dropout, "attention.dropout")
-        self.position.check(self.rotary_width)
+        require(
+            self.position is None or isinstance(self.position, Rope),
+            f"Latent has a part of queries and keys for Rope, and no place for {type(self.position).__name__}: use Rope"
+            " or none",
+        )
+        if isinstance(self.position, Rope):
+            self.position.check(self.rotary_width)
         require(
             self.score.qk_norm is None,
             "Latent has norms on its latents (attention.norm), and none on queries and keys: unset score.qk_norm",

@@ -82,9 +82,9 @@ class MultiHeadAttention(Mixer):
         y = self._linear("output", C, self.output_scale)(out)
         return y, None if cache is None else {**cache, **state}, shared
 
-    def _linear(self, name: str, features: int, scale: float = 1.0) -> Linear:
+    def _linear(self, name: str, features: int, size: float = 1.0) -> Linear:
         model = self.model
-        return Linear(features, name in self.config.bias, model.init.kernel_std, model.param_dtype, scale, name=name)
+        return Linear(features, name in self.config.bias, model.init.kernel_std, model.param_dtype, size, name=name)
 
     def _place(self, name: str, y: Float[Array, "B T N D"], side: Side, length: int) -> Float[Array, "B T N D"]:
         """Queries or keys after their norm and rotation."""

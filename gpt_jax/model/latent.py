@@ -46,13 +46,15 @@ class LatentAttention(Mixer):
             down = make_norm(c.norm, dtype, name="query_latent_norm")(down)
         query_bias = c.bias and c.query_rank is None
         query = Linear(H * (D + P), query_bias, std, dtype, name="query")(down).reshape(B, T, H, D + P)
-        turned = rotate(query[..., D:], row.positions, c.position, row.context)
-        query = tap(self, "queries", jnp.concatenate([query[..., :D], turned], axis=-1))
+
+        def turn(y: Float[Array, "B T N P"]) -> Float[Array, "B T N P"]:
+            return rotate(y, row.positions, c.position, row.context) if isinstance(c.position, cfg.Rope) else y
+
+        query = tap(self, "queries", jnp.concatenate([query[..., :D], turn(query[..., D:])], axis=-1))
         query = scaled(self, query, row, c.mask, c.score)
 
         latent = make_norm(c.norm, dtype, name="latent_norm")(Linear(R, c.bias, std, dtype, name="latent")(x))
-        rotary = Linear(P, c.bias, std, dtype, name="rotary_key")(x)[:, :, None]
-        rotary = rotate(rotary, row.positions, c.position, row.context)
+        rotary = turn(Linear(P, c.bias, std, dtype, name="rotary_key")(x)[:, :, None])
         new = {"latent": latent[:, None], "rotary_key": rotary.swapaxes(1, 2)}
         keys = queries
         if cache is not None:
