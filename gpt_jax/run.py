@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from rich.console import Console
 
 from gpt_jax.compilation import enable_compilation_cache
@@ -27,8 +27,9 @@ from gpt_jax.training.evaluate import make_evaluate
 from gpt_jax.training.interrupt import Interrupts
 from gpt_jax.training.loop import Loop, Trace
 from gpt_jax.training.plot import plot_loss
-from gpt_jax.training.sharding import compile_step, make_mesh, place_batch, replicate
-from gpt_jax.training.step import TrainState, init_state, make_train_step
+from gpt_jax.training.programs import Programs
+from gpt_jax.training.sharding import make_mesh, place_batch, replicate
+from gpt_jax.training.step import TrainState
 from gpt_jax.training.storage import EVALUATION, PROFILE, TOKENIZER, RunFolder
 
 Workdir = str | os.PathLike[str]
@@ -47,13 +48,20 @@ class Outcome:
 
 
 def train(
-    config: Config, workdir: Workdir, *, resume: bool = True, profile: bool = False, console: Console | None = None
+    config: Config,
+    workdir: Workdir,
+    *,
+    resume: bool = True,
+    profile: bool = False,
+    console: Console | None = None,
+    programs: Programs | None = None,
 ) -> Outcome:
     """Trains `config` in the folder `workdir`, or goes on with the run that it holds.
 
     A run that a signal or a crash interrupted, started again, gives the same losses and parameters, bit for bit, as one
     that was not: on the same kind of hardware, versions and number of devices; GPUs need
     `XLA_FLAGS=--xla_gpu_deterministic_ops=true` for it. `profile` writes a trace of a few steps into the folder.
+    Runs of one process that are given the same `programs` share what they compile.
 
     Raises:
       RunLocked: another process writes to the folder.
@@ -63,6 +71,7 @@ def train(
     """
     enable_compilation_cache()
     metrics.check_wandb(config)
+    programs = Programs() if programs is None else programs
     folder = RunFolder(workdir)
     if console is None:
         console = Console(quiet=not folder.writes)
@@ -76,7 +85,7 @@ def train(
         )
         mesh = make_mesh()
         with Checkpoints(folder, resolved.checkpoint.keep) as checkpoints:
-            state, start = _state(resolved, checkpoints, mesh)
+            state, start = _state(resolved, checkpoints, mesh, programs)
             if start >= resolved.train.steps:
                 return _outcome("already finished", folder, start, checkpoints)
             environment = record.record_start(folder, data, start)
@@ -84,18 +93,18 @@ def train(
             if folder.writes:
                 data.tokenizer.save(folder.file(TOKENIZER))
             show_banner(console, folder, resolved, data, environment, start)
-            step = _run_loop(folder, resolved, data, mesh, state, start, checkpoints, console, environment, profile)
+            step = _run_loop(
+                folder, resolved, data, mesh, state, start, checkpoints, console, environment, profile, programs
+            )
             checkpoints.wait()
             return _outcome("finished" if step == resolved.train.steps else "interrupted", folder, step, checkpoints)
 
 
-def _state(config: Config, checkpoints: Checkpoints, mesh: Mesh) -> tuple[TrainState, int]:
+def _state(config: Config, checkpoints: Checkpoints, mesh: Mesh, programs: Programs) -> tuple[TrainState, int]:
     """The state to begin with, on every device, and the number of its updates."""
-    restored = checkpoints.restore_newest(
-        record.templates(config, NamedSharding(mesh, PartitionSpec())), move_damaged=True
-    )
+    restored = checkpoints.restore_newest(programs.templates(config, mesh), move_damaged=True)
     if restored is None:
-        return replicate(init_state(GPT(config.model), config), mesh), 0
+        return replicate(programs.init(config), mesh), 0
     return replicate(record.from_trees(config, restored.trees), mesh), restored.step
 
 
@@ -110,18 +119,21 @@ def _run_loop(
     console: Console,
     environment: Mapping[str, Any],
     profile: bool,
+    programs: Programs,
 ) -> int:
     """Wires the loop up and runs it; returns the number of updates at its end."""
-    model, parallel = GPT(config.model), config.train.parallel
+    parallel = config.train.parallel
     records = metrics.Metrics(folder, start, _sinks(folder, config, start, environment))
     display = make_display(console, config, data)
     batches = data.batches(start, config.train.steps, config.train.batch_size, jax.process_index(), jax.process_count())
     with Interrupts() as interrupts:
         loop = Loop(
             config=config,
-            step=compile_step(make_train_step(model, config), mesh, parallel),
+            step=programs.step(config, mesh),
             place=lambda batch: place_batch(batch, mesh, parallel, config.train.accumulate),
-            evaluate=make_evaluate(model, data, config.evaluation.batch_size, mesh),
+            evaluate=make_evaluate(
+                GPT(config.model), data, config.evaluation.batch_size, mesh, programs.sums_by_row(config, mesh)
+            ),
             checkpoints=checkpoints,
             records=records,
             display=display,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ def parameter_table(params: Any) -> list[ParameterRow]:
     return [ParameterRow(paths[0] if len(paths) == 1 else name, s, len(paths)) for (name, s), paths in found.items()]
 
 
+@functools.lru_cache(maxsize=256)
 def parameter_shapes(model: config.ModelConfig) -> Any:
     """The parameters' shapes and types, computed without making them."""
     tokens = jax.ShapeDtypeStruct((1, model.context_length), jnp.int32)

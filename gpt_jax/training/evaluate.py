@@ -18,15 +18,11 @@ from gpt_jax.training.loss import cross_entropy
 from gpt_jax.training.sharding import place_batch, traced_under
 
 Evaluate = Callable[[Any], dict[str, float | int]]
+SumsByRow = Callable[[Any, dict[str, Any]], Any]
 
 
-def make_evaluate(model: nn.Module, data: Data, batch_size: int, mesh: Mesh) -> Evaluate:
-    """`evaluate(params) → metrics` over the whole validation set, compiled once.
-
-    About `batch_size` rows go at a time, over all devices and processes; that changes no number, since sums are kept by
-    row.
-    """
-    rows = -(-batch_size // mesh.size) * mesh.size
+def compile_sums(model: nn.Module, mesh: Mesh) -> SumsByRow:
+    """(params, batch) → Σ nll, Σ hits and Σ weight of each row, (3, B), compiled once."""
 
     def sums_by_row(params: Any, batch: dict[str, Any]) -> Float[Array, "3 B"]:
         logits: Any = model.apply(params, batch["tokens"], segments=batch["segments"], positions=batch["positions"])
@@ -34,7 +30,20 @@ def make_evaluate(model: nn.Module, data: Data, batch_size: int, mesh: Mesh) -> 
         weights = batch["weights"].astype(jnp.float32)
         return jnp.stack([jnp.sum(weights * nll, axis=1), jnp.sum(weights * hit, axis=1), jnp.sum(weights, axis=1)])
 
-    step = jax.jit(traced_under(mesh, sums_by_row), out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(traced_under(mesh, sums_by_row), out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def make_evaluate(
+    model: nn.Module, data: Data, batch_size: int, mesh: Mesh, sums_by_row: SumsByRow | None = None
+) -> Evaluate:
+    """`evaluate(params) → metrics` over the whole validation set, compiled once; `sums_by_row` is what `compile_sums`
+    made for the model, if another run did already.
+
+    About `batch_size` rows go at a time, over all devices and processes; that changes no number, since sums are kept by
+    row.
+    """
+    rows = -(-batch_size // mesh.size) * mesh.size
+    step = compile_sums(model, mesh) if sums_by_row is None else sums_by_row
 
     def evaluate(params: Any) -> dict[str, float | int]:
         sums, running = [], None

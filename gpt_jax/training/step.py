@@ -37,20 +37,39 @@ class TrainState:
     skipped_in_row: Any  # int32 ()
 
 
+@struct.dataclass
+class Given:
+    """What runs that share a compiled step may differ in: the key that dropout draws from, and the learning rate."""
+
+    key: Any  # jax.random.key of the run's seed
+    learning_rate: Any  # () float32, weakly typed as a Python float is
+
+
+def given_by(c: config.Config) -> Given:
+    """The `Given` of a configuration; a step that takes it computes what one with these numbers inside would."""
+    return Given(jax.random.key(c.seed), jnp.asarray(c.optimizer.learning_rate))
+
+
 def init_state(model: nn.Module, c: config.Config) -> TrainState:
     """The state before the first step, a function of the configuration alone."""
     tokens = jnp.zeros((1, c.model.context_length), jnp.int32)
     params = model.init(jax.random.key(c.seed), tokens)
+    return first_state(params, jax.jit(make_optimizer(c.optimizer).init)(params))
+
+
+def first_state(params: Any, optimizer: Any) -> TrainState:
+    """The state before the first step, of initial parameters and the optimizer's initial state for them."""
     step, skipped, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # three buffers: each is donated by itself
-    return TrainState(step, params, jax.jit(make_optimizer(c.optimizer).init)(params), skipped, in_row)
+    return TrainState(step, params, optimizer, skipped, in_row)
 
 
 def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
-    """`train_step(state, batch, axis_name=None)` for this model and configuration.
+    """`train_step(state, batch, axis_name=None, given=None)` for this model and configuration.
 
     The gradient is that of Σ weight · (nll + z_loss · (log Z)²) / Σ weight over the global batch, however it is cut
     into micro-batches and devices. Inside `pmap`, `axis_name` names the axis of devices; under `jit` the batch is the
-    global one.
+    global one. `given` takes the place of the configuration's seed and learning rate, for a program that several runs
+    share.
 
     A step whose loss or gradient is not finite leaves parameters and the optimizer's state as they were, bit for bit.
 
@@ -62,11 +81,14 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
     """
     optimizer, schedule, train = make_optimizer(c.optimizer), make_schedule(c.schedule), c.train
 
-    def train_step(state: TrainState, batch: Batch, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, axis_name: str | None = None, given: Given | None = None
+    ) -> tuple[TrainState, Metrics]:
         def over_devices(tree: Any) -> Any:
             return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
-        key = jax.random.fold_in(jax.random.key(c.seed), state.step)
+        given = given_by(c) if given is None else given
+        key = jax.random.fold_in(given.key, state.step)
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         weight = over_devices(jnp.sum(batch["weights"].astype(jnp.float32)))
@@ -93,7 +115,7 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
             factor = jnp.where(norm > train.clip_norm, train.clip_norm / norm, 1.0)
             gradients = jax.tree.map(lambda g: (factor * g).astype(g.dtype), gradients)
         changes, moments = optimizer.update(gradients, state.optimizer, state.params)
-        rate = c.optimizer.learning_rate * schedule(state.step)
+        rate = given.learning_rate * schedule(state.step)
         params = jax.tree.map(lambda p, change: (p + rate * change).astype(p.dtype), state.params, changes)
 
         # `where`, not a multiplication by 0, which would keep the NaN.

@@ -19,6 +19,7 @@ from gpt_jax.run import load_run, train
 from gpt_jax.training import metrics
 from gpt_jax.training.interrupt import Interrupts
 from gpt_jax.training.loop import Loop, TrainingDiverged
+from gpt_jax.training.programs import Programs
 from gpt_jax.training.record import ConfigChanged
 from gpt_jax.training.storage import RunFolder, RunLocked
 from tests.tiny import tiny_config
@@ -213,7 +214,7 @@ def test_a_profile_is_written_when_asked_for(tmp_path: Path) -> None:
 def test_metrics_are_fetched_while_the_next_step_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The devices must have step s + 1 to work on before the host asks for the numbers of step s."""
     happened: list[str] = []
-    compile_step, report = run.compile_step, Loop._report
+    compile_step, report = Programs.step, Loop._report
 
     def compile_and_note(*arguments: Any) -> Any:
         step = compile_step(*arguments)
@@ -228,7 +229,7 @@ def test_metrics_are_fetched_while_the_next_step_runs(tmp_path: Path, monkeypatc
         happened.append(f"fetch {step}")
         report(self, step, values)
 
-    monkeypatch.setattr(run, "compile_step", compile_and_note)
+    monkeypatch.setattr(Programs, "step", compile_and_note)
     monkeypatch.setattr(Loop, "_report", report_and_note)
     quietly(tiny_config(steps=4, evaluation=Evaluation(every=9), checkpoint=Checkpoint(every=9)), tmp_path)
     assert happened == ["dispatch", "dispatch", "fetch 1", "dispatch", "fetch 2", "dispatch", "fetch 3", "fetch 4"]

@@ -1,0 +1,71 @@
+"""Compiled programs that several runs of one process share: those of configurations that differ only in what is no
+part of a program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gpt_jax.config import Config
+from gpt_jax.model.gpt import GPT
+from gpt_jax.training import record
+from gpt_jax.training.evaluate import SumsByRow, compile_sums
+from gpt_jax.training.optimizer import make_optimizer
+from gpt_jax.training.sharding import Step, compile_step, replicate
+from gpt_jax.training.step import TrainState, first_state, given_by, make_train_step
+
+
+class Programs:
+    """Pass one to each `gpt_jax.train` of a process, and runs whose seeds, learning rates or data alone differ compile
+    once. It holds on to what it compiled, with the devices' memory for the programs.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Any] = {}
+
+    def step(self, config: Config, mesh: Mesh) -> Step:
+        """The training step of a resolved configuration."""
+        parallel = config.train.parallel
+        if parallel == "pmap":  # its arguments are the state and the batch alone
+            return compile_step(make_train_step(GPT(config.model), config), mesh, parallel)
+        compiled: Any = self._get(
+            ("step", config.train, _without_rate(config), config.schedule, config.model),
+            lambda: compile_step(make_train_step(GPT(config.model), config), mesh, parallel),
+        )
+        given = replicate(given_by(config), mesh)
+        return lambda state, batch: compiled(state, batch, None, given)
+
+    def sums_by_row(self, config: Config, mesh: Mesh) -> SumsByRow:
+        """What `make_evaluate` needs compiled."""
+        return self._get(("sums", config.model), lambda: compile_sums(GPT(config.model), mesh))
+
+    def init(self, config: Config) -> TrainState:
+        """As `init_state`, from compiled programs."""
+        init, init_optimizer = self._get(
+            ("init", config.model, _without_rate(config)),
+            lambda: (jax.jit(GPT(config.model).init), jax.jit(make_optimizer(config.optimizer).init)),
+        )
+        params = init(jax.random.key(config.seed), jnp.zeros((1, config.model.context_length), jnp.int32))
+        return first_state(params, init_optimizer(params))
+
+    def templates(self, config: Config, mesh: Mesh) -> dict[str, Any]:
+        """Shapes, types and places of what a checkpoint of the run holds."""
+        return self._get(
+            ("templates", config.model, _without_rate(config)),
+            lambda: record.templates(config, NamedSharding(mesh, PartitionSpec())),
+        )
+
+    def _get(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+def _without_rate(config: Config) -> Any:
+    return dataclasses.replace(config.optimizer, learning_rate=1.0)  # type: ignore[type-var]
