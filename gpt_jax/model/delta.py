@@ -51,7 +51,7 @@ def gated_delta(
     beta = cut(beta, chunk)[..., None]
     system = beta * jnp.einsum("nbhtd,nbhsd->nbhts", key, key) * jnp.tril(decay.within, -1)
     right = beta * jnp.concatenate([value, key * decay.before[..., None]], axis=-1)
-    solved = jax.lax.linalg.triangular_solve(system, right, left_side=True, lower=True, unit_diagonal=True)
+    solved = unit_inverse(system) @ right
     from_value, from_key = solved[..., :E], solved[..., E:]
     kept = key * decay.within[..., -1, :, None]
     across = jnp.broadcast_to(decay.before[..., -1], query.shape[:3])
@@ -64,6 +64,40 @@ def gated_delta(
     now, (before, written) = jax.lax.scan(step, now, (across, from_value, from_key, kept))
     weights = jnp.einsum("nbhtd,nbhsd->nbhts", query, key) * decay.within
     return join(weights @ written + (query * decay.before[..., None]) @ before, T), now
+
+
+@jax.custom_jvp
+def unit_inverse(x: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
+    """(I + x)⁻¹ for x strictly lower triangular, by products of blocks of twice the size each time: the inverse of
+    [A 0; C B] is [A⁻¹ 0; −B⁻¹ C A⁻¹ B⁻¹], which rounds like substitution does.
+
+    Not `triangular_solve`: a gradient through 256 of them made XLA's threads wait for each other for ever on a CPU, and
+    matrix units have nothing to do in one.
+    """
+    batch, n = x.shape[:-2], x.shape[-1]
+    size = 1 << (n - 1).bit_length()
+    x = jnp.pad(x, [(0, 0)] * len(batch) + [(0, size - n)] * 2)
+    inverse = jnp.ones((*batch, size, 1, 1), x.dtype)
+    for b in (1 << i for i in range(size.bit_length() - 1)):
+        pairs = size // (2 * b)
+        blocks = x.reshape(*batch, pairs, 2, b, pairs, 2, b)[..., 1, :, :, 0, :]
+        lower = jnp.moveaxis(jnp.diagonal(blocks, axis1=-4, axis2=-2), -1, -3)  # C of each pair
+        first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+        lower = -_precise(second, _precise(lower, first))
+        above = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
+        inverse = jnp.concatenate([above, jnp.concatenate([lower, second], axis=-1)], axis=-2)
+    return inverse[..., 0, :n, :n]
+
+
+@unit_inverse.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    inverse = unit_inverse(*primals)
+    return inverse, -_precise(inverse, _precise(tangents[0], inverse))
+
+
+def _precise(a: Float[Array, "*batch i j"], b: Float[Array, "*batch j k"]) -> Float[Array, "*batch i k"]:
+    """The product in float32, where matrix units would round to bfloat16: in an inverse that adds up."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def unit(x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
@@ -119,8 +153,8 @@ class GatedDeltaNet(Recurrent):
     @staticmethod
     def mixing_flops(config: cfg.Delta, model: cfg.ModelConfig, context: int) -> int:
         """Of the form with chunks of c tokens: products of keys, of queries with keys and with what is written, and the
-        triangular system, c(5D + 3E) a head and token; the state's products with key and query, and its update, 6DE.
-        One token at a time takes the latter alone.
+        triangular system's, c(6D + 4E) a head and token; its inverse, 2(c² − 1)/3; the state's products with key and
+        query, and its update, 6DE. One token at a time takes the latter alone.
         """
         D, E, c = config.resolved_head_width(model.width), config.resolved_value_width(model.width), min(CHUNK, context)
-        return config.heads * (c * (5 * D + 3 * E) + 6 * D * E)
+        return config.heads * (c * (6 * D + 4 * E) + 2 * (c * c - 1) // 3 + 6 * D * E)

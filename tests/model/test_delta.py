@@ -10,7 +10,7 @@ import pytest
 
 from gpt_jax.config import Delta
 from gpt_jax.conversion import ConfigError
-from gpt_jax.model.delta import gated_delta, unit
+from gpt_jax.model.delta import gated_delta, unit, unit_inverse
 
 B, H, T, D, E = 2, 3, 23, 4, 5
 rng = np.random.default_rng(0)
@@ -126,6 +126,29 @@ def test_long_rows_that_forget_fast_stay_finite() -> None:
         value, gradient = jax.value_and_grad(total)(jnp.full((1, 1, 300), -size))
         np.testing.assert_allclose(value, 600, rtol=1e-5)
         assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 16, 33])
+def test_the_inverse_of_unit_triangular_matrices(n: int) -> None:
+    x = np.tril(rng.normal(size=(3, 2, n, n)) * 0.5, -1)
+    inverse = unit_inverse(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(inverse, np.linalg.inv(np.eye(n) + x), rtol=1e-4, atol=1e-4)
+    direction = np.tril(rng.normal(size=x.shape), -1)
+    _, tangent = jax.jvp(unit_inverse, (jnp.asarray(x, jnp.float32),), (jnp.asarray(direction, jnp.float32),))
+    wanted = (np.linalg.inv(np.eye(n) + x + 1e-5 * direction) - np.linalg.inv(np.eye(n) + x - 1e-5 * direction)) / 2e-5
+    np.testing.assert_allclose(tangent, wanted, rtol=1e-3, atol=1e-3 * max(1, np.abs(wanted).max()))
+
+
+def test_a_long_row_has_a_gradient() -> None:
+    """Through 64 chunks and 4 heads at once: with `triangular_solve` XLA's threads blocked each other on a CPU."""
+    x, scalars = jnp.ones((1, 4, 4096, 16)) / 4, jnp.full((1, 4, 4096), 0.5)
+
+    @jax.jit
+    @jax.grad
+    def gradient(key: jax.Array) -> jax.Array:
+        return gated_delta(x, key, x, -scalars, scalars)[0].sum()
+
+    assert np.isfinite(gradient(x)).all()
 
 
 def test_unit_vectors() -> None:

@@ -133,15 +133,13 @@ def test_what_is_cached_has_one_size_however_long_the_row_is(name: str) -> None:
 
 
 def products(jaxpr: Any) -> int:
-    """Operations of the matrix products and triangular systems in a program."""
+    """Operations of the matrix products in a program."""
     total = 0
     for equation in jaxpr.eqns:
         shapes = [variable.aval.shape for variable in (*equation.invars, *equation.outvars)]
         if equation.primitive.name == "dot_general":
             summed = equation.params["dimension_numbers"][0][0]
             total += 2 * math.prod(shapes[-1]) * math.prod(shapes[0][axis] for axis in summed)
-        elif equation.primitive.name == "triangular_solve":
-            total += shapes[0][-1] * math.prod(shapes[-1])
         inner = sum(products(sub) for sub in jaxprs_in_params(equation.params))
         total += inner * (equation.params["length"] if equation.primitive.name == "scan" else 1)
     return total
