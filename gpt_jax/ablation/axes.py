@@ -13,7 +13,7 @@ from html import escape
 
 COLOURS = 6
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
-CHARACTER, LINE = 6.3, 14.0  # the width of an average character and the height of a line, in pixels
+CHARACTER, LINE = 6.9, 14.0  # the width of an average character and the height of a line, in pixels
 TICK_LENGTH = 4.0
 
 
@@ -42,17 +42,22 @@ def shorten(text: str, pixels: float) -> str:
 def decimals(value: float, places: int) -> str:
     """A number with thousands separated and a true minus sign."""
     text = f"{value:,.{places}f}"
-    return "−" + text[1:] if text.startswith("-") and float(value) != 0 else text.lstrip("-")
+    return "−" + text[1:] if text.startswith("-") and text.strip("-0.,") else text.lstrip("-")
 
 
-def compact(value: float, base: int = 10) -> str:
-    """A number in few characters: 0.003, 1,024, 64 Ki, 1.2 M."""
+def compact(value: float, base: int = 10, padded: bool = False) -> str:
+    """A number in few characters: 0.003, 1,024, 64 Ki, 1.2 M (`padded`, for columns: 64.0 Ki, 1.20 M)."""
     size = abs(value)
     if size < 10_000:
-        return decimals(value, 0) if value == int(value) else f"{value:.3g}".replace("e-0", "e-").replace("-", "−")
+        return (
+            decimals(value, 0)
+            if value == int(value) or size >= 1000
+            else f"{value:.3g}".replace("e-0", "e-").replace("-", "−")
+        )
     step, names = (1024.0, ("", "Ki", "Mi", "Gi", "Ti", "Pi")) if base == 2 else (1000.0, ("", "k", "M", "G", "T", "P"))
     power = min(int(math.log(size, step)), len(names) - 1)
-    return f"{value / step**power:.3g} {names[power]}".replace("-", "−")
+    digits = f"{value / step**power:{'#' if padded else ''}.3g}".removesuffix(".")
+    return f"{digits} {names[power]}".replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,7 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 @dataclass
 class Frame:
-    """The plane of a picture: `inside` is clipped to it, `around` is not."""
+    """The plane of a picture: `inside` is clipped to it; `around` lies below that, `over` above, and neither is."""
 
     width: int
     height: int
@@ -173,15 +178,21 @@ class Frame:
     bottom: float
     inside: list[str] = field(default_factory=list)
     around: list[str] = field(default_factory=list)
+    over: list[str] = field(default_factory=list)
 
     def axes(self, x: Scale, y: Scale, x_title: str, y_title: str, x_ticks: list[tuple[float, str]]) -> None:
-        """Ticks, grid and the titles of both axes; `x_ticks` that would touch are thinned."""
-        floor = self.height - self.bottom
+        """Ticks, grid and the titles of both axes."""
         for value, label in y.ticks(34):
             self.around.append(line(self.left, y(value), self.width - self.right, y(value), "grid"))
             self.around.append(text(self.left - 6, y(value) + 4, label, "end", "tick"))
+        self.around.append(text(0, 12, y_title, "start", "title"))
+        self.x_axis(x, x_title, x_ticks)
+
+    def x_axis(self, x: Scale, title: str, ticks: list[tuple[float, str]]) -> None:
+        """The lower axis; labels that would touch are left out."""
+        floor = self.height - self.bottom
         edge = -math.inf
-        for value, label in x_ticks:
+        for value, label in ticks:
             self.around.append(line(x(value), floor, x(value), floor + TICK_LENGTH, "axis"))
             half = width_of(label) / 2
             at = min(max(x(value), half), self.width - half)
@@ -189,8 +200,7 @@ class Frame:
                 self.around.append(text(at, floor + 17, label, "middle", "tick"))
                 edge = at + half
         self.around.append(line(self.left, floor, self.width - self.right, floor, "axis"))
-        self.around.append(text(self.left, floor + 36, x_title, "start", "title"))
-        self.around.append(text(0, 12, y_title, "start", "title"))
+        self.around.append(text(self.left, floor + 36, title, "start", "title"))
 
     def svg(self, kind: str, description: str) -> str:
         """The picture; `kind` is a class of the whole."""
@@ -202,5 +212,5 @@ class Frame:
         return (
             f'<svg class="{kind}" viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
             f'height="{self.height}" role="img" aria-label="{escape(description)}">'
-            f"{''.join(self.around)}{inner}</svg>"
+            f"{''.join(self.around)}{inner}{''.join(self.over)}</svg>"
         )

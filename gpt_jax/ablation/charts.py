@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 from gpt_jax.ablation import axes
 from gpt_jax.ablation.axes import Frame, Scale
 
 Point = tuple[float, float, float | None, float | None]  # x, mean, lower and upper end of the band
-MOST_POINTS = 240
+MOST_POINTS = {None: 120, 2: 64, 10: 64}  # of a line, by the base of its axis
 LABEL_WIDE, LABEL_NARROW = 150.0, 96.0
 
 
 @dataclass(frozen=True)
 class Line:
-    """What is drawn of one arm. `index` colours it (None: the baseline), `marks` are (x, y, tip), ringed if `ringed`."""
+    """What is drawn of one arm. `index` colours it (None: the baseline), `marks` and `ringed` are (x, y, tip)."""
 
     name: str
     index: int | None
@@ -45,7 +45,8 @@ class Plane:
 
 def thin(points: Sequence[Point], log: int | None) -> list[Point]:
     """At most `MOST_POINTS` points: neighbours are averaged, where x is logarithmic over equal ratios."""
-    if len(points) <= MOST_POINTS:
+    most = MOST_POINTS[log]
+    if len(points) <= most:
         return list(points)
 
     def place(x: float) -> float:
@@ -54,7 +55,7 @@ def thin(points: Sequence[Point], log: int | None) -> list[Point]:
     low, high = place(points[0][0]), place(points[-1][0])
     bins: dict[int, list[Point]] = {}
     for point in points:
-        bins.setdefault(int((place(point[0]) - low) / (high - low) * (MOST_POINTS - 1)), []).append(point)
+        bins.setdefault(int((place(point[0]) - low) / (high - low) * (most - 1)), []).append(point)
     return [_average(group) for group in bins.values()]
 
 
@@ -69,14 +70,15 @@ def _average(group: Sequence[Point]) -> Point:
 
 def draw_lines(lines: Sequence[Line], plane: Plane, width: int, kind: str, description: str) -> str:
     """Lines over x, each with its band and its name at its end; hovering shows the nearest point."""
-    lines = [Line(a.name, a.index, a.arm, thin(a.points, plane.log_x), a.marks, a.ringed) for a in lines]
+    lines = [replace(a, points=thin(a.points, plane.log_x)) for a in lines]
     room = LABEL_NARROW if width < 480 else LABEL_WIDE
-    right = min(room, max(axes.width_of(line.name) for line in lines) + 16) + 10
+    keyed = len(lines) > axes.COLOURS + 1  # colours come again, with other dashes: names show them
+    right = min(room + 16 * keyed, max(axes.width_of(line.name) for line in lines) + 16 + 24 * keyed) + 10
     height = round(max(0.62 * width, 250.0, 76 + axes.LINE * len(lines)))
     frame = Frame(width, height, 46, right, 26, 44)
     x = axes.scale((p[0] for a in lines for p in a.points), frame.left, width - right, plane.log_x, 0.02)
     y = _height(lines, plane, frame)
-    ticks = list(plane.x_ticks) if plane.x_ticks is not None else x.ticks(64)
+    ticks = list(plane.x_ticks) if plane.x_ticks is not None else x.ticks(52)
     frame.axes(x, y, plane.x_title, plane.y_title, ticks)
     if plane.zero:
         frame.inside.append(axes.line(frame.left, y(0), width - right, y(0), "zero"))
@@ -88,8 +90,13 @@ def draw_lines(lines: Sequence[Line], plane: Plane, width: int, kind: str, descr
     for a, end, place in zip(lines, ends, places, strict=True):
         edge = width - right
         tail = f'<path d="M{x(a.points[-1][0]):.1f} {end:.1f}L{edge + 2:.1f} {end:.1f}L{edge + 12:.1f} {place:.1f}"'
-        name = axes.text(edge + 15, place + 4, axes.shorten(a.name, right - 18), "start", "name", a.name)
-        frame.around.append(f'<g class="arm {axes.style(a.index)}" data-arm="{a.arm}">{tail} class="tail"/>{name}</g>')
+        start = edge + 15
+        if keyed:
+            dash = axes.dash(a.index)
+            tail += f' class="tail faint"/><path d="M{start:.1f} {place:.1f}h20" class="line"{dash}/><path d=""'
+            start += 24
+        name = axes.text(start, place + 4, axes.shorten(a.name, width - start - 2), "start", "name", a.name)
+        frame.over.append(f'<g class="arm {axes.style(a.index)}" data-arm="{a.arm}">{tail} class="tail"/>{name}</g>')
     return frame.svg(kind, description)
 
 
@@ -100,7 +107,8 @@ def _height(lines: Sequence[Line], plane: Plane, frame: Frame) -> Scale:
     points = [p for a in lines for p in a.points]
     if plane.cut:
         low, high = min(p[0] for p in points), max(p[0] for p in points)
-        late = [p for p in points if p[0] >= low + 0.12 * (high - low)]
+        begin = low + 0.2 * (high - low) if plane.log_x is None else low * (high / low) ** 0.3
+        late = [p for p in points if p[0] >= begin]
         points = late if len({p[0] for p in late}) > 1 else points
     values = [v for p in points for v in p[1:] if v is not None]
     values += [m[1] for a in lines for m in (*a.marks, *a.ringed)]
@@ -139,19 +147,20 @@ class Row:
     bootstrap: tuple[float, float] | None
     pairs: Sequence[float]
     figures: str
+    p: str
     verdict: str
 
 
 def draw_forest(
     rows: Sequence[Row], smallest: float | None, title: str, sides: tuple[str, str], width: int, kind: str, about: str
 ) -> str:
-    """Differences with their intervals; what lies within ± `smallest` is shaded, `sides` say what left and right are."""
+    """Differences with their intervals; what lies within ± `smallest` is shaded, `sides` names left and right."""
     phone = width < 480
-    left, right = (8.0, 8.0) if phone else (min(150.0, max(axes.width_of(r.name) for r in rows) + 12), 176.0)
+    left, right = (8.0, 8.0) if phone else (min(150.0, max(axes.width_of(r.name) for r in rows) + 12), 190.0)
     step = 46.0 if phone else 36.0
     height = round(30 + step * len(rows) + 44)
     frame = Frame(width, height, left, right, 30, 44)
-    values = [v for r in rows for v in (r.mean, *(r.interval or ()), *(r.bootstrap or ()))] + [0.0]
+    values = [v for r in rows for v in (r.mean, *(r.interval or ()), *(r.bootstrap or ()), *r.pairs)] + [0.0]
     values += [smallest, -smallest] if smallest is not None else []
     x = axes.scale(values, left, width - right)
     floor = height - frame.bottom
@@ -162,13 +171,11 @@ def draw_forest(
             f'<rect x="{a:.1f}" y="{frame.top}" width="{b - a:.1f}" height="{floor - frame.top}" class="region">'
             f"<title>{tip}</title></rect>"
         )
-    for value, _ in x.ticks(64):
+    ticks = x.ticks(46)
+    for value, _ in ticks:
         frame.inside.append(axes.line(x(value), frame.top, x(value), floor, "grid"))
     frame.inside.append(axes.line(x(0), frame.top, x(0), floor, "zero"))
-    frame.axes(x, Scale(0, 1, floor, floor + 1), title, "", x.ticks(64))
-    frame.around = [part for part in frame.around if 'class="grid"' not in part and "tick" not in part] + [
-        axes.text(x(v), floor + 17, label, "middle", "tick") for v, label in x.ticks(64)
-    ]
+    frame.x_axis(x, title, ticks)
     frame.around.append(axes.text(left, 18, f"← {sides[0]}", "start", "side"))
     frame.around.append(axes.text(width - right, 18, f"{sides[1]} →", "end", "side"))
     for i, row in enumerate(rows):
@@ -181,16 +188,15 @@ def draw_forest(
             labels = axes.text(left, middle - 12, name, "start", "name", row.name) + figures
         else:
             labels = axes.text(left - 8, middle + 4, axes.shorten(row.name, left - 10), "end", "name", row.name)
-            labels += axes.text(width - right + 10, middle - 2, row.figures, "start", "figure")
+            labels += axes.text(width - right + 10, middle - 2, f"{row.figures}{row.p}", "start", "figure")
             verdict = axes.shorten(row.verdict, right - 14)
             labels += axes.text(width - right + 10, middle + 12, verdict, "start", "tick", row.verdict)
-        frame.around.append(f"{group}{labels}</g>")
-    picture = frame.svg(kind, about)
-    return picture
+        frame.over.append(f"{group}{labels}</g>")
+    return frame.svg(kind, about)
 
 
 def _forest_row(row: Row, x: Scale, middle: float) -> str:
-    tip = f"{row.name}: {row.figures}; {row.verdict}"
+    tip = f"{row.name}: {row.figures}{row.p}; {row.verdict}"
     parts = [f'<circle cx="{x(pair):.1f}" cy="{middle + 8:.1f}" r="1.8" class="pair"/>' for pair in row.pairs]
     if row.interval is not None:
         parts.append(axes.line(x(row.interval[0]), middle, x(row.interval[1]), middle, "interval"))
@@ -213,19 +219,18 @@ class Spot:
     tip: str
 
 
-def front(spots: Sequence[Spot], lower_is_better: bool = True) -> list[Spot]:
+def front(spots: Sequence[Spot]) -> list[Spot]:
     """The spots that no other beats: none is at most as costly and at least as good, and better in one of both."""
     best: list[Spot] = []
-    sign = 1 if lower_is_better else -1
-    for spot in sorted(spots, key=lambda s: (s.x, sign * s.y)):
-        if not best or sign * spot.y < sign * best[-1].y:
+    for spot in sorted(spots, key=lambda s: (s.x, s.y)):
+        if not best or spot.y < best[-1].y:
             best.append(spot)
     return best
 
 
 def draw_spots(spots: Sequence[Spot], best: Sequence[Spot], plane: Plane, width: int, kind: str, about: str) -> str:
     """Points with intervals and names beside them; a stepped line joins the front `best`."""
-    height = round(max(0.62 * width, 260.0, 14.0 * len(spots)))
+    height = round(max(0.62 * width, 260.0, 20.0 * len(spots)))
     frame = Frame(width, height, 46, 14, 26, 44)
     x = axes.scale((s.x for s in spots), frame.left, width - frame.right, plane.log_x, 0.14)
     ends = [v for s in spots for v in (s.y, *(s.interval or ()))]
@@ -233,8 +238,12 @@ def draw_spots(spots: Sequence[Spot], best: Sequence[Spot], plane: Plane, width:
     frame.axes(x, y, plane.x_title, plane.y_title, x.ticks(64))
     places = [(x(s.x), y(s.y)) for s in best]
     path = f"M{places[0][0]:.1f} {places[0][1]:.1f}" + "".join(f"H{a:.1f}V{b:.1f}" for a, b in places[1:])
+    path += f"H{width - frame.right:.1f}"
     frame.inside.append(f'<path d="{path}" class="front"><title>Pareto front</title></path>')
     taken = [(x(s.x) - 6, y(s.y) - 6, x(s.x) + 6, y(s.y) + 6) for s in spots]
+    steps = [*places, (width - frame.right, places[-1][1])]
+    for (x0, y0), (x1, y1) in zip(steps, steps[1:], strict=False):
+        taken += [(x0, y0 - 1, x1, y0 + 1), (x1 - 1, y0, x1 + 1, y1)]
     bounds = (frame.left, frame.top, width - 2.0, height - frame.bottom)
     for s in spots:
         label = axes.shorten(s.name, 0.4 * width)
@@ -244,7 +253,7 @@ def draw_spots(spots: Sequence[Spot], best: Sequence[Spot], plane: Plane, width:
         leader = axes.line(x(s.x), y(s.y), at[0], at[1] - (0 if at[1] < y(s.y) else 10), "leader") if far else ""
         name = axes.text(at[0], at[1], label, "start", "name", s.name)
         group = f'<g class="arm {axes.style(s.index)}" data-arm="{s.arm}">'
-        frame.around.append(f"{group}{leader}{bar}{axes.mark(x(s.x), y(s.y), s.index, s.tip, 5.0)}{name}</g>")
+        frame.over.append(f"{group}{leader}{bar}{axes.mark(x(s.x), y(s.y), s.index, s.tip, 5.0)}{name}</g>")
     return frame.svg(kind, about)
 
 

@@ -1,0 +1,260 @@
+"""The parts of a report that are words and tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from gpt_jax.ablation import table
+from gpt_jax.ablation.axes import compact, style
+from gpt_jax.ablation.pictures import indices
+from gpt_jax.conversion import flatten
+
+Results = Mapping[str, Any]
+METHOD = (
+    "Arms are paired: in one seed all have the same initial values for the parameters that they share, the same "
+    "batches in the same order and the same validation tokens. Δ is the mean over seeds of (arm − baseline). ± is half "
+    "of a 95% interval by Student’s t; the other interval is a bias-corrected and accelerated bootstrap (Efron 1987), "
+    "which undercovers small samples (84% at 5 seeds, 89% at 8).",
+    "p is that of the paired t-test, corrected over the arms (Holm 1979). Hovering shows p without correction, and "
+    "that of flipping signs, which with n seeds can’t fall below 2/2ⁿ. The verdict is “no difference that matters” "
+    "where the interval lies within the smallest difference that matters; else “better” or “worse” where p < 0.05; "
+    "else “undecided”. The number of seeds that would decide is (1.96 + 0.84)² · σ² / Δ², with σ of the differences "
+    "and Δ the smallest difference that matters.",
+    "Runs that diverged are counted and listed, and are in no mean. Where several learning rates were tried, the "
+    "figures of an arm are those of its best one.",
+)
+
+
+def warnings(results: Results) -> list[str]:
+    """What a reader must know before the figures."""
+    counts = table.statuses(results["arms"])
+    total, left = sum(counts.values()), sum(n for s, n in counts.items() if s not in ("finished", "diverged"))
+    said = []
+    if left or not total:
+        open_runs = ", ".join(f"{n} {s}" for s, n in counts.items() if n and s not in ("finished", "diverged"))
+        done = f"{total - left} of {total} runs are done ({open_runs})" if total else "no run has begun"
+        said.append(f"This study is not finished: {done}. The figures will change.")
+    if counts["diverged"]:
+        arms = [arm["name"] for arm in results["arms"] if table.statuses([arm])["diverged"]]
+        said.append(f"{counts['diverged']} of {total} runs diverged ({', '.join(arms)}); they are in no mean.")
+    if results["aa"] is not None and results["aa"].get("equal") is False:
+        said.append(
+            "The copy of the baseline (A/A) did not give the baseline’s losses bit for bit: trust no difference."
+        )
+    edge = [arm["name"] for arm in results["arms"] if arm["learning_rate_at_edge"]]
+    if edge:
+        said.append(f"The best learning rate lies on the edge of the grid for {', '.join(edge)}: widen the grid.")
+    if max((arm["n"] or 0 for arm in results["arms"]), default=0) == 1:
+        said.append("One seed: there are no intervals and no tests, and nothing is decided.")
+    return said
+
+
+def facts(results: Results) -> list[tuple[str, str]]:
+    """The study in a few figures."""
+    counts = table.statuses(results["arms"])
+    seeds = len(results["seeds"]) if isinstance(results["seeds"], list) else results["seeds"]
+    found = [("Baseline", str(results["baseline"])), ("Arms", str(len(results["arms"])))]
+    found.append(("Seeds", "–" if seeds is None else str(seeds)))
+    found.append(("Runs", f"{counts['finished']} of {sum(counts.values())} finished"))
+    budget = results["budget"] or {}
+    if budget.get("match"):
+        field = f", by {budget['field']}" if budget.get("field") else ""
+        found.append(("Matched on", f"{budget['match']}{field}"))
+    else:
+        found.append(("Matched on", "nothing"))
+    if results["smallest_difference"] is not None:
+        found.append(("Smallest difference that matters", f"{results['smallest_difference']:g} nats per token"))
+    noise = results["noise"]
+    if noise is not None and noise.get("std") is not None:
+        found.append(
+            ("Noise of the baseline", f"standard deviation {table.loss(noise['std'])}, {noise['n']} fresh seeds")
+        )
+    if results["aa"] is not None:
+        found.append(("A/A copy of the baseline", "bit-equal" if results["aa"].get("equal") else "not equal"))
+    if results["repeat"].get("wall_seconds") is not None:
+        found.append(("Time", table.seconds(results["repeat"]["wall_seconds"])))
+    return found
+
+
+def facts_html(pairs: Sequence[tuple[str, str]]) -> str:
+    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs)
+    return f'<dl class="facts">{items}</dl>'
+
+
+def arms_html(results: Results) -> str:
+    """The table, sortable, and what it does not have."""
+    columns, absent = table.columns(results)
+    head = "".join(
+        f'<th scope="col"{_text_class(c)}{_title(c.hint)}><button type="button">{name}</button></th>'
+        for c in columns
+        for name in [escape(c.head).replace("/token", "/<wbr>token")]
+    )
+    rows = []
+    colours = indices(results["arms"], results["baseline"])
+    for arm, colour in zip(results["arms"], colours, strict=True):
+        is_baseline = arm["name"] == results["baseline"]
+        cells = [_name_cell(arm, colour, is_baseline)]
+        for column in columns[1:]:
+            value = column.value(arm)
+            sort = "" if value is None else escape(str(value))
+            decided = " decided" if column.is_text and value in ("better", "worse") else ""
+            kind = f' class="text verdict-cell{decided}"' if column.is_text else ""
+            words, *more = column.text(arm).split(" (")
+            small = f"<small>{escape(more[0].rstrip(')'))}</small>" if more else ""
+            cells.append(f'<td{kind} data-value="{sort}"{_title(column.tip(arm))}>{escape(words)}{small}</td>')
+        rows.append(f"<tr{' class=baseline' if is_baseline else ''}>{''.join(cells)}</tr>")
+    notes = '<p class="note">Sort by any column; hover over a cell, or tap it, for what lies behind it.</p>'
+    if absent:
+        notes += f'<p class="missing">Not measured: {escape(", ".join(absent))}.</p>'
+    return (
+        f'<div class="scroll"><table class="sortable" id="arms"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>{notes}"
+    )
+
+
+def _name_cell(arm: Mapping[str, Any], colour: int | None, is_baseline: bool) -> str:
+    tag = ' <span class="tag">baseline</span>' if is_baseline else ""
+    change = table.changes_text(arm)
+    small = f"<small>{escape(change if len(change) <= 60 else change[:59] + '…')}</small>" if change else ""
+    full = "\n".join(f"{key} = {table.plain(value)}" for key, value in (arm["changes"] or {}).items())
+    name = escape(arm["name"])
+    key = f'<span class="key {style(colour)}"></span>'
+    return f'<td class="text" data-value="{name}"{_title(full)}>{key}<b>{name}</b>{tag}{small}</td>'
+
+
+def _text_class(column: table.Column) -> str:
+    return ' class="text"' if column.is_text else ""
+
+
+def _title(text: str) -> str:
+    return f' title="{escape(text)}"' if text else ""
+
+
+def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int, identifier: str = "") -> str:
+    """A table of texts, the first `text_columns` columns flush left."""
+    kinds = [' class="text wrap"' if i < text_columns else "" for i in range(len(heads))]
+    head = "".join(f'<th scope="col"{kind}>{escape(text)}</th>' for kind, text in zip(kinds, heads, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{kind}>{escape(text)}</td>" for kind, text in zip(kinds, row, strict=True)) + "</tr>"
+        for row in rows
+    )
+    name = f' id="{identifier}"' if identifier else ""
+    return f'<div class="scroll"><table{name}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+READINGS = table.DIAGNOSTICS | {
+    "learning_rate_sensitivity": ("LR sensitivity", "mean over the grid of min(loss, initial loss) − best loss, nats")
+}
+
+
+def diagnostics(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the diagnostics that some arm has."""
+    known = [key for key in READINGS if any(_diagnostic(arm, key) is not None for arm in results["arms"])]
+    heads = ["arm", *(READINGS[key][0] for key in known)]
+    rows = [[arm["name"], *(_reading(_diagnostic(arm, key)) for key in known)] for arm in results["arms"]]
+    return heads, rows
+
+
+def absent_diagnostics(results: Results) -> list[str]:
+    heads = diagnostics(results)[0]
+    return [name for name, _ in READINGS.values() if name not in heads]
+
+
+def _diagnostic(arm: Mapping[str, Any], key: str) -> Any:
+    return arm[key] if key in arm else (arm["diagnostics"] or {}).get(key)
+
+
+def _reading(value: Any) -> str:
+    """A number, or one per layer."""
+    if value is None:
+        return "–"
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return " · ".join("–" if v is None else compact(v) if isinstance(v, int | float) else str(v) for v in items)
+
+
+def diagnostics_html(results: Results) -> str:
+    heads, rows = diagnostics(results)
+    absent = absent_diagnostics(results)
+    note = f'<p class="missing">Not measured: {escape(", ".join(absent))}.</p>' if absent else ""
+    if len(heads) == 1:
+        return note
+    units = "; ".join(f"{name}: {unit}" for name, unit in READINGS.values() if name in heads)
+    return f'{plain_table(heads, rows, 1, "diagnostics")}<p class="note">{escape(units)}.</p>{note}'
+
+
+def settings(results: Results) -> tuple[list[str], list[list[str]]]:
+    """What each arm changes: one row per setting, its value in the baseline and in the arms."""
+    base = flatten((results["repeat"].get("configs") or {}).get(results["baseline"]) or {})
+    rows = []
+    for arm in results["arms"]:
+        for key, value in (arm["changes"] or {}).items():
+            before = table.plain(base[key]) if key in base else "–"
+            rows.append([arm["name"], key, before, table.plain(value)])
+    return ["arm", "setting", "baseline", "arm’s"], rows
+
+
+def provenance(results: Results) -> list[tuple[str, str]]:
+    """What one needs to make the study again, in lines."""
+    repeat = results["repeat"]
+    names = {"command": "command", "git": "git", "data_hash": "data", "versions": "versions"}
+    found = [(said, sentence(repeat[key])) for key, said in names.items() if repeat.get(key)]
+    if results["seeds"] is not None:
+        found.append(("seeds", sentence(results["seeds"])))
+    if repeat.get("wall_seconds") is not None:
+        found.append(("wall time", table.seconds(repeat["wall_seconds"])))
+    return found
+
+
+def sentence(value: Any) -> str:
+    """A value of the record as one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {sentence(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(sentence(item) for item in value)
+    return "–" if value is None else str(value)
+
+
+def repeat_html(results: Results) -> str:
+    """Command, versions, what the arms change, every run, resolved configurations."""
+    parts = []
+    for name, value in provenance(results):
+        words = " ".join(f'<span class="word">{escape(word)}</span>' for word in value.split(" "))
+        body = f"<pre>{words}</pre>" if name == "command" else f" {escape(value)}"
+        parts.append(f'<div class="line"><b>{escape(name.capitalize())}</b>{body}</div>')
+    failures = results["repeat"].get("failures") or []
+    items = "".join(f"<li>{escape(sentence(failure))}</li>" for failure in failures)
+    parts.append(f"<p><b>Failures</b></p><ul>{items}</ul>" if failures else "<p><b>Failures</b> none</p>")
+    heads, rows = settings(results)
+    if rows:
+        parts.append(f"<h3>What the arms change</h3>{plain_table(heads, rows, 4, 'settings')}")
+    runs = [
+        [arm["name"], *(_run_cell(run, key) for key in _RUN_CELLS)] for arm in results["arms"] for run in arm["runs"]
+    ]
+    if runs:
+        table_of_runs = plain_table(["arm", *_RUN_CELLS.values()], runs, 1, "runs")
+        parts.append(f"<details><summary>All {len(runs)} runs</summary>{table_of_runs}</details>")
+    for name, config in (results["repeat"].get("configs") or {}).items():
+        listing = escape(json.dumps(config, indent=2, ensure_ascii=False))
+        summary = f"<summary>Configuration of {escape(name)}, resolved</summary>"
+        parts.append(f'<details class="long">{summary}<pre>{listing}</pre></details>')
+    return "\n".join(parts)
+
+
+_RUN_CELLS = {
+    "seed": "seed",
+    "learning_rate": "learning rate",
+    "status": "status",
+    "wall_seconds": "time",
+    "config_hash": "hash of the configuration",
+    "folder": "folder",
+}
+
+
+def _run_cell(run: Mapping[str, Any], key: str) -> str:
+    value = run[key]
+    if key == "wall_seconds":
+        return table.seconds(value)
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
