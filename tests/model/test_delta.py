@@ -139,18 +139,6 @@ def test_the_inverse_of_unit_triangular_matrices(n: int) -> None:
     np.testing.assert_allclose(tangent, wanted, rtol=1e-3, atol=1e-3 * max(1, np.abs(wanted).max()))
 
 
-def test_a_long_row_has_a_gradient() -> None:
-    """Through 64 chunks and 4 heads at once: with `triangular_solve` XLA's threads blocked each other on a CPU."""
-    x, scalars = jnp.ones((1, 4, 4096, 16)) / 4, jnp.full((1, 4, 4096), 0.5)
-
-    @jax.jit
-    @jax.grad
-    def gradient(key: jax.Array) -> jax.Array:
-        return gated_delta(x, key, x, -scalars, scalars)[0].sum()
-
-    assert np.isfinite(gradient(x)).all()
-
-
 def test_unit_vectors() -> None:
     x = jnp.array([[3.0, 4.0], [0.0, 0.0]])
     np.testing.assert_allclose(unit(x), [[0.6, 0.8], [0, 0]], rtol=1e-6)
