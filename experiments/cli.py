@@ -30,9 +30,9 @@ class UsageError(ValueError):
     """The command line is not right; the message says how to put it right."""
 
 
-def run(main: Callable[[], int | None], page: str) -> None:
+def run(main: Callable[[], int | None], page: str, several: str | None = None) -> None:
     """Parses the flags, calls `main` and exits with what it returns; `--help` prints `page` (and `--helpfull` all flags
-    there are).
+    there are). The flag named `several`, a multi-string, takes all the words that follow it.
 
     A mistake of the user's becomes one sentence on stderr: exit code 2 where the command line or the configuration is
     wrong, else 1. What nobody foresaw keeps its traceback.
@@ -42,7 +42,7 @@ def run(main: Callable[[], int | None], page: str) -> None:
         if any(arg in ("--help", "-help", "-h", "--helpshort") for arg in argv[1:]):
             print(page.strip())
             sys.exit(0)
-        return _answer(_parse, argv)
+        return _answer(_parse, argv if several is None else _spread(argv, several))
 
     app.run(lambda _: sys.exit(_answer(main)), flags_parser=parse)
 
@@ -102,6 +102,19 @@ def command(*changes: str) -> str:
     names = {change.split("=")[0] for change in changes}
     kept = [arg for arg in sys.argv[1:] if arg.split("=")[0] not in names]
     return shlex.join(["python", "-m", f"experiments.{Path(sys.argv[0]).stem}", *kept, *changes])
+
+
+def _spread(argv: list[str], name: str) -> list[str]:
+    """`--name A B` as `--name=A --name=B`."""
+    result, is_inside = [], False
+    for arg in argv:
+        if is_inside and not arg.startswith("-"):
+            result.append(f"--{name}={arg}")
+            continue
+        is_inside = arg.split("=")[0] == f"--{name}"
+        if arg != f"--{name}":
+            result.append(arg)
+    return result
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -141,7 +141,9 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     if rows:
         parts += ["## What the arms change", table.to_markdown(heads, rows, [False] * len(heads))]
     parts.append("## To repeat it")
-    parts.append("".join(f"- {say(name)}: {say(value)}\n" for name, value in sections.provenance(results)))
+    lines = sections.provenance(results)
+    parts += [f"    {' '.join(value.split())}" for name, value in lines if name == "command"]
+    parts.append("".join(f"- {say(name)}: {say(value)}\n" for name, value in lines if name != "command"))
     failures = results["repeat"].get("failures") or []
     if failures:
         parts += ["Failures:", "".join(f"- {say(sections.sentence(failure))}\n" for failure in failures)]

@@ -8,7 +8,18 @@ from html import escape
 from typing import Any
 
 from gpt_jax.ablation.axes import compact
-from gpt_jax.ablation.charts import Line, Plane, Point, Row, Spot, draw_forest, draw_lines, draw_spots, front
+from gpt_jax.ablation.charts import (
+    MOST_POINTS,
+    Line,
+    Plane,
+    Point,
+    Row,
+    Spot,
+    draw_forest,
+    draw_lines,
+    draw_spots,
+    front,
+)
 from gpt_jax.ablation.table import loss, p_value, plus_minus, signed
 
 WIDE, NARROW = 560, 358  # pixels: half of a desk's page, and a phone's
@@ -44,9 +55,9 @@ def pictures(results: Mapping[str, Any]) -> tuple[list[Picture], list[str]]:
     """
     made = {
         "forest of differences": _forest(results),
-        "validation loss over training": _curves(results, "validation"),
-        "loss minus the baseline's over training": _gap(results),
-        "training loss": _curves(results, "train"),
+        "validation loss over training": curves(results, "validation"),
+        "loss minus the baseline’s over training": gap(results),
+        "training loss": curves(results, "train"),
         "loss against learning rate": _learning_rates(results),
         "loss by position": _positions(results),
         "length extrapolation": _extrapolation(results),
@@ -81,30 +92,33 @@ def _picture(key: str, title: str, note: str, lines: Sequence[Line], plane: Plan
     return Picture(key, title, note, lambda width, kind, about: draw_lines(lines, plane, width, kind, about))
 
 
-def _curves(results: Mapping[str, Any], split: str) -> Picture | None:
+def curves(results: Mapping[str, Any], split: str) -> Picture | None:
+    """The loss over training, of the split `train` or `validation`."""
     lines = lines_of(results, lambda arm: banded((arm["curves"] or {}).get(split)))
-    if split == "train":
-        title, y_title = "Training loss", "training loss (nats per token)"
-        note = "Mean over seeds. Neighbouring steps are averaged. The first steps may leave the picture at the top."
-    else:
-        title, y_title = "Validation loss over training", "validation loss (nats per token)"
-        note = "Mean over seeds; the bands span them. The first evaluations may leave the picture at the top."
-    return _picture(f"{split}-curves", title, note, lines, Plane("updates", y_title, cut=True))
+    has_bands = any(lo is not None and hi is not None and hi > lo for a in lines for _, _, lo, hi in a.points)
+    note = "Mean over seeds; the bands span them. " if has_bands else ""
+    note += "Neighbouring steps are averaged. " if any(len(a.points) > MOST_POINTS[None] for a in lines) else ""
+    note += "The first losses may leave the picture at the top."
+    title = "Training loss" if split == "train" else "Validation loss over training"
+    plane = Plane("updates", f"{'training' if split == 'train' else split} loss (nats per token)", cut=True)
+    return _picture(f"{split}-curves", title, note, lines, plane)
 
 
-def _gap(results: Mapping[str, Any]) -> Picture | str | None:
+def gap(results: Mapping[str, Any]) -> Picture | str | None:
+    """The validation loss minus the baseline's at the same step."""
     lines = lines_of(results, lambda arm: banded((arm["curves"] or {}).get("validation")))
     if not lines or lines[0].index is not None or len(lines) < 2:
-        return "needs the baseline's curve and another" if lines else None
+        return "needs the baseline’s curve and another" if lines else None
     base = {x: y for x, y, _, _ in lines[0].points}
-    gaps = [
-        Line(a.name, a.index, a.arm, [(x, y - base[x], None, None) for x, y, _, _ in a.points if x in base])
-        for a in lines
+    differences = [
+        replace(a, points=[(x, y - base[x], None, None) for x, y, _, _ in a.points if x in base]) for a in lines
     ]
-    gaps = [a for a in gaps if a.points]
-    note = f"Mean validation loss minus that of {results['baseline']} after as many updates; below 0 is better."
+    shown = [a for a in differences if a.points]
+    if len(shown) < 2:
+        return "no other was evaluated after as many updates"
+    note = f"Validation loss minus that of {results['baseline']} after as many updates; below 0 is better."
     plane = Plane("updates", "Δ loss (nats per token)", cut=True, zero=True)
-    return _picture("gap", "Loss minus the baseline’s over training", note, gaps, plane)
+    return _picture("gap", "Loss minus the baseline’s over training", note, shown, plane)
 
 
 def _forest(results: Mapping[str, Any]) -> Picture | str | None:
@@ -218,7 +232,7 @@ def _front(results: Mapping[str, Any]) -> Picture | str | None:
             spots.append(Spot(arm["name"], index, i, float(size), float(mean), interval, tip))
     sizes = {spot.x for spot in spots}
     if len(sizes) < 2:
-        return f"all arms keep {compact(*sizes)} bytes per token" if len(spots) > 1 else None
+        return f"all arms keep {compact(min(sizes))} bytes per token" if len(spots) > 1 else None
     log = 2 if min(sizes) > 0 and max(sizes) > 4 * min(sizes) else None
     plane = Plane(f"KV cache (bytes per token{', log scale' if log else ''})", _nats(results), log_x=log)
     best = front(spots)

@@ -81,11 +81,11 @@ def statuses(arms: Iterable[Arm]) -> dict[str, int]:
 
 
 def runs_text(arm: Arm) -> str:
-    """`8`, or `6 of 8, 1 diverged`."""
+    """`8`, or `6 of 8 (1 diverged)`."""
     counts = statuses([arm])
     total, bad = sum(counts.values()), {k: n for k, n in counts.items() if n and k != "finished"}
-    head = f"{counts['finished']} of {total}" if bad else str(total)
-    return ", ".join([head, *(f"{n} {status}" for status, n in bad.items())])
+    rest = ", ".join(f"{n} {status}" for status, n in bad.items())
+    return f"{counts['finished']} of {total} ({rest})" if bad else str(total)
 
 
 def mean_text(arm: Arm) -> str:
@@ -189,7 +189,7 @@ def _holm(arm: Arm) -> str:
 
 def _rate(arm: Arm) -> str:
     rate = arm["best_learning_rate"]
-    return "–" if rate is None else f"{rate:g}{' (edge)' if arm['learning_rate_at_edge'] else ''}"
+    return "–" if rate is None else f"{rate:g}{' (edge of grid)' if arm['learning_rate_at_edge'] else ''}"
 
 
 def _rate_tip(arm: Arm) -> str:

@@ -1,0 +1,48 @@
+"""Reports on studies and runs: `python -m experiments.report --help`."""
+
+from __future__ import annotations
+
+import jax
+from absl import flags
+
+from experiments import cli
+from gpt_jax.ablation.compare import write_comparison
+from gpt_jax.ablation.page import write_report
+
+PAGE = """
+Make the report of a study again, from what has run so far; or lay the curves of some runs over one another.
+
+  python -m experiments.report --workdir=DIR
+  python -m experiments.report --compare RUN RUN ... [--output=FILE.html]
+
+  --workdir=DIR          The study's folder. Writes report.html, report.md and results.csv into it. A study that is
+                         still running is left in peace.
+  --compare RUN RUN ...  Folders of runs, also unfinished ones; the first is the baseline of the others.
+  --output=FILE.html     Where the comparison goes (comparison.html).
+  --helpfull             All flags, those of the libraries too.
+
+The page opens from disk, without a network, on a desk, on a phone and on paper.
+
+Exit codes: 0 done, 1 failed, 2 wrong command line.
+"""
+
+flags.DEFINE_string("workdir", None, "The study's folder.")
+flags.DEFINE_multi_string("compare", None, "Folders of runs.")
+flags.DEFINE_string("output", "comparison.html", "Where the comparison goes.")
+FLAGS = flags.FLAGS
+
+
+def main() -> int:
+    # A report needs no accelerator, and must not ask for the one that the study is running on.
+    jax.config.update("jax_platforms", "cpu")
+    if (FLAGS.workdir is None) == (FLAGS.compare is None):
+        raise cli.UsageError("give either --workdir, the folder of a study, or --compare and the folders of some runs")
+    if FLAGS.compare is not None:
+        print(write_comparison(FLAGS.compare, FLAGS.output))
+    else:
+        print(write_report(FLAGS.workdir))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, PAGE, several="compare")
