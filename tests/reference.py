@@ -10,9 +10,16 @@ import numpy as np
 
 from gpt_jax import config
 from tests.reference_attention import Row, attention, convolve, latent, linear, may_see, norm
+from tests.reference_recurrent import gated_delta, linear_attention
 
 Params = dict[str, Any]
-SUBLAYERS = {config.Attention: attention, config.Differential: attention, config.Latent: latent}
+SUBLAYERS = {
+    config.Attention: attention,
+    config.Differential: attention,
+    config.Latent: latent,
+    config.Linear: linear_attention,
+    config.Delta: gated_delta,
+}
 
 
 def logits(

@@ -43,7 +43,7 @@ def chunked_attention(
     params: Any,
     *,
     sinks: Float[Array, " H"] | None = None,
-    normalizer: str = "softmax",
+    normalizer: str,
     offset: Int[Array, ""] | int | None,
     reach: int | None,
     block: int | None = None,

@@ -123,7 +123,7 @@ class GatedDeltaNet(Recurrent):
         query, key, value = tap(self, "queries", unit(jax.nn.silu(query))), unit(jax.nn.silu(key)), jax.nn.silu(value)
         key, value = tap(self, "keys", key), tap(self, "values", value)
         beta = Linear(H, False, self.model.init.kernel_std, self.model.param_dtype, name="beta")(x)
-        beta = tap(self, "beta", jax.nn.sigmoid(beta.astype(jnp.float32)) * (2 if c.negative else 1))
+        beta = tap(self, "betas", jax.nn.sigmoid(beta.astype(jnp.float32)) * (2 if c.negative else 1))
         if (kept := real(row)) is not None:
             beta = jnp.where(kept[..., None], beta, 0)
 

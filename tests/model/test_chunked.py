@@ -174,7 +174,7 @@ def test_a_short_call_at_once_leaves_out_what_is_hidden_and_nothing_else(case: C
 
     def at_once(offset: Any) -> Any:
         return lambda case, *args: chunked_attention(
-            *args[:5], partial(adjust, case), args[5], offset=offset, reach=case.reach
+            *args[:5], partial(adjust, case), args[5], normalizer="softmax", offset=offset, reach=case.reach
         )
 
     expected, expected_grads = gradients(plain, case, args)
@@ -211,7 +211,7 @@ def test_memory_grows_with_the_row_and_not_with_its_square() -> None:
     def temporary(T: int, keep: Any = None) -> int:
         def loss(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             side = Side(jnp.arange(T), jnp.broadcast_to(jnp.arange(T), (B, T)))
-            attend = partial(chunked_attention, offset=jnp.asarray(0), reach=None, block=64)
+            attend = partial(chunked_attention, normalizer="softmax", offset=jnp.asarray(0), reach=None, block=64)
             attend = jax.checkpoint(attend, policy=keep, static_argnums=(5,)) if keep else attend
             return jnp.sum(attend(query, key, value, side, side, partial(adjust, case), {}))
 
@@ -260,9 +260,8 @@ def test_each_of_mapped_calls_has_its_own_offset() -> None:
 
     def at(offset: jax.Array, block: int) -> jax.Array:
         here = queries._replace(steps=queries.steps + offset)
-        return chunked_attention(
-            query, key, value, here, keys, partial(adjust, case), params, offset=offset, reach=None, block=block
-        )
+        rest = {"normalizer": "softmax", "offset": offset, "reach": None, "block": block}
+        return chunked_attention(query, key, value, here, keys, partial(adjust, case), params, **rest)
 
     offsets = jnp.array([3, 16])
     mapped = jax.vmap(partial(at, block=4))(offsets)
