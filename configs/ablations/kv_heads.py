@@ -1,0 +1,59 @@
+"""What do fewer key/value heads cost, and what do they save? MHA, GQA and MQA at equal numbers of parameters: the MLP
+gets what the keys and values give up.
+
+    python -m experiments.ablate --config=configs/ablations/kv_heads.py --workdir=runs/kv_heads --seeds=8 \\
+        --config.data.path=tinyshakespeare.txt
+
+Expected: bytes of cache fall by 2 and 4 (H = 4), and the loss hardly moves. (Shazeer 2019, arXiv:1911.02150: perplexity
+29.9 with MHA, 30.2 with MQA. Ainslie et al. 2023, arXiv:2305.13245: GQA within 0.1 of MHA.) TIME
+"""
+
+from ml_collections import ConfigDict
+
+from gpt_jax.ablation.study import Study, vary
+from gpt_jax.config import (
+    Adamw,
+    Attention,
+    BlockConfig,
+    Characters,
+    Checkpoint,
+    Config,
+    Evaluation,
+    GatedMlp,
+    ModelConfig,
+    Rope,
+    Text,
+    Train,
+    WarmupCosine,
+)
+from gpt_jax.conversion import to_config_dict
+
+SMOKE = {"model.width": 32, "model.mlp.width": 64, "data.validation_tokens": 2048}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    block = BlockConfig(Attention(heads=4, kv_heads=4, position=Rope()), GatedMlp(width=256))
+    return to_config_dict(
+        Config(
+            model=ModelConfig(vocab_size=None, context_length=64, width=96, blocks=(block,) * 3),
+            data=Text(tokenizer=Characters(), validation_tokens=65_536),
+            optimizer=Adamw(learning_rate=3e-3),
+            schedule=WarmupCosine(warmup=50),
+            train=Train(steps=1000, batch_size=16),
+            evaluation=Evaluation(every=250, batch_size=64),
+            checkpoint=Checkpoint(every=500),
+        )
+    )
+
+
+def get_study(base: Config) -> Study:
+    return Study(
+        question="What do fewer key/value heads cost, at equal numbers of parameters?",
+        base=base,
+        arms=vary("model.attention.kv_heads", mha=4, gqa=2, mqa=1),
+        baseline="mha",
+        knobs=("model.attention.kv_heads",),
+        smallest_difference=0.01,
+        match="params",
+        free="model.mlp.width",
+    )

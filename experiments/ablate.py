@@ -1,0 +1,78 @@
+"""Runs an ablation study: `python -m experiments.ablate --help`."""
+
+from __future__ import annotations
+
+from absl import flags
+from rich.console import Console
+
+from experiments import cli, studies
+from gpt_jax.ablation.page import write_report
+from gpt_jax.ablation.plan import make_plan
+from gpt_jax.ablation.results import write_results
+from gpt_jax.ablation.runner import Runner, show_plan, write_plan
+from gpt_jax.compilation import enable_compilation_cache
+
+PAGE = """
+Run an ablation study, from a question to a report.
+
+  python -m experiments.ablate --config=configs/ablations/NAME.py --workdir=DIR [--seeds=N] [--smoke]
+  python -m experiments.ablate --config=configs/ablations/kv_heads.py --workdir=runs/kv --config.data.path=FILE.txt
+
+  --config=FILE.py       The study: get_config() is the base, get_study(base) the question and its arms (required).
+  --config.KEY=VALUE     Changes a setting of the base, and so of every arm.
+  --workdir=DIR          The study's folder (required): study.json, runs/, results.json, results.csv, report.html.
+                         Runs that it holds are not made again: what is done is skipped, what was cut off goes on.
+  --seeds=N              Seeds 0 to N − 1 in place of the study's; more of them later reuse those that ran.
+  --learning_rates=A,B   Rates to sweep for every arm in place of the study's.
+  --smoke                The whole way at a tiny size, in about a minute: shows that it works, decides nothing.
+  --jobs=N               So many processes at once.
+  --shard=I/N            Only the I-th of N parts of the runs (I from 1 to N), for a launcher of many hosts that share
+                         DIR or whose runs/ folders are put together afterwards.
+  --force                Rank arms that are not within 1% of the baseline's budget too.
+  --dry                  Print the arms, what they cost and how many runs they take, and stop.
+  --helpfull             All flags, those of the libraries too.
+
+Arms of a seed have the same initial values where they share parameters, the same data in the same order and the same
+validation tokens. Arms may differ in the knobs that the study declares only. A copy of the baseline, "A/A", must come
+out bit-equal.
+
+Ctrl-C saves a checkpoint and stops, a crash or kill -9 costs what was done since the last checkpoint; the same command
+goes on. Exit codes: 0 finished, 1 failed, 2 wrong command line, configuration or study, 75 interrupted and saved, 130
+interrupted between two runs.
+"""
+
+flags.DEFINE_string("workdir", None, "The study's folder.")
+flags.DEFINE_integer("seeds", None, "Number of seeds.", lower_bound=1)
+flags.DEFINE_list("learning_rates", None, "Learning rates to sweep.")
+flags.DEFINE_bool("smoke", False, "A tiny size.")
+flags.DEFINE_integer("jobs", 1, "Processes.", lower_bound=1)
+flags.DEFINE_string("shard", None, "I/N: a part of the runs.")
+flags.DEFINE_bool("force", False, "Rank unmatched arms.")
+flags.DEFINE_bool("dry", False, "Print the plan only.")
+cli.define_config()
+FLAGS = flags.FLAGS
+
+
+def main() -> int:
+    workdir = cli.required("workdir", "the folder that the study is written to")
+    console, shard = Console(), studies.shard_from_flags()
+    enable_compilation_cache()
+    plan = make_plan(studies.study_from_flags())
+    show_plan(plan, console)
+    if FLAGS.dry:
+        return 0
+    write_plan(plan, workdir, cli.command(), FLAGS.force)
+    if FLAGS.jobs > 1:
+        status = studies.run_jobs(FLAGS.jobs)
+    else:
+        runner = Runner(plan, workdir, console)
+        status = runner.run((0, 1) if shard is None else shard)
+    results = write_results(workdir)
+    print(f"\n{results['verdict']}\nreport: {write_report(workdir)}")
+    if status == "interrupted":
+        print(f"interrupted; to go on:\n  {cli.command()}")
+    return {"finished": 0, "failed": cli.FAILURE, "interrupted": cli.SAVED}[status]
+
+
+if __name__ == "__main__":
+    cli.run(main, PAGE)

@@ -1,0 +1,91 @@
+"""Studies from flags: the study's file, its tiny size, and its processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+
+from experiments import cli
+from gpt_jax.ablation.runner import Status
+from gpt_jax.ablation.study import Study, change
+from gpt_jax.conversion import ConfigError
+
+# What --smoke makes of any study; its file may say more in SMOKE.
+SMOKE = {"train.steps": 12, "evaluation.every": 6, "checkpoint.every": 12}
+SMOKE_SEEDS = (0, 1)
+
+
+def study_from_flags() -> Study:
+    """The study that the flags describe.
+
+    Raises:
+      ConfigError, UsageError: it can't be.
+    """
+    base, values = cli.config_from_flags(), flags.FLAGS
+    flag: Any = values["config"]
+    module = _load(flag.config_filename.split(":")[0])
+    if not hasattr(module, "get_study"):
+        raise ConfigError(f"{module.__file__} is no study: it needs get_study(base), as configs/ablations/ have")
+    if values.smoke:
+        base = change(base, SMOKE | (module.SMOKE if hasattr(module, "SMOKE") else {}))
+    study: Study = module.get_study(base)
+    if values.smoke:
+        rates = study.learning_rates[:2]
+        study = dataclasses.replace(study, seeds=SMOKE_SEEDS, fresh_seeds=0, learning_rates=rates)
+    if values.seeds is not None:
+        study = dataclasses.replace(study, seeds=tuple(range(values.seeds)))
+    if values.learning_rates is not None:
+        study = dataclasses.replace(study, learning_rates=_rates(values.learning_rates))
+    return study
+
+
+def _rates(texts: list[str]) -> tuple[float, ...]:
+    try:
+        return tuple(float(text) for text in texts)
+    except ValueError:
+        raise cli.UsageError(f"--learning_rates must be numbers with commas between, not {','.join(texts)}") from None
+
+
+def _load(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("study", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def shard_from_flags() -> tuple[int, int] | None:
+    """(i from 0, n) of `--shard=I/N`; None where it was not given."""
+    text = flags.FLAGS.shard
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise cli.UsageError(f"--shard must be I/N with I from 1 to N, not {text}")
+    return int(found[1]) - 1, int(found[2])
+
+
+def run_jobs(count: int) -> Status:
+    """Runs this command's study in `count` processes, each with its shard."""
+    if flags.FLAGS.shard is not None:
+        raise cli.UsageError("--jobs and --shard exclude each other: a launcher starts one process for each shard")
+    processes = []
+    for i in range(1, count + 1):
+        command = shlex.split(cli.command("--jobs=1", f"--shard={i}/{count}"))[1:]
+        processes.append(subprocess.Popen([sys.executable, *command]))
+    codes = []
+    try:
+        codes = [process.wait() for process in processes]
+    except KeyboardInterrupt:  # the terminal's Ctrl-C reached them too: they save and stop
+        codes = [process.wait() for process in processes]
+    if any(code in (cli.SAVED, cli.INTERRUPTED) for code in codes):
+        return "interrupted"
+    return "failed" if any(codes) else "finished"

@@ -1,0 +1,194 @@
+"""Which runs a study is: every arm × learning rate × seed, each with a folder named by what decides its numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gpt_jax
+from gpt_jax.ablation.matching import Matched, match_arms
+from gpt_jax.ablation.study import RATE, Study, change
+from gpt_jax.config import Config, learned_positions
+from gpt_jax.conversion import ConfigError, config_hash, difference, to_dict
+from gpt_jax.data import Data, open_data
+from gpt_jax.data.tasks import make_task
+from gpt_jax.training import record
+
+AA = "A/A"
+# What decides a run's numbers; analysis, decoding and this package only look at them.
+CODE = ("config", "data", "model", "training", "conversion.py", "paths.py", "run.py")
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+Purpose = Literal["arm", "noise", "aa"]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run: `config` as `gpt_jax.train` takes it, `resolved` as it will be, `folder` below the study's `runs/`.
+    `purpose` is to measure its arm, the noise of the baseline, or that a copy of the baseline is bit-equal to it.
+    """
+
+    arm: str
+    seed: int
+    learning_rate: float
+    purpose: Purpose
+    config: Config
+    resolved: Config
+    folder: str
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.arm}, seed {self.seed}, learning rate {self.learning_rate:g}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked study: its matched arms, the baseline first, and all its runs in their order."""
+
+    study: Study
+    arms: dict[str, Matched]
+    runs: tuple[PlannedRun, ...]
+    data_hash: str
+
+    def changes(self, arm: str) -> dict[str, Any]:
+        """Dotted key → value of the arm, where it differs from the baseline's."""
+        pairs = difference(self.arms[self.study.baseline].config, self.arms[arm].config)
+        return {key: value for key, (_, value) in pairs.items()}
+
+
+@functools.cache
+def code_version() -> str:
+    """A hash of the code and the libraries that decide a run's numbers."""
+    root, digest = Path(gpt_jax.__file__).parent, hashlib.sha256()
+    for part in CODE:
+        place = root / part
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes() + b"\0")
+    versions = record.versions()
+    digest.update(json.dumps([versions[name] for name in LIBRARIES]).encode())
+    return digest.hexdigest()[:16]
+
+
+def make_plan(study: Study) -> Plan:
+    """Checks the study, opens its data, matches its budgets and lists its runs, all arms of a seed together.
+
+    Raises:
+      ConfigError: a study that can't be believed, an arm that can't be; see `Study`.
+    """
+    configs, opened = study.configs(), _Opened()
+    sized = {name: _sized(config, opened.of(config)) for name, config in configs.items()}
+    lengths = {name: opened.of(config).row_length for name, config in configs.items()}
+    arms = match_arms(study, sized, lengths)
+    _check_probe(study, sized)
+    resolved = {name: record.resolve(arm.config, opened.of(arm.config)) for name, arm in arms.items()}
+    study.check(resolved)
+    runs = []
+    for seed in study.seeds:
+        for name, arm in arms.items():
+            for rate in study.learning_rates or (_rate(arm.config),):
+                runs.append(_run(name, arm.config, seed, rate, "arm", opened))
+    baseline = arms[study.baseline].config
+    rates = sorted(study.learning_rates) or [_rate(baseline)]
+    rate = _rate(baseline) if _rate(baseline) in rates else rates[(len(rates) - 1) // 2]
+    if study.aa:
+        # Early: if it fails, nothing else can be believed. Its pair is the baseline's run of the same seed and rate.
+        runs.insert(len(arms) * len(rates), _run(AA, baseline, study.seeds[0], rate, "aa", opened))
+    fresh = range(max(study.seeds) + 1, max(study.seeds) + 1 + study.fresh_seeds)
+    runs += [_run(study.baseline, baseline, seed, rate, "noise", opened) for seed in fresh]
+    return Plan(study, arms, tuple(runs), opened.of(baseline).content_hash)
+
+
+class _Opened:
+    """Data that was opened already: the order of its rows does not matter here, so one seed does for all."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Data] = {}
+
+    def of(self, config: Config) -> Data:
+        key = json.dumps([to_dict(config.data), config.model.context_length], sort_keys=True)
+        if key not in self._known:
+            self._known[key] = open_data(config.data, config.model.context_length, 0)
+        return self._known[key]
+
+
+def _check_probe(study: Study, configs: Mapping[str, Config]) -> None:
+    for x, other in {}.items() if study.probe is None else study.probe.data.items():
+        task = make_task(other)
+        for name, config in configs.items():
+            known, positions = config.model.vocab_size or 0, learned_positions(config.model) or task.length
+            if task.vocab_size > known or task.length > positions:
+                raise ConfigError(
+                    f"the probe at {x} has {task.vocab_size} symbols and rows of {task.length}, more than the arm"
+                    f' "{name}" knows ({known} symbols): use the training task with other numbers only'
+                )
+
+
+def _sized(config: Config, data: Data) -> Config:
+    size = record.resolve(config, data).model.vocab_size
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
+
+
+def _rate(config: Config) -> float:
+    return config.optimizer.learning_rate
+
+
+def _run(arm: str, config: Config, seed: int, rate: float, purpose: Purpose, opened: _Opened) -> PlannedRun:
+    data = opened.of(config)
+    config = change(config, {"seed": seed, RATE: rate})
+    resolved = record.resolve(config, data)
+    # Two purposes of one arm may be one run; only the A/A copy must really run again.
+    what = [config_hash(resolved), code_version(), data.content_hash, purpose == "aa"]
+    address = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+    slug = re.sub(r"[^A-Za-z0-9.+_-]+", "-", arm)
+    return PlannedRun(arm, seed, rate, purpose, config, resolved, f"{slug}-seed{seed}-lr{rate:g}-{address}")
+
+
+def describe(plan: Plan, repeat: Mapping[str, Any], forced: bool) -> dict[str, Any]:
+    """The plan as `study.json` holds it: all that the report needs, without the study's file."""
+    study = plan.study
+    free = sorted(set(study.frees().values()))
+    return {
+        "question": study.question,
+        "metric": "validation_loss",
+        "smallest_difference": study.smallest_difference,
+        "baseline": study.baseline,
+        "seeds": list(study.seeds),
+        "learning_rates": list(study.learning_rates),
+        "budget": {"match": study.match, "field": ", ".join(free) if free else None},
+        "probe": None if study.probe is None else study.probe.label,
+        "arms": [
+            {
+                "name": name,
+                "changes": plan.changes(name),
+                "parameters": arm.costs.parameters,
+                "parameters_non_embedding": arm.costs.parameters_non_embedding,
+                "flops_per_token": arm.costs.flops_per_token,
+                "kv_bytes_per_token": arm.costs.kv_bytes_per_token,
+                "budget_ratio": arm.ratio,
+                "is_ranked": arm.is_ranked or forced,
+                "config": to_dict(arm.config),
+            }
+            for name, arm in plan.arms.items()
+        ],
+        "runs": [
+            {
+                "arm": run.arm,
+                "seed": run.seed,
+                "learning_rate": run.learning_rate,
+                "purpose": run.purpose,
+                "folder": f"runs/{run.folder}",
+                "steps": run.config.train.steps,
+                "config_hash": config_hash(run.resolved),
+            }
+            for run in plan.runs
+        ],
+        "repeat": {**repeat, "code": code_version(), "data_hash": plan.data_hash},
+    }
