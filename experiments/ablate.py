@@ -6,7 +6,6 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli, studies
-from gpt_jax.ablation.page import write_report
 from gpt_jax.ablation.plan import make_plan
 from gpt_jax.ablation.results import write_results
 from gpt_jax.ablation.runner import Runner, show_plan, write_plan
@@ -67,6 +66,8 @@ def main() -> int:
     else:
         runner = Runner(plan, workdir, console)
         status = runner.run((0, 1) if shard is None else shard)
+    from gpt_jax.ablation.page import write_report  # last, since nothing before it needs what it draws with
+
     results = write_results(workdir)
     print(f"\n{results['verdict']}\nreport: {write_report(workdir)}")
     if status == "interrupted":

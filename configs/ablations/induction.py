@@ -1,0 +1,55 @@
+"""Do induction heads need two layers? One and two attention-only layers on sequences that repeat themselves.
+
+    python -m experiments.ablate --config=configs/ablations/induction.py --workdir=runs/induction
+
+Expected: two layers solve it (loss below 0.1 nats within 300 steps), one does not (above 1.0), since a head can find
+what followed the last time only among keys that a layer below has told what precedes them (Olsson et al. 2022,
+arXiv:2209.11895). TIME
+"""
+
+from ml_collections import ConfigDict
+
+from gpt_jax.ablation.study import Study, vary
+from gpt_jax.config import (
+    Adamw,
+    Attention,
+    BlockConfig,
+    Checkpoint,
+    Config,
+    Evaluation,
+    Induction,
+    ModelConfig,
+    Rope,
+    Train,
+    WarmupCosine,
+)
+from gpt_jax.conversion import to_config_dict
+
+SMOKE = {"data.validation_rows": 64}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    block = BlockConfig(Attention(heads=4, position=Rope()), mlp=None)
+    return to_config_dict(
+        Config(
+            model=ModelConfig(vocab_size=None, context_length=48, width=64, blocks=(block,) * 2),
+            data=Induction(symbols=32, length=48),
+            optimizer=Adamw(learning_rate=1e-2),
+            schedule=WarmupCosine(warmup=20),
+            train=Train(steps=300, batch_size=32),
+            evaluation=Evaluation(every=50, batch_size=128),
+            checkpoint=Checkpoint(every=150),
+        )
+    )
+
+
+def get_study(base: Config) -> Study:
+    return Study(
+        question="Do two attention-only layers solve induction where one does not?",
+        base=base,
+        arms=vary("model.layers", {"two layers": 2, "one layer": 1}),
+        baseline="two layers",
+        knobs=("model.layers",),
+        smallest_difference=0.05,
+        seeds=(0, 1, 2),
+    )

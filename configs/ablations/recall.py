@@ -1,0 +1,68 @@
+"""Who remembers? Full attention, a window, linear attention and hybrids on associative recall: key–value pairs, then
+the keys again (MQAR: Arora et al. 2023, arXiv:2312.04927).
+
+    python -m experiments.ablate --config=configs/ablations/recall.py --workdir=runs/recall
+
+Expected: full attention recalls (accuracy near 1), a window shorter than the distance can't for want of the pairs,
+linear attention's state holds few, and one full layer in a hybrid brings recall back. TIME
+"""
+
+from ml_collections import ConfigDict
+
+from gpt_jax.ablation.study import Arm, Probe, Study
+from gpt_jax.config import (
+    Adamw,
+    Attention,
+    BlockConfig,
+    Checkpoint,
+    Config,
+    Evaluation,
+    GatedMlp,
+    Linear,
+    ModelConfig,
+    Recall,
+    Rope,
+    Train,
+    WarmupCosine,
+    Window,
+)
+from gpt_jax.conversion import to_config_dict
+
+SMOKE = {"data.validation_rows": 64}
+PAIRS = (2, 4, 8, 12, 16)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    block = BlockConfig(Attention(heads=4, position=Rope()), GatedMlp(width=128), convolution=3)
+    return to_config_dict(
+        Config(
+            model=ModelConfig(vocab_size=None, context_length=64, width=64, blocks=(block,) * 2),
+            data=Recall(symbols=64, pairs=8, length=64, validation_rows=512),
+            optimizer=Adamw(learning_rate=5e-3),
+            schedule=WarmupCosine(warmup=30),
+            train=Train(steps=600, batch_size=32),
+            evaluation=Evaluation(every=100, batch_size=128),
+            checkpoint=Checkpoint(every=300),
+        )
+    )
+
+
+def get_study(base: Config) -> Study:
+    window, linear = {"attention": {"mask": Window(8)}}, {"attention": Linear(heads=4)}
+
+    return Study(
+        question="Which attention recalls a value by its key?",
+        base=base,
+        arms=(
+            Arm("full"),
+            Arm("window 8", {"model.attention.mask": Window(8)}),
+            Arm("linear", {"model.attention": Linear(heads=4)}),
+            Arm("window, full", {"model.pattern": "BA", "model.letters": {"B": window}}),
+            Arm("linear, full", {"model.pattern": "BA", "model.letters": {"B": linear}}),
+        ),
+        baseline="full",
+        knobs=("model.attention", "model.pattern", "model.letters"),
+        smallest_difference=0.05,
+        seeds=(0, 1, 2),
+        probe=Probe("pairs", {n: Recall(symbols=64, pairs=n, length=64, validation_rows=256) for n in PAIRS}),
+    )
