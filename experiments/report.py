@@ -8,6 +8,8 @@ from absl import flags
 from experiments import cli
 from gpt_jax.ablation.compare import write_comparison
 from gpt_jax.ablation.page import write_report
+from gpt_jax.ablation.results import STUDY, write_results
+from gpt_jax.training.storage import RunFolder
 
 PAGE = """
 Make the report of a study again, from what has run so far; or lay the curves of some runs over one another.
@@ -15,8 +17,8 @@ Make the report of a study again, from what has run so far; or lay the curves of
   python -m experiments.report --workdir=DIR
   python -m experiments.report --compare RUN RUN ... [--output=FILE.html]
 
-  --workdir=DIR          The study's folder. Writes report.html, report.md and results.csv into it. A study that is
-                         still running is left in peace.
+  --workdir=DIR          The study's folder. Collects what its runs have written so far into results.json, and makes
+                         report.html, report.md and results.csv of it. A study may go on running meanwhile.
   --compare RUN RUN ...  Folders of runs, also unfinished ones; the first is the baseline of the others.
   --output=FILE.html     Where the comparison goes (comparison.html).
   --helpfull             All flags, those of the libraries too.
@@ -39,8 +41,10 @@ def main() -> int:
         raise cli.UsageError("give either --workdir, the folder of a study, or --compare and the folders of some runs")
     if FLAGS.compare is not None:
         print(write_comparison(FLAGS.compare, FLAGS.output))
-    else:
-        print(write_report(FLAGS.workdir))
+        return 0
+    if RunFolder(FLAGS.workdir).exists(STUDY):
+        write_results(FLAGS.workdir)
+    print(write_report(FLAGS.workdir))
     return 0
 
 

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+Number = float | int
 COLOURS = 6
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 CHARACTER, LINE = 6.9, 14.0  # the width of an average character and the height of a line, in pixels
-TICK_LENGTH = 4.0
+TICK_LENGTH, LABEL_SPACING = 4.0, 34.0
 
 
 def style(index: int | None) -> str:
@@ -33,19 +34,19 @@ def width_of(text: str) -> float:
     return CHARACTER * len(text)
 
 
-def shorten(text: str, pixels: float) -> str:
+def shorten(text: str, pixels: Number) -> str:
     """A text that fits, with an ellipsis where something is left out."""
     room = max(3, int(pixels / CHARACTER))
     return text if len(text) <= room else text[: room - 1].rstrip() + "…"
 
 
-def decimals(value: float, places: int) -> str:
+def decimals(value: Number, places: int) -> str:
     """A number with thousands separated and a true minus sign."""
     text = f"{value:,.{places}f}"
     return "−" + text[1:] if text.startswith("-") and text.strip("-0.,") else text.lstrip("-")
 
 
-def compact(value: float, base: int = 10, padded: bool = False) -> str:
+def compact(value: Number, base: int = 10, padded: bool = False) -> str:
     """A number in few characters: 0.003, 1,024, 64 Ki, 1.2 M (`padded`, for columns: 64.0 Ki, 1.20 M)."""
     size = abs(value)
     if size < 10_000:
@@ -64,19 +65,19 @@ def compact(value: float, base: int = 10, padded: bool = False) -> str:
 class Scale:
     """Numbers from `low` to `high` onto pixels from `start` to `end`; `log` is a logarithm's base, None for linear."""
 
-    low: float
-    high: float
-    start: float
-    end: float
+    low: Number
+    high: Number
+    start: Number
+    end: Number
     log: int | None = None
 
-    def __call__(self, value: float) -> float:
+    def __call__(self, value: Number) -> float:
         low, high, at = (self.low, self.high, value)
         if self.log is not None:
             low, high, at = math.log(low), math.log(high), math.log(max(at, low * 1e-9))
         return self.start + (self.end - self.start) * (at - low) / (high - low)
 
-    def ticks(self, spacing: float) -> list[tuple[float, str]]:
+    def ticks(self, spacing: Number) -> list[tuple[Number, str]]:
         """Round values at least about `spacing` pixels apart, with their labels."""
         room = max(2, int(abs(self.end - self.start) / spacing))
         if self.log is None:
@@ -94,7 +95,7 @@ class Scale:
             return self._linear(room)
         return [(value, compact(value, self.log)) for value in values]
 
-    def _linear(self, room: int) -> list[tuple[float, str]]:
+    def _linear(self, room: int) -> list[tuple[Number, str]]:
         rough = (self.high - self.low) / room
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
@@ -104,7 +105,7 @@ class Scale:
         return [(v, decimals(v, places) if abs(v) < 10_000 else compact(v)) for v in values]
 
 
-def scale(values: Iterable[float], start: float, end: float, log: int | None = None, pad: float = 0.05) -> Scale:
+def scale(values: Iterable[Number], start: Number, end: Number, log: int | None = None, pad: Number = 0.05) -> Scale:
     """A scale that shows all the values with some air at both ends."""
     found = [v for v in values if math.isfinite(v) and (log is None or v > 0)]
     low, high = (min(found), max(found)) if found else (1.0, 2.0)
@@ -115,7 +116,7 @@ def scale(values: Iterable[float], start: float, end: float, log: int | None = N
     return Scale(low - air, high + air, start, end)
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spread(wanted: Sequence[Number], gap: Number, low: Number, high: Number) -> list[float]:
     """Places at least `gap` apart and within [low, high] if there is room, each as near as can be to where it is
     wanted.
     """
@@ -139,7 +140,7 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     return result
 
 
-def mark(x: float, y: float, index: int | None, tip: str, size: float = 4.0, kind: str = "dot") -> str:
+def mark(x: Number, y: Number, index: int | None, tip: str, size: Number = 4.0, kind: str = "dot") -> str:
     """A point whose form, like its colour, tells the arm; hovering shows `tip`."""
     shape = 0 if index is None else 1 + index % 4
     a = size
@@ -155,14 +156,14 @@ def mark(x: float, y: float, index: int | None, tip: str, size: float = 4.0, kin
     return f'{form} class="{kind}"><title>{escape(tip)}</title></{name}>'
 
 
-def text(x: float, y: float, content: str, anchor: str = "start", kind: str = "", tip: str = "") -> str:
+def text(x: Number, y: Number, content: str, anchor: str = "start", kind: str = "", tip: str = "") -> str:
     """A line of text; `tip`, where it says more, is shown on hovering."""
     classes = f' class="{kind}"' if kind else ""
     title = f"<title>{escape(tip)}</title>" if tip and tip != content else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{classes}>{escape(content)}{title}</text>'
 
 
-def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+def line(x1: Number, y1: Number, x2: Number, y2: Number, kind: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
 
@@ -172,23 +173,27 @@ class Frame:
 
     width: int
     height: int
-    left: float
-    right: float
-    top: float
-    bottom: float
+    left: Number
+    right: Number
+    top: Number
+    bottom: Number
     inside: list[str] = field(default_factory=list)
     around: list[str] = field(default_factory=list)
     over: list[str] = field(default_factory=list)
 
-    def axes(self, x: Scale, y: Scale, x_title: str, y_title: str, x_ticks: list[tuple[float, str]]) -> None:
+    def make_room(self, y: Scale) -> None:
+        """Moves the left edge so that the labels of `y` fit."""
+        self.left = max(self.left, 8 + max((width_of(label) for _, label in y.ticks(LABEL_SPACING)), default=0.0))
+
+    def axes(self, x: Scale, y: Scale, x_title: str, y_title: str, x_ticks: list[tuple[Number, str]]) -> None:
         """Ticks, grid and the titles of both axes."""
-        for value, label in y.ticks(34):
+        for value, label in y.ticks(LABEL_SPACING):
             self.around.append(line(self.left, y(value), self.width - self.right, y(value), "grid"))
             self.around.append(text(self.left - 6, y(value) + 4, label, "end", "tick"))
         self.around.append(text(0, 12, y_title, "start", "title"))
         self.x_axis(x, x_title, x_ticks)
 
-    def x_axis(self, x: Scale, title: str, ticks: list[tuple[float, str]]) -> None:
+    def x_axis(self, x: Scale, title: str, ticks: list[tuple[Number, str]]) -> None:
         """The lower axis; labels that would touch are left out."""
         floor = self.height - self.bottom
         edge = -math.inf

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from html import escape
 
 from gpt_jax.ablation import axes
-from gpt_jax.ablation.axes import Frame, Scale
+from gpt_jax.ablation.axes import Frame, Number, Scale
 
-Point = tuple[float, float, float | None, float | None]  # x, mean, lower and upper end of the band
+Point = tuple[Number, Number, Number | None, Number | None]  # x, mean, lower and upper end of the band
 MOST_POINTS = {None: 120, 2: 64, 10: 64}  # of a line, by the base of its axis
 LABEL_WIDE, LABEL_NARROW = 150.0, 96.0
 
@@ -26,8 +26,8 @@ class Line:
     index: int | None
     arm: int
     points: Sequence[Point]
-    marks: Sequence[tuple[float, float, str]] = ()
-    ringed: Sequence[tuple[float, float, str]] = ()
+    marks: Sequence[tuple[Number, Number, str]] = ()
+    ringed: Sequence[tuple[Number, Number, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Plane:
     x_title: str
     y_title: str
     log_x: int | None = None
-    x_ticks: Sequence[tuple[float, str]] | None = None
-    y_range: tuple[float, float] | None = None
+    x_ticks: Sequence[tuple[Number, str]] | None = None
+    y_range: tuple[Number, Number] | None = None
     cut: bool = False
     zero: bool = False
 
@@ -49,7 +49,7 @@ def thin(points: Sequence[Point], log: int | None) -> list[Point]:
     if len(points) <= most:
         return list(points)
 
-    def place(x: float) -> float:
+    def place(x: Number) -> float:
         return math.log(x) if log is not None else x
 
     low, high = place(points[0][0]), place(points[-1][0])
@@ -60,7 +60,7 @@ def thin(points: Sequence[Point], log: int | None) -> list[Point]:
 
 
 def _average(group: Sequence[Point]) -> Point:
-    def mean(values: list[float | None]) -> float | None:
+    def mean(values: list[Number | None]) -> Number | None:
         known = [v for v in values if v is not None]
         return sum(known) / len(known) if len(known) == len(values) else None
 
@@ -76,8 +76,9 @@ def draw_lines(lines: Sequence[Line], plane: Plane, width: int, kind: str, descr
     right = min(room + 16 * keyed, max(axes.width_of(line.name) for line in lines) + 16 + 24 * keyed) + 10
     height = round(max(0.62 * width, 250.0, 76 + axes.LINE * len(lines)))
     frame = Frame(width, height, 46, right, 26, 44)
-    x = axes.scale((p[0] for a in lines for p in a.points), frame.left, width - right, plane.log_x, 0.02)
     y = _height(lines, plane, frame)
+    frame.make_room(y)
+    x = axes.scale((p[0] for a in lines for p in a.points), frame.left, width - right, plane.log_x, 0.02)
     ticks = list(plane.x_ticks) if plane.x_ticks is not None else x.ticks(52)
     frame.axes(x, y, plane.x_title, plane.y_title, ticks)
     if plane.zero:
@@ -142,21 +143,21 @@ class Row:
     name: str
     index: int | None
     arm: int
-    mean: float
-    interval: tuple[float, float] | None
-    bootstrap: tuple[float, float] | None
-    pairs: Sequence[float]
+    mean: Number
+    interval: tuple[Number, Number] | None
+    bootstrap: tuple[Number, Number] | None
+    pairs: Sequence[Number]
     figures: str
     p: str
     verdict: str
 
 
 def draw_forest(
-    rows: Sequence[Row], smallest: float | None, title: str, sides: tuple[str, str], width: int, kind: str, about: str
+    rows: Sequence[Row], smallest: Number | None, title: str, sides: tuple[str, str], width: int, kind: str, about: str
 ) -> str:
     """Differences with their intervals; what lies within ± `smallest` is shaded, `sides` names left and right."""
     phone = width < 480
-    left, right = (8.0, 8.0) if phone else (min(150.0, max(axes.width_of(r.name) for r in rows) + 12), 190.0)
+    left, right = (8.0, 8.0) if phone else (min(150.0, max(axes.width_of(r.name) for r in rows) + 12), 196.0)
     step = 46.0 if phone else 36.0
     height = round(30 + step * len(rows) + 44)
     frame = Frame(width, height, left, right, 30, 44)
@@ -195,7 +196,7 @@ def draw_forest(
     return frame.svg(kind, about)
 
 
-def _forest_row(row: Row, x: Scale, middle: float) -> str:
+def _forest_row(row: Row, x: Scale, middle: Number) -> str:
     tip = f"{row.name}: {row.figures}{row.p}; {row.verdict}"
     parts = [f'<circle cx="{x(pair):.1f}" cy="{middle + 8:.1f}" r="1.8" class="pair"/>' for pair in row.pairs]
     if row.interval is not None:
@@ -213,9 +214,9 @@ class Spot:
     name: str
     index: int | None
     arm: int
-    x: float
-    y: float
-    interval: tuple[float, float] | None
+    x: Number
+    y: Number
+    interval: tuple[Number, Number] | None
     tip: str
 
 
@@ -232,9 +233,10 @@ def draw_spots(spots: Sequence[Spot], best: Sequence[Spot], plane: Plane, width:
     """Points with intervals and names beside them; a stepped line joins the front `best`."""
     height = round(max(0.62 * width, 260.0, 20.0 * len(spots)))
     frame = Frame(width, height, 46, 14, 26, 44)
-    x = axes.scale((s.x for s in spots), frame.left, width - frame.right, plane.log_x, 0.14)
     ends = [v for s in spots for v in (s.y, *(s.interval or ()))]
     y = axes.scale(ends, height - frame.bottom, frame.top, None, 0.1)
+    frame.make_room(y)
+    x = axes.scale((s.x for s in spots), frame.left, width - frame.right, plane.log_x, 0.14)
     frame.axes(x, y, plane.x_title, plane.y_title, x.ticks(64))
     places = [(x(s.x), y(s.y)) for s in best]
     path = f"M{places[0][0]:.1f} {places[0][1]:.1f}" + "".join(f"H{a:.1f}V{b:.1f}" for a, b in places[1:])
@@ -257,10 +259,10 @@ def draw_spots(spots: Sequence[Spot], best: Sequence[Spot], plane: Plane, width:
     return frame.svg(kind, about)
 
 
-Box = tuple[float, float, float, float]
+Box = tuple[Number, Number, Number, Number]
 
 
-def _free_place(x: float, y: float, wide: float, taken: list[Box], bounds: Box) -> tuple[float, float]:
+def _free_place(x: Number, y: Number, wide: Number, taken: list[Box], bounds: Box) -> tuple[Number, Number]:
     """Where a name beside (x, y) covers least of what is there; what it covers then is added to `taken`."""
     best, least = (x + 9, y + 4), math.inf
     for lift in (0, -14, 14, -28, 28, -42, 42, -56, 56):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
-from gpt_jax.ablation.axes import compact
+from gpt_jax.ablation.axes import Number, compact
 from gpt_jax.ablation.charts import (
     MOST_POINTS,
     Line,
@@ -76,7 +76,7 @@ def lines_of(results: Mapping[str, Any], points: Callable[[Mapping[str, Any]], S
     return sorted(lines, key=lambda a: (a.index is not None, a.arm))
 
 
-def banded(rows: Sequence[Sequence[float | int | None]] | None) -> list[Point]:
+def banded(rows: Sequence[Sequence[Number | None]] | None) -> list[Point]:
     """`[[x, mean, low, high], …]` or `[[x, mean], …]` as points; a mean that is null (diverged) ends the line."""
     known = [(*row, None, None)[:4] for row in rows or () if row[0] is not None and row[1] is not None]
     return [(float(x), float(y), lo, hi) for x, y, lo, hi in known]  # type: ignore[arg-type]
@@ -181,7 +181,7 @@ def _learning_rates(results: Mapping[str, Any]) -> Picture | str | None:
     return _picture("learning-rate", "Loss against learning rate", note, lines, plane)
 
 
-def _diverged(arm: Mapping[str, Any], rate: float) -> str:
+def _diverged(arm: Mapping[str, Any], rate: Number) -> str:
     bad = [run for run in arm["runs"] if run["status"] == "diverged" and run["learning_rate"] == rate]
     return f"; {len(bad)} diverged" if bad else ""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt_jax.ablation.axes import compact, decimals
+from gpt_jax.ablation.axes import Number, compact, decimals
 
 Arm = Mapping[str, Any]
 STATUSES = ("finished", "diverged", "interrupted", "missing")
@@ -33,28 +33,28 @@ class Column:
 
     head: str
     hint: str
-    value: Callable[[Arm], float | int | str | None]
+    value: Callable[[Arm], Number | str | None]
     text: Callable[[Arm], str]
     tip: Callable[[Arm], str] = lambda arm: ""
     is_text: bool = False
     always: bool = False
 
 
-def loss(value: float | int | None) -> str:
+def loss(value: Number | None) -> str:
     """Nats to four decimals."""
     return "–" if value is None else decimals(value, 4)
 
 
-def signed(value: float | int | None) -> str:
+def signed(value: Number | None) -> str:
     """A difference, with its sign."""
     return "–" if value is None else f"{'+' if round(value, 4) > 0 else ''}{decimals(value, 4)}"
 
 
-def p_value(p: float | int | None) -> str:
+def p_value(p: Number | None) -> str:
     return "–" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
-def seconds(value: float | int | None) -> str:
+def seconds(value: Number | None) -> str:
     """A time in the unit that a reader would choose."""
     if value is None:
         return "–"
@@ -63,14 +63,14 @@ def seconds(value: float | int | None) -> str:
     return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
-def plus_minus(mean: float | int | None, interval: Sequence[float] | None, write: Callable[..., str] = loss) -> str:
+def plus_minus(mean: Number | None, interval: Sequence[Number] | None, write: Callable[..., str] = loss) -> str:
     """`1.4321 ± 0.0034`: a mean and half of its (symmetric) interval."""
     if mean is None or interval is None:
         return write(mean)
     return f"{write(mean)} ± {loss((interval[1] - interval[0]) / 2)}"
 
 
-def count(value: float | int | None) -> str:
+def count(value: Number | None) -> str:
     return "–" if value is None else compact(value, padded=True)
 
 
@@ -196,7 +196,7 @@ def _rate_tip(arm: Arm) -> str:
     return "the best lies on the edge of the grid: a better one may lie beyond" if arm["learning_rate_at_edge"] else ""
 
 
-def _exact(value: float | int | None) -> str:
+def _exact(value: Number | None) -> str:
     return "" if value is None else f"{value:,.6g}" if isinstance(value, float) and value % 1 else f"{value:,.0f}"
 
 
@@ -247,7 +247,7 @@ def _csv_row(arm: Arm, baseline: str) -> dict[str, Any]:
     return row
 
 
-def _ends(name: str, interval: Sequence[float] | None) -> dict[str, float | None]:
+def _ends(name: str, interval: Sequence[Number] | None) -> dict[str, Number | None]:
     low, high = (None, None) if interval is None else interval
     return {f"{name}_low": low, f"{name}_high": high}
 
