@@ -72,10 +72,15 @@ class Scale:
     log: int | None = None
 
     def __call__(self, value: Number) -> float:
-        low, high, at = (self.low, self.high, value)
+        return self.places([value])[0]
+
+    def places(self, values: Sequence[Number]) -> list[float]:
+        """Where the values lie, in pixels."""
+        low, high = self.low, self.high
         if self.log is not None:
-            low, high, at = math.log(low), math.log(high), math.log(max(at, low * 1e-9))
-        return self.start + (self.end - self.start) * (at - low) / (high - low)
+            values = [math.log(max(v, low * 1e-9)) for v in values]
+            low, high = math.log(low), math.log(high)
+        return [self.start + (self.end - self.start) * (v - low) / (high - low) for v in values]
 
     def ticks(self, spacing: Number) -> list[tuple[Number, str]]:
         """Round values at least about `spacing` pixels apart, with their labels."""

@@ -49,23 +49,20 @@ def thin(points: Sequence[Point], log: int | None) -> list[Point]:
     if len(points) <= most:
         return list(points)
 
-    def place(x: Number) -> float:
-        return math.log(x) if log is not None else x
-
-    low, high = place(points[0][0]), place(points[-1][0])
+    places = [p[0] if log is None else math.log(p[0]) for p in points]
+    low, high = places[0], places[-1]
     bins: dict[int, list[Point]] = {}
-    for point in points:
-        bins.setdefault(int((place(point[0]) - low) / (high - low) * (most - 1)), []).append(point)
+    for place, point in zip(places, points, strict=True):
+        bins.setdefault(int((place - low) / (high - low) * (most - 1)), []).append(point)
     return [_average(group) for group in bins.values()]
 
 
 def _average(group: Sequence[Point]) -> Point:
-    def mean(values: list[Number | None]) -> Number | None:
-        known = [v for v in values if v is not None]
-        return sum(known) / len(known) if len(known) == len(values) else None
-
-    x, y = sum(p[0] for p in group) / len(group), sum(p[1] for p in group) / len(group)
-    return x, y, mean([p[2] for p in group]), mean([p[3] for p in group])
+    x, y = (sum(p[i] for p in group) / len(group) for i in (0, 1))  # type: ignore[misc]
+    if any(p[2] is None or p[3] is None for p in group):
+        return x, y, None, None
+    low, high = (sum(p[i] for p in group) / len(group) for i in (2, 3))  # type: ignore[misc]
+    return x, y, low, high
 
 
 def draw_lines(lines: Sequence[Line], plane: Plane, width: int, kind: str, description: str) -> str:
@@ -118,12 +115,14 @@ def _height(lines: Sequence[Line], plane: Plane, frame: Frame) -> Scale:
 
 def _line(a: Line, x: Scale, y: Scale, plane: Plane) -> str:
     parts = []
-    band = [(x(p[0]), y(p[2]), y(p[3])) for p in a.points if p[2] is not None and p[3] is not None]
-    if len(band) > 1 and any(abs(lo - hi) > 0.05 for _, lo, hi in band):
-        ends = [f"{at:.1f},{hi:.1f}" for at, _, hi in band] + [f"{at:.1f},{lo:.1f}" for at, lo, _ in reversed(band)]
+    band = [(p[0], p[2], p[3]) for p in a.points if p[2] is not None and p[3] is not None]
+    if len(band) > 1 and any(lo != hi for _, lo, hi in band):
+        at, low, high = x.places([b[0] for b in band]), y.places([b[1] for b in band]), y.places([b[2] for b in band])
+        ends = [f"{i:.1f},{j:.1f}" for i, j in [*zip(at, high, strict=True), *reversed([*zip(at, low, strict=True)])]]
         parts.append(f'<polygon points="{" ".join(ends)}" class="band"/>')
     if len(a.points) > 1:
-        places = " ".join(f"{x(p[0]):.1f},{y(p[1]):.1f}" for p in a.points)
+        at, mean = x.places([p[0] for p in a.points]), y.places([p[1] for p in a.points])
+        places = " ".join(f"{i:.1f},{j:.1f}" for i, j in zip(at, mean, strict=True))
         values = " ".join(f"{p[0]:.5g},{p[1]:.5g}" for p in a.points)
         parts.append(
             f'<polyline points="{places}" class="line"{axes.dash(a.index)} data-values="{values}" '
