@@ -7,6 +7,7 @@ Everything is in CSS pixels, and is a string: a picture needs no script and no l
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -14,7 +15,7 @@ from html import escape
 Number = float | int
 COLOURS = 6
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
-CHARACTER, LINE = 6.9, 14.0  # the width of an average character and the height of a line, in pixels
+LINE = 14.0  # the height of a line, in pixels
 TICK_LENGTH, LABEL_SPACING = 4.0, 34.0
 
 
@@ -30,14 +31,22 @@ def dash(index: int | None) -> str:
 
 
 def width_of(text: str) -> float:
-    """About how wide a text is, in pixels."""
-    return CHARACTER * len(text)
+    """About how wide a text of 12 pixels is, in a broad typeface."""
+    return sum(_character(c) for c in text)
+
+
+def _character(c: str) -> float:
+    if unicodedata.east_asian_width(c) in "WF":
+        return 12.5
+    return 12.0 if c in "MWmw@%" else 8.6 if c.isupper() else 6.9
 
 
 def shorten(text: str, pixels: Number) -> str:
     """A text that fits, with an ellipsis where something is left out."""
-    room = max(3, int(pixels / CHARACTER))
-    return text if len(text) <= room else text[: room - 1].rstrip() + "…"
+    if width_of(text) <= pixels:
+        return text
+    ends = [n for n in range(len(text), 1, -1) if width_of(text[:n]) + 12 <= pixels]
+    return text[: ends[0] if ends else 1].rstrip() + "…"
 
 
 def decimals(value: Number, places: int) -> str:

@@ -1,0 +1,157 @@
+"""A report in a real browser, headless Chromium: it sorts, tells values, fits a phone, and nothing lies on anything."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt_jax.ablation.page import write_report
+from tests.ablation import made_up
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+
+SORT = """
+const head = (name) => [...document.querySelectorAll("#arms th")].find((th) => th.textContent === name);
+const order = () => [...document.querySelectorAll("#arms tbody tr")].map((tr) => tr.cells[0].dataset.value);
+const seen = { before: order() };
+for (const name of ["arm", "Δ", "verdict"]) {
+  head(name).querySelector("button").click();
+  seen[`${name} up`] = order();
+  head(name).querySelector("button").click();
+  seen[`${name} down`] = order();
+  seen[`${name} state`] = head(name).getAttribute("aria-sort");
+}
+"""
+HOVER = """
+const tip = document.getElementById("tip");
+const point = (element, x, y) => element.dispatchEvent(
+  new PointerEvent("pointermove", { bubbles: true, clientX: x, clientY: y }));
+const seen = { hidden: tip.hidden };
+const cell = document.querySelectorAll("#arms tbody tr")[1].cells[1];
+point(cell, 20, 20);
+seen.cell = tip.textContent;
+const figure = document.getElementById("validation-curves");
+figure.scrollIntoView();
+const line = figure.querySelector("svg.wide polyline.line");
+const place = line.points.getItem(line.points.numberOfItems - 1);
+const at = new DOMPoint(place.x, place.y).matrixTransform(line.getScreenCTM());
+point(figure.querySelector("svg.wide"), at.x + 1, at.y - 1);
+seen.curve = tip.textContent;
+seen.hot = figure.querySelectorAll("svg.wide .arm.hot").length;
+seen.named = line.dataset.name;
+point(document.querySelector("h1"), 5, 5);
+seen.after = tip.hidden;
+"""
+FITS = """
+const frame = document.querySelector("iframe").contentDocument;
+const seen = { viewport: frame.documentElement.clientWidth, page: frame.documentElement.scrollWidth,
+               drawn: 0, out: [], covered: [] };
+const shows = (svg) => frame.defaultView.getComputedStyle(svg).display !== "none";
+for (const svg of [...frame.querySelectorAll("figure > svg")].filter(shows)) {
+  seen.drawn += 1;
+  const name = svg.parentNode.id;
+  const texts = [...svg.querySelectorAll("text")].filter((text) => text.textContent);
+  const boxes = texts.map((text) => text.getBoundingClientRect());
+  boxes.forEach((a, i) => {
+    if (a.left < -0.5 || a.right > seen.viewport + 0.5) seen.out.push(`${name}: ${texts[i].textContent}`);
+    boxes.slice(i + 1).forEach((b, j) => {
+      const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+      const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+      if (wide > 1 && high > 4) seen.covered.push(`${name}: ${texts[i].textContent} / ${texts[i + 1 + j].textContent}`);
+    });
+  });
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    study = made_up.study()
+    study["arms"][3]["versus_baseline"] = None
+    (folder / "results.json").write_text(json.dumps(study))
+    return Path(write_report(str(folder)))
+
+
+def browse(path: Path, width: int = 1280) -> tuple[str, str]:
+    """The page's document after its scripts ran, and what the browser logged."""
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+    options += [
+        f"--user-data-dir={path.parent / 'profile'}",
+        f"--window-size={width},900",
+        "--virtual-time-budget=3000",
+    ]
+    line = [str(CHROMIUM), *options, "--enable-logging=stderr", "--dump-dom", path.as_uri()]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def probe(path: Path, script: str, width: int = 1280) -> dict[str, Any]:
+    """What `script` leaves in `seen`, run in the page once it is there."""
+    code = f"addEventListener('load', () => {{ {script}\ndocument.body.dataset.seen = JSON.stringify(seen); }});"
+    source = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", path.read_text("utf-8"))
+    copy = path.with_name("probed.html")
+    copy.write_text(source.replace("</body>", f"<script>{code}</script></body>"), "utf-8")
+    found = re.search(r'data-seen="([^"]*)"', browse(copy, width)[0])
+    assert found is not None, "the script in the page failed"
+    return json.loads(html.unescape(found.group(1)))
+
+
+def framed(report: Path, width: int) -> Path:
+    """A page that holds the report in a frame as narrow as a phone, which a window can't be, and so high that no
+    scroll bar takes from its width.
+    """
+    page = report.with_name("framed.html")
+    source = html.escape(report.read_text("utf-8"))
+    style = f"border: 0; width: {width}px; height: 20000px"
+    page.write_text(f'<!doctype html><body><iframe style="{style}" srcdoc="{source}"></iframe></body>', "utf-8")
+    return page
+
+
+def test_the_console_stays_empty(report: Path) -> None:
+    document, log = browse(report)
+    assert "How many key/value heads" in document
+    assert "<title>" not in document.split("</head>")[1].split("<script>")[0], "the page's script did not run"
+    assert "CONSOLE" not in log, log
+
+
+def test_a_click_on_a_head_sorts(report: Path) -> None:
+    seen = probe(report, SORT)
+    arms = ["mha", "gqa2", "mqa", "mqa, window 32", "gqa2, gated"]
+    assert seen["before"] == arms
+    assert seen["arm up"] == sorted(arms) and seen["arm down"] == sorted(arms)[::-1]
+    assert seen["arm state"] == "descending"
+    deltas = {a["name"]: a["versus_baseline"]["mean"] for a in made_up.study()["arms"] if a["versus_baseline"]}
+    del deltas["mqa, window 32"]
+    by_delta = sorted(deltas, key=lambda name: deltas[name])
+    assert seen["Δ up"][:3] == by_delta and seen["Δ down"][:3] == by_delta[::-1]
+    for direction in ("Δ up", "Δ down", "verdict up", "verdict down"):
+        assert set(seen[direction][3:]) == {"mha", "mqa, window 32"}, "what was not measured comes last"
+
+
+def test_hovering_shows_values(report: Path) -> None:
+    seen = probe(report, HOVER)
+    study = made_up.study()
+    assert seen["hidden"] and seen["after"]
+    assert f"seed 0: {study['arms'][1]['losses']['0']:.4f}" in seen["cell"]
+    arm = next(arm for arm in study["arms"] if arm["name"] == seen["named"])
+    step, value = arm["curves"]["validation"][-1][:2]
+    assert seen["curve"].startswith(f"{arm['name']}: {value:.5g}"[:12]) and f"updates: {step:,}" in seen["curve"]
+    assert seen["hot"] == 2  # the line and its name
+
+
+@pytest.mark.parametrize("width", [1280, 390, 320])
+def test_the_page_fits_and_no_words_lie_on_others(report: Path, width: int) -> None:
+    seen = probe(framed(report, width), FITS, max(width + 40, 600))
+    assert seen["viewport"] == width
+    assert seen["page"] <= width, "the page must not scroll sideways"
+    assert seen["drawn"] == 9
+    assert seen["out"] == [] and seen["covered"] == []
