@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -36,7 +37,7 @@ VERSUS_KEYS = ("mean", "t_interval", "bca_interval", "t_p", "t_p_holm", "sign_fl
 RUN_KEYS = ("seed", "learning_rate", "folder", "status", "config_hash", "wall_seconds")
 
 
-def write_report(folder: str) -> str:
+def write_report(folder: str | os.PathLike[str]) -> str:
     """Writes `report.html`, `report.md` and `results.csv` beside `results.json`, and returns the page's path.
 
     Raises:
