@@ -282,6 +282,15 @@ def test_outputs_are_the_papers_and_no_gradient_comes_from_later_or_another_docu
     # Sums of log f up to a query and up to a key differ by what lies between, and by a rounding of what lies before.
     noise = 1e-7 if any(getattr(block.attention, "forget_gate", False) for block in c.blocks) else 0.0
     np.testing.assert_array_equal(np.asarray(paths) > np.where(expected, 0.0, noise), expected)
+    # Two seeds at once, rows over two devices.
+    seeds = jax.tree.map(lambda *leaves: jnp.stack(leaves), random_params(model, seed=1), params)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    rows = jax.device_put(TOKENS, NamedSharding(mesh, PartitionSpec("data")))
+    together = jax.jit(jax.vmap(partial(model.apply, **given), (0, None)))(
+        jax.device_put(seeds, NamedSharding(mesh, PartitionSpec())), rows
+    )
+    assert len(together.sharding.device_set) == 2
+    np.testing.assert_allclose(together[1], logits, atol=1e-5)
     if half.dtype != "float32":
         rounded = jax.jit(partial(GPT(half).apply, **given))(params, TOKENS)
         assert rounded.dtype == jnp.float32 and np.isfinite(rounded).all()
@@ -345,12 +354,27 @@ FIXED = {
     "dtype": "float32",
 }
 VARIED = OrderedDict((name, choices) for name, choices in CHOICES.items() if name not in FIXED)
+VARIED["chunks"] = SCHEDULES
 CACHED_CASES = [FIXED | case for case in covering(VARIED)]
 
 
 @pytest.mark.parametrize("i", range(len(CACHED_CASES)))
 def test_cached_decoding_equals_the_full_forward_at_every_position(i: int) -> None:
-    check_cached(build(CACHED_CASES[i]), SCHEDULES[i % len(SCHEDULES)])
+    case = CACHED_CASES[i]
+    check_cached(build(case), case["chunks"])
+
+
+@pytest.mark.parametrize("i", range(0, len(CACHED_CASES), 4))
+def test_cached_decoding_in_bfloat16_is_the_full_forward_in_bfloat16(i: int) -> None:
+    c = dataclasses.replace(build(CACHED_CASES[i]), dtype="bfloat16", scan=False)
+    if any(getattr(block.attention, "mask", None) == Prefix() for block in c.blocks):
+        pytest.skip("the full forward pass declares another length than the cache's")
+    model = GPT(c)
+    params, chunks = random_params(model), CACHED_CASES[i]["chunks"]
+    tokens = jnp.asarray(np.random.default_rng(1).integers(0, VOCABULARY, (2, sum(chunks))))
+    cached, full = decode(model, params, tokens, chunks, [0, 0]), jax.jit(model.apply)(params, tokens)
+    # A ring adds up in another order, and a sum that rounds to the next number moves all that follows.
+    np.testing.assert_allclose(cached, full, atol=2e-2 * np.abs(full).max())
 
 
 @pytest.mark.parametrize("chunks", [(1,) * 8, (2, 1, 1, 1, 1, 1, 1), (3, 1, 1, 1, 1, 1), (4, 1, 1, 1, 1), (5, 3)])
@@ -370,6 +394,27 @@ FEATURES = {
         embedding=Embedding(Learned(), RmsNorm(), 0.1),
         head=Head(tied=False, bias=True),
         init=Init(output="same", kernel_std=None),
+    ),
+    "handed on": tiny(
+        blocks=pattern(
+            "ABAB",
+            A=BlockConfig(Attention(4, 2, 4, position=Rope(), dropout=0.2, value_residual=0.3), Mlp(8, "xielu")),
+            B=BlockConfig(
+                Attention(4, 2, 4, position=Rope(), score=Score(normalizer="sinks"), gate="headwise", shared_kv=True),
+                GatedMlp(12),
+                residual="output",
+            ),
+        ),
+    ),
+    "of many kinds": tiny(
+        blocks=pattern(
+            "DLMX",
+            D=BlockConfig(Delta(2, head_width=4), Mlp(8)),
+            L=BlockConfig(Linear(2, position=Rope()), None),
+            M=BlockConfig(Latent(2, 6, 4, 4, dropout=0.1), Mlp(8)),
+            X=BlockConfig(Differential(4, 2, 4, Window(W), T5Bias(4, 6), forget_gate=True), Mlp(8)),
+        )
+        * 2,
     ),
     "no repeat": tiny(
         blocks=pattern(
