@@ -17,7 +17,9 @@ from gpt_jax.config import (
     Checkpoint,
     Config,
     Evaluation,
+    Head,
     Induction,
+    Init,
     ModelConfig,
     Rope,
     Train,
@@ -32,7 +34,14 @@ def get_config(arg: str = "") -> ConfigDict:
     block = BlockConfig(Attention(heads=4, position=Rope()), mlp=None)
     return to_config_dict(
         Config(
-            model=ModelConfig(vocab_size=None, context_length=48, width=64, blocks=(block,) * 2),
+            model=ModelConfig(
+                vocab_size=None,
+                context_length=48,
+                width=64,
+                blocks=(block,) * 2,
+                head=Head(tied=False),
+                init=Init(embedding_std=1.0, kernel_std=None, output="same"),
+            ),
             data=Induction(symbols=32, length=48),
             optimizer=Adamw(learning_rate=1e-2),
             schedule=WarmupCosine(warmup=20),

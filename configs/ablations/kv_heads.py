@@ -38,10 +38,10 @@ def get_config(arg: str = "") -> ConfigDict:
             model=ModelConfig(vocab_size=None, context_length=64, width=96, blocks=(block,) * 3),
             data=Text(tokenizer=Characters(), validation_tokens=65_536),
             optimizer=Adamw(learning_rate=3e-3),
-            schedule=WarmupCosine(warmup=100),
-            train=Train(steps=2000, batch_size=16),
-            evaluation=Evaluation(every=500, batch_size=64),
-            checkpoint=Checkpoint(every=1000),
+            schedule=WarmupCosine(warmup=50),
+            train=Train(steps=1000, batch_size=16),
+            evaluation=Evaluation(every=250, batch_size=64),
+            checkpoint=Checkpoint(every=500),
         )
     )
 
