@@ -227,7 +227,7 @@ def _front(results: Mapping[str, Any]) -> Picture | str | None:
     for i, (arm, index) in enumerate(zip(results["arms"], indices(results["arms"], results["baseline"]), strict=True)):
         size, mean = arm["kv_bytes_per_token"], arm["mean"]
         if size is not None and mean is not None:
-            tip = f"{arm['name']}: {plus_minus(mean, arm['interval'])} at {size:,} bytes per token"
+            tip = f"{arm['name']}: {plus_minus(mean, arm['interval'])} at {size:,.6g} bytes per token"
             interval = tuple(arm["interval"]) if arm["interval"] is not None else None
             spots.append(Spot(arm["name"], index, i, float(size), float(mean), interval, tip))
     sizes = {spot.x for spot in spots}

@@ -113,8 +113,13 @@ def seeds_needed(arm: Arm) -> int | None:
 
 
 def changes_text(arm: Arm) -> str:
-    """`kv_heads = 1, heads = 8`: what makes the arm, by the last part of each name."""
-    return ", ".join(f"{key.split('.')[-1]} = {plain(value)}" for key, value in (arm["changes"] or {}).items())
+    """`kv_heads = 1, mlp.width = 80`: what makes the arm, by as much of each name as tells what it is."""
+    return ", ".join(f"{_last(key)} = {plain(value)}" for key, value in (arm["changes"] or {}).items())
+
+
+def _last(key: str) -> str:
+    *parents, name = key.split(".")
+    return ".".join([*parents[-1:], name]) if name in ("type", "width", "path") else name
 
 
 def plain(value: Any) -> str:
@@ -153,7 +158,7 @@ def columns(results: Mapping[str, Any]) -> tuple[list[Column], list[str]]:
     costs = [
         ("parameters", "parameters", "trainable, all", count),
         ("FLOPs/token", "flops_per_token", "of training, forward and backward, counted analytically", count),
-        ("KV bytes/token", "kv_bytes_per_token", "of the cache, all layers", lambda v: "–" if v is None else f"{v:,}"),
+        ("KV bytes/token", "kv_bytes_per_token", "of the cache, all layers", _bytes),
         ("decode tokens/s", "measured_decode_tokens_per_second", "measured on this machine", count),
         ("training tokens/s", "measured_training_tokens_per_second", "measured on this machine", count),
         ("peak memory", "measured_peak_bytes", "measured", lambda v: "–" if v is None else compact(v, 2) + "B"),
@@ -194,6 +199,10 @@ def _rate(arm: Arm) -> str:
 
 def _rate_tip(arm: Arm) -> str:
     return "the best lies on the edge of the grid: a better one may lie beyond" if arm["learning_rate_at_edge"] else ""
+
+
+def _bytes(value: Number | None) -> str:
+    return "–" if value is None else decimals(value, 0 if value == int(value) else 1)
 
 
 def _exact(value: Number | None) -> str:

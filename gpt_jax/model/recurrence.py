@@ -158,9 +158,9 @@ class Recurrent(Mixer):
             out *= GATES[c.gate](self._linear("gate", out.shape[-1])(x))
         return self._linear("output", C, self.output_scale)(out)
 
-    def _linear(self, name: str, features: int, scale: float = 1.0) -> Linear:
+    def _linear(self, name: str, features: int, size: float = 1.0) -> Linear:
         model, bias = self.model, name in self.config.bias
-        return Linear(features, bias, model.init.kernel_std, model.param_dtype, scale, name=name)
+        return Linear(features, bias, model.init.kernel_std, model.param_dtype, size, name=name)
 
 
 def real(row: Row) -> Bool[Array, "B T"] | None:

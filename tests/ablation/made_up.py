@@ -41,8 +41,8 @@ def study(
         "repeat": {
             "command": "python -m experiments.ablate --config=configs/ablations/kv_heads.py --workdir=runs/kv",
             "versions": {"gpt_jax": "0.1.0", "jax": "0.10.2", "flax": "0.12.8"},
-            "git": "0f31c2a9",
-            "data_hash": "9a1bd3",
+            "git": "65bf656697de730a70768418d4eb750b801160d1",
+            "data_hash": "5d03befadb3e47de45e20256c52368126b2eea" + 26 * "0",
             "configs": {n: {"model": {"attention": {"kv_heads": 4 >> i}, "width": 128}} for i, n in enumerate(names)},
             "failures": [],
             "wall_seconds": 1711.3,
