@@ -145,12 +145,12 @@ def _measured(runs: Sequence[_Run], key: str) -> list[Any]:
     return [r.measured[key] for r in runs if r.measured is not None and r.measured[key] is not None]
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _mean(values: Sequence[float | int | None]) -> float | None:
     known = [v for v in values if v is not None]
     return float(np.mean(known)) if known else None
 
 
-def _median(values: Sequence[float | None]) -> float | None:
+def _median(values: Sequence[float | int | None]) -> float | None:
     known = [v for v in values if v is not None]
     return float(np.median(known)) if known else None
 

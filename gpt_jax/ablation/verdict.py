@@ -39,7 +39,8 @@ def _why_not_ranked(arm: Mapping[str, Any], study: Mapping[str, Any]) -> str | N
 
 def _versus(c: st.Comparison, p_holm: float | None, smallest: float, why_not: str | None) -> dict[str, Any]:
     verdict = st.verdict(c, p_holm, smallest) if why_not is None else why_not
-    needed = None if verdict != "undecided" or c.std is None else st.seeds_to_decide(c.std, smallest)
+    is_open = verdict == "undecided" and c.std is not None
+    needed = max(c.n + 1, st.seeds_to_decide(c.std, smallest)) if is_open and c.std is not None else None
     return {
         "mean": c.mean,
         "t_interval": c.t_interval,
