@@ -155,7 +155,7 @@ def _median(values: Sequence[float | int | None]) -> float | None:
     return float(np.median(known)) if known else None
 
 
-def _curve(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[float]]:
+def _curve(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[float | int]]:
     """[[step, mean, least, most], …] over the runs, neighbouring steps averaged where they are many."""
     by_run = [{r["step"]: r["loss"] for r in records if r["loss"] is not None} for records in runs]
     steps = sorted(set.intersection(*map(set, by_run))) if by_run else []
@@ -170,7 +170,7 @@ def _curve(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[float]]:
     return result
 
 
-def _points(runs: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
+def _points(runs: Sequence[Sequence[Sequence[float | int]]]) -> list[list[float | int]]:
     """[[x, mean, least, most], …] over the runs, of the x that all have."""
     tables = [{x: value for x, value in run} for run in runs]
     shared = [x for x in tables[0] if all(x in t for t in tables)] if tables else []

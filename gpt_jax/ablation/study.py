@@ -67,9 +67,9 @@ class Study:
     arms: Arms
     baseline: str
     knobs: tuple[str, ...]
-    smallest_difference: float
+    smallest_difference: float | int
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    learning_rates: tuple[float, ...] = ()
+    learning_rates: tuple[float | int, ...] = ()
     match: Match | None = None
     free: str | Mapping[str, str] | None = None
     extrapolation: tuple[int, ...] = ()
