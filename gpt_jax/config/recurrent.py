@@ -132,3 +132,15 @@ class Delta(_State, AttentionConfig):
     def check(self, width: int) -> None:
         """Refuses what can't be in a model of width C."""
         self.resolved_head_width(width)
+
+
+@dataclass(frozen=True)
+class Average(AttentionConfig):
+    """The mean of all values so far, of E = `value_width` elements: what is left of attention without queries and keys
+    (Zhang et al. 2018, arXiv:1805.00631).
+    """
+
+    value_width: int
+
+    def __post_init__(self) -> None:
+        require_positive(self.value_width, "attention.value_width")

@@ -8,6 +8,7 @@ from typing import TypeVar
 from gpt_jax import config as cfg
 from gpt_jax.conversion import implementation
 from gpt_jax.model.attention import MultiHeadAttention
+from gpt_jax.model.average import AverageAttention
 from gpt_jax.model.delta import GatedDeltaNet
 from gpt_jax.model.differential import DifferentialAttention
 from gpt_jax.model.latent import LatentAttention
@@ -20,6 +21,7 @@ ATTENTIONS: dict[type[cfg.AttentionConfig], type[Mixer]] = {
     cfg.Latent: LatentAttention,
     cfg.Linear: LinearAttention,
     cfg.Delta: GatedDeltaNet,
+    cfg.Average: AverageAttention,
 }
 M = TypeVar("M", bound=type[Mixer])
 

@@ -1,0 +1,45 @@
+"""The mean of all values so far: mixing of positions without attention (Zhang et al. 2018, arXiv:1805.00631)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from gpt_jax import config as cfg
+from gpt_jax.model.linear import Linear
+from gpt_jax.model.linear_attention import linear_attention
+from gpt_jax.model.mixer import CacheShapes, LayerCache, Mixer, Shared
+from gpt_jax.model.recurrence import real
+from gpt_jax.model.row import Row
+
+
+class AverageAttention(Mixer):
+    """x (B, T, C) → values (B, T, E) → their mean from the document's beginning to each token → (B, T, C)."""
+
+    config: cfg.Average
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Shared, train: bool
+    ) -> tuple[Float[Array, "B T C"], LayerCache | None, Shared]:
+        (B, T, C), std, dtype = x.shape, self.model.init.kernel_std, self.model.param_dtype
+        value = Linear(self.config.value_width, False, std, dtype, name="value")(x)
+        if (kept := real(row)) is not None:
+            value = jnp.where(kept[..., None], value, 0)
+        one = jnp.ones((B, 1, T, 1))  # a sum is linear attention whose queries and keys are 1
+        past = None if cache is None else {"state": cache["state"]}
+        total, state = linear_attention(one, one, value[:, None], segments=row.segments, state=past)
+        mean = (total[:, 0] / (row.positions + 1)[..., None]).astype(x.dtype)
+        y = Linear(C, False, std, dtype, self.output_scale, name="output")(mean)
+        return y, None if cache is None else {**cache, **state}, shared
+
+    @staticmethod
+    def cache_shapes(config: cfg.Average, model: cfg.ModelConfig, length: int) -> CacheShapes:
+        return {"state": jax.ShapeDtypeStruct((1, 1, config.value_width), jnp.float32)}
+
+    @staticmethod
+    def mixing_flops(config: cfg.Average, model: cfg.ModelConfig, context: int) -> int:
+        """One addition for each element."""
+        return config.value_width
