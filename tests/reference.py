@@ -10,7 +10,7 @@ import numpy as np
 
 from gpt_jax import config
 from tests.reference_attention import Row, attention, convolve, latent, linear, may_see, norm
-from tests.reference_recurrent import gated_delta, linear_attention
+from tests.reference_recurrent import average, gated_delta, linear_attention
 
 Params = dict[str, Any]
 SUBLAYERS = {
@@ -19,6 +19,7 @@ SUBLAYERS = {
     config.Latent: latent,
     config.Linear: linear_attention,
     config.Delta: gated_delta,
+    config.Average: average,
 }
 
 

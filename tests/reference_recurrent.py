@@ -105,3 +105,10 @@ def feature_map(name: str | None, x: np.ndarray) -> np.ndarray:
 
 def silu(x: np.ndarray) -> np.ndarray:
     return x * sigmoid(x)
+
+
+def average(c: config.Average, params: Params, xs: list, row: Row) -> list:
+    """Zhang et al. 2018, eq. 1: the mean of the document's values up to each."""
+    values = [linear(params["value"], x) for x in xs]
+    means = [np.mean([values[s] for s in _document(row.segments, t)], axis=0) for t in range(len(xs))]
+    return [linear(params["output"], mean) for mean in means]

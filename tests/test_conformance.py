@@ -18,6 +18,7 @@ from gpt_jax.config import (
     PROJECTIONS,
     Alibi,
     Attention,
+    Average,
     BlockConfig,
     Causal,
     Chunk,
@@ -65,7 +66,7 @@ CHOICES: OrderedDict[str, list[Any]] = OrderedDict(
     ],
     residual=["pre", "post", "sandwich", "output", "parallel", "parallel_norms"],
     residual_scale=[None, 0.5],
-    kind=["Attention", "Differential", "Latent", "Linear", "Delta"],
+    kind=["Attention", "Differential", "Latent", "Linear", "Delta", "Average"],
     position=[
         Rope(),
         None,
@@ -135,8 +136,9 @@ def is_legal(c: dict[str, Any]) -> bool:
         or has("position", *BIASES)
     )
     return not (
-        (has("kind", "Linear", "Delta") and beyond_state)
-        or (has("kind", "Delta") and "position" in c and c["position"] is not None)
+        (has("kind", "Linear", "Delta", "Average") and beyond_state)
+        or (has("kind", "Delta", "Average") and "position" in c and c["position"] is not None)
+        or (has("kind", "Average") and (bias or projected or has("value_width", 6)))
         or (has("mlp", None) and has("residual", "parallel", "parallel_norms"))
         or (has("kind", "Differential") and has("kv_heads", 1))
         or (has("kind", "Latent") and beyond_latent)
@@ -149,6 +151,8 @@ def is_legal(c: dict[str, Any]) -> bool:
 def with_state(case: dict[str, Any], is_second: bool) -> Any:
     given = {"value_width": case["value_width"], "bias": case["bias"], "convolution": case["convolution"][1]}
     norm = RmsNorm(eps=0.1)
+    if case["kind"] == "Average":
+        return Average(6 + is_second)
     if case["kind"] == "Delta":
         rest = {"key_heads": 2, "decay": "fixed", "negative": True, "gate": None} if is_second else {}
         return Delta(4, head_width=4, output_norm=norm, **given, **rest)
@@ -166,7 +170,7 @@ def build(case: dict[str, Any]) -> ModelConfig:
         if case["kind"] == "Latent":
             rank, bias = 5 if is_second else None, bool(case["bias"])
             return Latent(4, 6, 4, 4, rank, case["value_width"], mask, case["position"], score, bias=bias)
-        if case["kind"] in ("Linear", "Delta"):
+        if case["kind"] in ("Linear", "Delta", "Average"):
             return with_state(case, is_second)
         # Of two maps that agree the difference is little but rounding, as for a row's first token: hence the large eps.
         make = {"Attention": Attention, "Differential": partial(Differential, norm=RmsNorm(1e-2, scale=False))}

@@ -99,6 +99,7 @@ STARTS: dict[str, Callable[[], Any]] = {
     "Differential": lambda: knobs.Differential(heads=4, kv_heads=4),
     "Latent": lambda: knobs.Latent(heads=2, rank=6, head_width=4, rotary_width=4),
     "Chunk": lambda: knobs.Chunk(4),
+    "Average": lambda: knobs.Average(8),
     "Linear": lambda: knobs.Linear(heads=2),
     "Delta": lambda: knobs.Delta(heads=2),
     "Mlp": lambda: Mlp(32),
