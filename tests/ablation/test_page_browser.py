@@ -148,6 +148,18 @@ def test_hovering_shows_values(report: Path) -> None:
     assert seen["hot"] == 2  # the line and its name
 
 
+CROWD = ("baseline", *(f"variant {i} of nineteen" if i % 4 == 0 else f"arm-{i}" for i in range(1, 20)))
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("names", [CROWD, ("M" * 60, "W" * 60, "注意機構" * 9)], ids=["twenty arms", "broad names"])
+def test_crowded_pictures_are_legible(tmp_path: Path, names: tuple[str, ...], width: int) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(made_up.study(names=names, seeds=3)))
+    seen = probe(framed(Path(write_report(str(tmp_path))), width), FITS, max(width + 40, 600))
+    assert seen["page"] <= width
+    assert seen["out"] == [] and seen["covered"] == []
+
+
 @pytest.mark.parametrize("width", [1280, 390, 320])
 def test_the_page_fits_and_no_words_lie_on_others(report: Path, width: int) -> None:
     seen = probe(framed(report, width), FITS, max(width + 40, 600))
