@@ -110,8 +110,7 @@ def _arm(arm: Mapping[str, Any], runs: Sequence[_Run], study: Mapping[str, Any])
         if run.is_done:
             by_rate.setdefault(run.entry["learning_rate"], []).append(run)
     losses = {rate: [r.loss for r in group] for rate, group in sorted(by_rate.items())}
-    at = {rate: st.at_rate(values, math.inf if initial is None else initial) for rate, values in losses.items()}
-    best = min(at, key=lambda rate: at[rate]) if at else None
+    best = min(losses, key=lambda rate: _badness(losses[rate])) if losses else None
     chosen = [] if best is None else by_rate[best]
     summary = st.summarize([r.loss for r in chosen if r.loss is not None])
     grid = study["learning_rates"]
@@ -139,6 +138,12 @@ def _arm(arm: Mapping[str, Any], runs: Sequence[_Run], study: Mapping[str, Any])
         "diagnostics": _diagnostics(chosen),
         "runs": [r.described() for r in runs],
     }
+
+
+def _badness(losses: Sequence[float | None]) -> tuple[int, float]:
+    """What the best learning rate has least of: runs that diverged, then mean loss."""
+    mean = _mean(losses)
+    return sum(loss is None for loss in losses), math.inf if mean is None else mean
 
 
 def _measured(runs: Sequence[_Run], key: str) -> list[Any]:

@@ -1,0 +1,251 @@
+"""A small study from its first run to its results: paired, resumable, honest about what went wrong."""
+
+import copy
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from gpt_jax.ablation import plan as plans
+from gpt_jax.ablation import runner as runners
+from gpt_jax.ablation.plan import make_plan
+from gpt_jax.ablation.results import collect, write_results
+from gpt_jax.ablation.runner import Runner, show_plan, write_plan
+from gpt_jax.ablation.study import Arm, Probe, Study, vary
+from gpt_jax.config import Checkpoint, Copy, Evaluation
+from gpt_jax.conversion import ConfigError
+from gpt_jax.data import open_data
+from gpt_jax.run import load_run, train
+from gpt_jax.training import metrics
+from gpt_jax.training.interrupt import Interrupts
+from gpt_jax.training.storage import RunFolder
+from tests.ablation.made_up import study as made_up_study
+from tests.tiny import tiny_config
+
+KV = "model.attention.kv_heads"
+
+
+def small_study(**changes: Any) -> Study:
+    base = tiny_config(evaluation=Evaluation(every=3, batch_size=8), checkpoint=Checkpoint(every=3))
+    block = dataclasses.replace(
+        base.model.blocks[0], attention=dataclasses.replace(base.model.blocks[0].attention, kv_heads=2), dropout=0.1
+    )
+    base = dataclasses.replace(base, model=dataclasses.replace(base.model, blocks=(block,) * 2))
+    probe = Probe("length", {3: Copy(symbols=8, length=3), 4: Copy(symbols=8, length=4)})
+    options = {"seeds": (0, 1), "fresh_seeds": 2, "probe": probe} | changes
+    return Study("Fewer heads?", base, vary(KV, mha=2, mqa=1), "mha", (KV,), 0.01, **options)
+
+
+def run(study: Study, folder: Path, shard: tuple[int, int] = (0, 1)) -> tuple[str, dict[str, Any]]:
+    plan = make_plan(study)
+    write_plan(plan, folder, "python -m experiments.ablate", forced=False)
+    status = Runner(plan, folder, Console(quiet=True)).run(shard)
+    return status, write_results(folder)
+
+
+def without_clock(value: Any) -> Any:
+    """Results without what depends on the clock or the machine."""
+    if isinstance(value, dict):
+        return {k: without_clock(v) for k, v in value.items() if not (k.endswith("_seconds") or "measured_" in k)}
+    return [without_clock(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("study")
+    status, results = run(small_study(), folder)
+    assert status == "finished"
+    return folder, results
+
+
+def test_results_keep_the_contract(done: tuple[Path, dict[str, Any]]) -> None:
+    """The report's own made-up results have the same keys, all the way down to an arm's."""
+    _, results = done
+    expected = made_up_study()
+    assert set(expected) <= set(results)
+    for arm in results["arms"]:
+        assert set(expected["arms"][0]) <= set(arm)
+        assert set(expected["arms"][0]["runs"][0]) <= set(arm["runs"][0])
+        assert set(expected["arms"][0]["diagnostics"]) <= set(arm["diagnostics"])
+        assert arm["n"] == 2 and [r["status"] for r in arm["runs"]] == ["finished"] * 2
+        assert arm["mean"] == pytest.approx(np.mean(list(arm["losses"].values())))
+        assert [x for x, _ in arm["accuracy_by"]["points"]] == [3, 4]
+        assert arm["curves"]["train"][0][0] == 1 and [p[0] for p in arm["curves"]["validation"]] == [3, 6]
+        assert 0 < arm["diagnostics"]["attention_entropy"] < np.log(8)
+    mha, mqa = results["arms"]
+    assert mha["versus_baseline"] is None and mqa["changes"] == {KV: 1}
+    assert mqa["versus_baseline"]["mean"] == pytest.approx(mqa["mean"] - mha["mean"])
+    assert mha["kv_bytes_per_token"] == 2 * mqa["kv_bytes_per_token"]
+    assert results["aa"] == {"equal": True} and results["noise"]["n"] == 2
+    assert "mqa is undecided" in results["verdict"]
+    json.dumps(results, allow_nan=False)
+
+
+def test_runs_are_those_that_train_makes(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Sharing programs, arms in turn and measuring in between change no bit of a run, and its folder is ordinary."""
+    folder, results = done
+    arm = next(a for a in results["arms"] if a["name"] == "mqa")
+    config = dataclasses.replace(small_study().configs()["mqa"], seed=1)
+    train(config, tmp_path, console=Console(quiet=True))
+
+    def recorded(place: Path) -> list[dict[str, Any]]:
+        return [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in metrics.read(RunFolder(place))]
+
+    place = folder / arm["runs"][1]["folder"]
+    assert recorded(place) == recorded(tmp_path)
+    model, params, tokenizer = load_run(place)
+    assert model.config.blocks[0].attention.kv_heads == 1 and tokenizer.vocab_size == 9
+
+
+def test_what_is_measured_is_what_was_evaluated(done: tuple[Path, dict[str, Any]]) -> None:
+    """The mean of the loss by position, weighted by targets, is the validation loss; so is the probe at training's."""
+    folder, results = done
+    for arm in results["arms"]:
+        by_position = [loss for _, loss in arm["loss_by_position"]]
+        assert len(by_position) == 4 and np.mean(by_position) == pytest.approx(arm["mean"], rel=1e-5)
+
+
+def test_arms_of_a_seed_see_the_same_data() -> None:
+    plan = make_plan(small_study())
+    for seed in (0, 1):
+        of_seed = [r.resolved for r in plan.runs if r.seed == seed]
+        batches = [open_data(c.data, c.model.context_length, c.data_seed).batch(3, 8).tokens for c in of_seed]
+        assert len(batches) >= 2 and all((batch == batches[0]).all() for batch in batches)
+
+
+def test_what_is_done_is_skipped(done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, results = done
+    monkeypatch.setattr(runners, "train", None)
+    status, again = run(small_study(), folder)
+    assert status == "finished" and without_clock(again) == without_clock(results)
+
+
+def test_more_seeds_reuse_those_that_ran(done: tuple[Path, dict[str, Any]]) -> None:
+    names = {r.folder for r in make_plan(small_study()).runs}
+    more = [r.folder for r in make_plan(small_study(seeds=(0, 1, 2))).runs]
+    assert names <= set(more) | {r.folder for r in make_plan(small_study()).runs if r.purpose == "noise"}
+    assert sum(name in names for name in more) >= 5
+
+
+def test_a_run_is_named_by_what_decides_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def folders(study: Study) -> set[str]:
+        return {r.folder for r in make_plan(study).runs}
+
+    def with_base(**changes: Any) -> Study:
+        return dataclasses.replace(study, base=dataclasses.replace(study.base, **changes))
+
+    study = small_study()
+    names = folders(study)
+    assert len(names) == 7
+    assert not names & folders(with_base(train=dataclasses.replace(study.base.train, steps=7)))
+    assert not names & folders(with_base(data=dataclasses.replace(study.base.data, validation_rows=11)))
+    assert names == folders(dataclasses.replace(study, question="Another?", smallest_difference=0.5))
+    monkeypatch.setattr(plans, "code_version", lambda: "other code")
+    assert not names & folders(study)
+
+
+def test_shards_merge(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    _, whole = done
+    first = run(small_study(), tmp_path, (0, 2))[1]
+    assert first["verdict"].startswith("So far (4 of 7 runs are done)")
+    assert {r["status"] for arm in first["arms"] for r in arm["runs"]} == {"finished", "missing"}
+    assert without_clock(run(small_study(), tmp_path, (1, 2))[1]) == without_clock(whole)
+
+
+def test_an_interrupted_study_goes_on(
+    done: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole = done
+    for stop in (2, 5):
+        calls = iter(range(10**6))
+        with monkeypatch.context() as patch:
+            patch.setattr(Interrupts, "requested", lambda self, step, c=calls, n=stop: next(c) == n)
+            status, partly = run(small_study(), tmp_path)
+            assert status == "interrupted"
+    assert any(r["status"] == "interrupted" for arm in partly["arms"] for r in arm["runs"])
+    status, results = run(small_study(), tmp_path)
+    assert status == "finished" and without_clock(results) == without_clock(whole)
+
+
+def test_divergence_stays_in_the_table(tmp_path: Path) -> None:
+    """At 1e30 the parameters overflow: the run is recorded, not repeated, and the rate is not the best one."""
+    study = small_study(learning_rates=(1e-2, 1e30), fresh_seeds=0, seeds=(0,), aa=False, probe=None)
+    base = dataclasses.replace(study.base, train=dataclasses.replace(study.base.train, steps=40, max_skipped=2))
+    status, results = run(dataclasses.replace(study, base=base), tmp_path)
+    assert status == "finished"
+    for arm in results["arms"]:
+        assert [r["status"] for r in arm["runs"]] == ["finished", "diverged"]
+        assert arm["best_learning_rate"] == 1e-2 and arm["learning_rate_at_edge"]
+        assert arm["by_learning_rate"]["1e+30"] == [None]
+        first = arm["curves"]["train"][0][1]
+        assert arm["learning_rate_sensitivity"] == pytest.approx((first - arm["mean"]) / 2)
+    assert len(results["repeat"]["failures"]) == 2 and "diverged" in results["repeat"]["failures"][0]
+
+
+def test_a_failure_costs_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = small_study(fresh_seeds=0, seeds=(0,), aa=False, probe=None)
+
+    def fail(config: Any, *args: Any, **options: Any) -> Any:
+        if config.model.blocks[0].attention.kv_heads == 1:
+            raise RuntimeError("out of memory")
+        return train(config, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runners, "train", fail)
+        status, results = run(study, tmp_path)
+    assert status == "failed" and results["repeat"]["failures"] == [
+        "mqa, seed 0, learning rate 0.01: RuntimeError: out of memory"
+    ]
+    assert [r["status"] for arm in results["arms"] for r in arm["runs"]] == ["finished", "missing"]
+    status, results = run(study, tmp_path)
+    assert status == "finished" and results["repeat"]["failures"] == []
+
+
+def test_a_changed_bit_fails_the_copy(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """The A/A comparison sees one last digit of one loss."""
+    import shutil
+
+    folder, _ = done
+    shutil.copytree(folder, tmp_path / "copy")
+    aa = next((tmp_path / "copy" / "runs").glob("A-A-*")) / "metrics.jsonl"
+    lines = aa.read_text().splitlines()
+    record = json.loads(lines[2])
+    aa.write_text("\n".join([*lines[:2], json.dumps(record | {"loss": np.nextafter(record["loss"], 9)}), *lines[3:]]))
+    assert collect(tmp_path / "copy")["aa"] == {"equal": False}
+
+
+def test_an_unmatched_arm_is_not_ranked(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    plan = make_plan(small_study(match="kv_bytes"))
+    text = io.StringIO()
+    show_plan(plan, Console(file=text, width=200))
+    assert "mqa" in text.getvalue() and "not ranked: its kv_bytes are 0.500 × the baseline's" in text.getvalue()
+    for forced, verdict in ((False, "not ranked: its kv_bytes are 0.500 × the baseline's"), (True, "undecided")):
+        write_plan(plan, done[0], "command", forced)
+        mqa = next(a for a in collect(done[0])["arms"] if a["name"] == "mqa")
+        assert mqa["versus_baseline"]["verdict"] == verdict
+    write_plan(make_plan(small_study()), done[0], "python -m experiments.ablate", False)
+
+
+def test_what_can_not_be_answered_is_refused() -> None:
+    wide = Probe("symbols", {40: Copy(symbols=40, length=4)})
+    with pytest.raises(ConfigError, match="41 symbols"):
+        make_plan(small_study(probe=wide))
+    twice = (Arm("mha"), Arm("same"))
+    with pytest.raises(ConfigError, match="are the same"):
+        make_plan(dataclasses.replace(small_study(), arms=twice, baseline="mha"))
+
+
+def test_a_folder_without_a_study_is_no_study(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no study"):
+        collect(tmp_path)
+
+
+def test_clocks_are_left_out_by_name() -> None:
+    """What the comparisons above leave out, and nothing else."""
+    value = {"wall_seconds": 1, "measured_x": 2, "mean": 3, "arms": [{"measured_y": 1, "n": 2}]}
+    assert without_clock(copy.deepcopy(value)) == {"mean": 3, "arms": [{"n": 2}]}
