@@ -46,7 +46,8 @@ class Chunk(MaskConfig):
 @dataclass(frozen=True)
 class Prefix(MaskConfig):
     """Causal, but the first tokens of a row, as many as the model's argument `prefix` says, see one another whole
-    (prefix-LM: Raffel et al. 2020, arXiv:1910.10683).
+    (prefix-LM: Raffel et al. 2020, arXiv:1910.10683). In training they are what stands before the first target that
+    counts, in decoding the prompt.
     """
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gpt_jax.config.attention import Attention, AttentionConfig
+from gpt_jax.config.attention import Attention, AttentionConfig, Prefix
 from gpt_jax.config.checks import require, require_positive, require_probability, require_taps
 from gpt_jax.config.norm import NormConfig, RmsNorm
 from gpt_jax.config.position import AbsolutePositionConfig, Learned, Sinusoidal
@@ -229,6 +229,11 @@ class ModelConfig:
         """Types of the compact form's settings."""
         own = {key: hint for key, hint in typing.get_type_hints(cls).items() if key != "blocks"}
         return {"layers": int, "pattern": str, "letters": dict} | typing.get_type_hints(BlockConfig) | own
+
+
+def has_prefix(model: ModelConfig) -> bool:
+    """Whether some layer lets the tokens of a prefix see one another."""
+    return any(getattr(block.attention, "mask", None) == Prefix() for block in model.blocks)
 
 
 def kv_source(model: ModelConfig, layer: int) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt_jax.config.data import DataConfig
-from gpt_jax.config.model import ModelConfig
+from gpt_jax.config.checks import require
+from gpt_jax.config.data import DataConfig, Text
+from gpt_jax.config.model import ModelConfig, has_prefix
 from gpt_jax.config.training import Checkpoint, Constant, Evaluation, OptimizerConfig, ScheduleConfig, Train
 
 
@@ -25,6 +26,13 @@ class Config:
     seed: int = 0
     prompt: str = "\n"
     wandb: str | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            not (has_prefix(self.model) and isinstance(self.data, Text)),
+            "a mask of type Prefix needs rows that begin with a prompt, and those of Text have none: use a task such as"
+            " Copy or Sort, or the mask Causal",
+        )
 
     @property
     def data_seed(self) -> int:

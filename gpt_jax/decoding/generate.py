@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from gpt_jax.config import has_prefix
 from gpt_jax.decoding.sampling import Greedy, Sampler
 from gpt_jax.decoding.stages import Choice, State, again, append, choose, forward, prefill, start, step_keys
 from gpt_jax.model.cache import Cache, init_cache
@@ -198,6 +199,8 @@ class _Run:
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk must be at least 1 token, not {chunk}")
         config, context = model.config, model.config.context_length
+        if has_prefix(config) and (slide or chunk is not None):
+            raise ValueError("a model with masks of type Prefix sees its prompt whole: leave out slide and chunk")
         rows = _check_prompts(prompts, config.vocab_size)
         stops = np.asarray(list(stop), np.int32)
         check_range("stop id", stops, config.vocab_size)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from gpt_jax.config import has_prefix
 from gpt_jax.model.cache import Cache
 from gpt_jax.model.gpt import GPT
 
@@ -49,15 +50,17 @@ def start(prompts: Int[Array, "B T"], max_new_tokens: int) -> State:
     )
 
 
-def forward(model: GPT, params: Any, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-    """Logits of what follows the last of `tokens`, and the cache with all of them in it.
+def forward(
+    model: GPT, params: Any, tokens: Int[Array, "B T"], cache: Cache, prefix: Int[Array, " B"] | None = None
+) -> tuple[Float[Array, "B V"], Cache]:
+    """Logits of what follows the last of `tokens`, and the cache with all of them in it; `prefix` as in `GPT`.
 
     Raises:
       ValueError: in eager calls, see `GPT`.
     """
 
     def last(model: GPT) -> tuple[Float[Array, "B 1 V"], Cache]:
-        hidden, extended = model.backbone(tokens, cache=cache)
+        hidden, extended = model.backbone(tokens, cache=cache, prefix=prefix)
         return model.head(hidden[:, -1:], model.embedding.table), extended
 
     logits, extended = cast(Any, model.apply(params, method=last))
@@ -68,14 +71,18 @@ def prefill(
     model: GPT, params: Any, tokens: Int[Array, "B T"], cache: Cache, chunk: int | None = None
 ) -> tuple[Float[Array, "B V"], Cache]:
     """`forward` of a whole prompt; with `chunk`, that many tokens at a time, which needs less memory and gives the
-    same numbers.
+    same numbers. Where the model has masks of type Prefix, the prompt is the prefix, and read at once.
 
     Raises:
-      ValueError: `chunk` is no positive number, or as `forward`.
+      ValueError: `chunk` is no positive number or not for this model, or as `forward`.
     """
     if chunk is not None and chunk < 1:
         raise ValueError(f"a prompt is read in chunks of at least 1 token, not {chunk}")
     (B, T) = tokens.shape
+    if has_prefix(model.config):
+        if chunk is not None:
+            raise ValueError("a model with masks of type Prefix sees its prompt whole: read it without chunk")
+        return forward(model, params, tokens, cache, T - cache.padding)
     if chunk is None or chunk >= T:
         return forward(model, params, tokens, cache)
     whole = (T - 1) // chunk  # at least one token is left for the last, whose logits count

@@ -149,7 +149,7 @@ def _check_prefix(
     prefix: Int[Array, " B"],
     cache: Cache | None,
 ) -> None:
-    if not any(getattr(block.attention, "mask", None) == cfg.Prefix() for block in model.blocks):
+    if not cfg.has_prefix(model):
         raise ValueError("no layer has the mask Prefix(), so nothing reads a prefix: choose it, or pass none")
     if segments is not None:
         raise ValueError("a prefix is the beginning of a row of one document: pass no segments with it")

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from gpt_jax.data import Data
 from gpt_jax.training.loss import cross_entropy
 from gpt_jax.training.sharding import place_batch, traced_under
+from gpt_jax.training.step import placement
 
 Evaluate = Callable[[Any], dict[str, float | int]]
 SumsByRow = Callable[[Any, dict[str, Any]], Any]
@@ -25,7 +26,7 @@ def compile_sums(model: nn.Module, mesh: Mesh) -> SumsByRow:
     """(params, batch) → Σ nll, Σ hits and Σ weight of each row, (3, B), compiled once."""
 
     def sums_by_row(params: Any, batch: dict[str, Any]) -> Float[Array, "3 B"]:
-        logits: Any = model.apply(params, batch["tokens"], segments=batch["segments"], positions=batch["positions"])
+        logits: Any = model.apply(params, batch["tokens"], **placement(model, batch))
         nll, _, hit = cross_entropy(logits, batch["targets"])
         weights = batch["weights"].astype(jnp.float32)
         return jnp.stack([jnp.sum(weights * nll, axis=1), jnp.sum(weights * hit, axis=1), jnp.sum(weights, axis=1)])

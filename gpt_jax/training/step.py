@@ -13,6 +13,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from gpt_jax import config
+from gpt_jax.model.gpt import GPT
 from gpt_jax.training.loss import Sums, cross_entropy_sums
 from gpt_jax.training.optimizer import make_optimizer
 from gpt_jax.training.schedule import make_schedule
@@ -95,14 +96,8 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
         scale = 1.0 / jnp.where(weight > 0, weight, 1.0)  # a batch without targets has loss 0 and gradient 0
 
         def loss_of(params: Any, micro: Batch, key: Array) -> tuple[Float[Array, ""], Sums]:
-            logits: Any = model.apply(
-                params,
-                micro["tokens"],
-                segments=micro["segments"],
-                positions=micro["positions"],
-                train=True,
-                rngs={"dropout": key},
-            )
+            rngs = {"dropout": key}
+            logits: Any = model.apply(params, micro["tokens"], **placement(model, micro), train=True, rngs=rngs)
             sums = cross_entropy_sums(logits, micro["targets"], micro["weights"])
             z_loss = 0.0 if train.z_loss is None else train.z_loss * sums.z_loss
             return scale * (sums.loss + z_loss), sums
@@ -136,6 +131,16 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
         return TrainState(state.step + 1, params, moments, skipped, in_row), metrics
 
     return train_step
+
+
+def placement(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """What the model is told of a batch beside its tokens: segments, positions and, where it has masks of type Prefix,
+    each row's prefix: the tokens before the first target that counts.
+    """
+    placed = {name: batch[name] for name in ("segments", "positions")}
+    if isinstance(model, GPT) and config.has_prefix(model.config):
+        placed["prefix"] = jnp.argmax(batch["weights"] > 0, axis=1) + 1
+    return placed
 
 
 def accumulate(

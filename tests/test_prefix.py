@@ -1,0 +1,68 @@
+"""A prefix-LM from training to text: the prompt sees itself whole, what is predicted never sees what follows it."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from gpt_jax import GPT, Greedy, generate, init_cache
+from gpt_jax.config import Attention, BlockConfig, Config, Mlp, Prefix, Rope, Text
+from gpt_jax.conversion import ConfigError
+from gpt_jax.run import train
+from gpt_jax.training.step import placement
+from tests.tiny import random_params, tiny, tiny_config
+
+BLOCK = BlockConfig(Attention(2, position=Rope(), mask=Prefix()), Mlp(32))
+CONFIG = tiny_config(model={"blocks": (BLOCK,) * 2})
+
+
+def test_the_prefix_of_a_row_is_what_stands_before_its_first_target() -> None:
+    weights = jnp.array([[0, 0, 1, 1.0], [1, 1, 1, 1], [0, 1, 0, 0]])
+    batch = {"tokens": jnp.zeros((3, 4), jnp.int32), "weights": weights, "segments": None, "positions": None}
+    np.testing.assert_array_equal(placement(GPT(CONFIG.model), batch)["prefix"], [3, 1, 2])
+    assert set(placement(GPT(tiny()), batch)) == {"segments", "positions"}
+
+
+def test_it_trains_on_a_task_and_text_is_refused(tmp_path: Path) -> None:
+    outcome = train(CONFIG, tmp_path / "run", console=Console(quiet=True))
+    assert outcome.status == "finished"
+    with pytest.raises(ConfigError, match="those of Text have none: use a task such as Copy"):
+        Config(CONFIG.model, Text(), CONFIG.optimizer, CONFIG.train)
+
+
+def test_the_prompt_of_a_generation_is_the_prefix() -> None:
+    """Prompts of two lengths, against whole forward passes with their prefix."""
+    model = GPT(dataclasses.replace(CONFIG.model, vocab_size=32))
+    params = random_params(model)
+    prompts = [[3, 1, 4, 1, 5], [9, 2]]
+    new = generate(model, params, prompts, key=jax.random.key(0), max_new_tokens=4, sampler=Greedy()).tokens
+    for prompt, continuation in zip(prompts, new, strict=True):
+        tokens, prefix = list(prompt), jnp.array([len(prompt)])
+        causal = model.apply(params, jnp.array([tokens]))
+        assert np.abs(causal - model.apply(params, jnp.array([tokens]), prefix=prefix)).max() > 0.01
+        for token in continuation:
+            logits = model.apply(params, jnp.array([tokens]), prefix=prefix)
+            assert int(logits[0, -1].argmax()) == int(token)
+            tokens.append(int(token))
+
+
+def test_what_would_cut_a_prefix_is_refused() -> None:
+    model = GPT(dataclasses.replace(CONFIG.model, vocab_size=32))
+    params = random_params(model)
+    tokens, prefix = jnp.arange(6)[None], jnp.array([4])
+    for options in ({"chunk": 2}, {"slide": True}):
+        with pytest.raises(ValueError, match="sees its prompt whole: leave out slide and chunk"):
+            generate(model, params, [[1, 2]], key=jax.random.key(0), max_new_tokens=2, **options)
+    cache = init_cache(model.config, 1, 8)
+    with pytest.raises(ValueError, match="it must be read at once"):
+        model.apply(params, tokens[:, :3], cache=cache, prefix=prefix)
+    with pytest.raises(ValueError, match="prefix 7 is out of range"):
+        model.apply(params, tokens, prefix=jnp.array([7]))
+    with pytest.raises(ValueError, match="pass no segments with it"):
+        model.apply(params, tokens, prefix=prefix, segments=jnp.zeros_like(tokens))
+    with pytest.raises(ValueError, match="nothing reads a prefix"):
+        GPT(tiny()).apply(random_params(GPT(tiny())), tokens, prefix=prefix)
