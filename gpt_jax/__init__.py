@@ -7,17 +7,21 @@ from gpt_jax.decoding.generate import Generation, generate, stream
 from gpt_jax.decoding.sampling import Greedy, Sampler
 from gpt_jax.model.cache import init_cache
 from gpt_jax.model.gpt import GPT
+from gpt_jax.model.mixer import Mixer
+from gpt_jax.model.registry import register_attention
 from gpt_jax.run import load_run, train
 
 __all__ = [
     "GPT",
     "Generation",
     "Greedy",
+    "Mixer",
     "ModelConfig",
     "Sampler",
     "generate",
     "init_cache",
     "load_run",
+    "register_attention",
     "stream",
     "train",
 ]

@@ -1,5 +1,16 @@
 """Causal self-attention: multi-head, multi-query, grouped-query, with or without a cache, and the variants that are a
 setting of it.
+
+To add a kind of attention, as commit 9c5c837 added `Average` with 59 lines in three files:
+
+1. its settings, a frozen dataclass under `AttentionConfig` (`gpt_jax/config/recurrent.py`, 12 lines: 4 of code);
+2. its module, a `Mixer` in a file of its own (`average.py`, 45 lines: 12 compute, 4 say what it caches and costs);
+3. its row in `registry.ATTENTIONS` (2 lines).
+
+Configuration files and the command line, training, checkpoints, decoding and costs know it from then on. Then the
+tests: its equation in `tests/reference*.py`, and its name among the choices of `tests/test_conformance.py`. A kind of
+mask, position, temperature, norm or MLP is a row of a table too: `VISIBLE`, `BIASES`, `SCALINGS`, `TEMPERATURES`,
+`NORMS`, `MLPS`. From outside, `register_attention` above the module takes the place of step 3.
 """
 
 from __future__ import annotations
