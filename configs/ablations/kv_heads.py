@@ -10,40 +10,15 @@ Expected: bytes of cache fall by 2 and 4 (H = 4), and the loss hardly moves. (Sh
 
 from ml_collections import ConfigDict
 
+from configs.ablations.base import SMOKE, text_config
 from gpt_jax.ablation.study import Study, vary
-from gpt_jax.config import (
-    Adamw,
-    Attention,
-    BlockConfig,
-    Characters,
-    Checkpoint,
-    Config,
-    Evaluation,
-    GatedMlp,
-    ModelConfig,
-    Rope,
-    Text,
-    Train,
-    WarmupCosine,
-)
-from gpt_jax.conversion import to_config_dict
+from gpt_jax.config import Attention, Characters, Config, Rope
 
-SMOKE = {"model.width": 32, "model.mlp.width": 64, "data.validation_tokens": 2048}
+__all__ = ["SMOKE", "get_config", "get_study"]
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    block = BlockConfig(Attention(heads=4, kv_heads=4, position=Rope()), GatedMlp(width=256))
-    return to_config_dict(
-        Config(
-            model=ModelConfig(vocab_size=None, context_length=64, width=96, blocks=(block,) * 3),
-            data=Text(tokenizer=Characters(), validation_tokens=65_536),
-            optimizer=Adamw(learning_rate=3e-3),
-            schedule=WarmupCosine(warmup=50),
-            train=Train(steps=1000, batch_size=16),
-            evaluation=Evaluation(every=250, batch_size=64),
-            checkpoint=Checkpoint(every=500),
-        )
-    )
+    return text_config(Attention(heads=4, kv_heads=4, position=Rope()), Characters())
 
 
 def get_study(base: Config) -> Study:

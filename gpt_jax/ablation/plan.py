@@ -16,7 +16,7 @@ import gpt_jax
 from gpt_jax.ablation.matching import Matched, match_arms
 from gpt_jax.ablation.study import RATE, Study, change
 from gpt_jax.config import Config, learned_positions
-from gpt_jax.conversion import ConfigError, config_hash, difference, to_dict
+from gpt_jax.conversion import ConfigError, config_hash, difference, flatten, to_dict
 from gpt_jax.data import Data, open_data
 from gpt_jax.data.tasks import make_task
 from gpt_jax.training import record
@@ -59,9 +59,12 @@ class Plan:
     data_hash: str
 
     def changes(self, arm: str) -> dict[str, Any]:
-        """Dotted key → value of the arm, where it differs from the baseline's."""
-        pairs = difference(self.arms[self.study.baseline].config, self.arms[arm].config)
-        return {key: value for key, (_, value) in pairs.items()}
+        """Dotted key → value of the arm, where it differs from the baseline's; settings that went with the type they
+        belong to are left out.
+        """
+        config = self.arms[arm].config
+        settings, pairs = flatten(to_dict(config)), difference(self.arms[self.study.baseline].config, config)
+        return {key: value for key, (_, value) in pairs.items() if key in settings}
 
 
 @functools.cache

@@ -140,7 +140,7 @@ def write_plan(plan: Plan, workdir: Workdir, command: str, forced: bool) -> RunF
 def show_plan(plan: Plan, console: Console) -> None:
     """Prints the question, the arms with what they cost and what was chosen for them, and how many runs it takes."""
     study = plan.study
-    console.print(study.question, style="bold", highlight=False, markup=False)
+    console.print(study.question, style="bold", highlight=False, markup=False, soft_wrap=True)
     for name, arm in plan.arms.items():
         changes = ", ".join(f"{key}={value!r}" for key, value in plan.changes(name).items()) or "baseline"
         cost = f"{arm.costs.parameters:,} parameters, {arm.costs.flops_per_token:,} FLOPs and"
@@ -156,5 +156,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     extra += f", and the {AA} copy" if study.aa else ""
     rates = f" × {len(study.learning_rates)} learning rates" if study.learning_rates else ""
     console.print(
-        f"  {len(plan.runs)} runs: {len(plan.arms)} arms{rates} × {len(study.seeds)} seeds{extra}", highlight=False
+        f"  {len(plan.runs)} runs: {len(plan.arms)} arms{rates} × {len(study.seeds)} seeds{extra}",
+        highlight=False,
+        soft_wrap=True,
     )
