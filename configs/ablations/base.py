@@ -26,12 +26,12 @@ from gpt_jax.conversion import to_config_dict
 SMOKE = {"model.width": 32, "model.mlp.width": 64, "data.validation_tokens": 2048}
 
 
-def text_config(attention: AttentionConfig | None = None, tokenizer: TokenizerConfig = Bytes()) -> ConfigDict:
+def text_config(attention: AttentionConfig | None = None, tokenizer: TokenizerConfig | None = None) -> ConfigDict:
     """A run on the embedded corpus (`--config.data.path=FILE` reads another text)."""
     block = BlockConfig(attention or Attention(heads=4, position=Rope()), GatedMlp(width=256))
     config = Config(
         model=ModelConfig(vocab_size=None, context_length=64, width=96, blocks=(block,) * 3),
-        data=Text(tokenizer=tokenizer, validation_tokens=65_536),
+        data=Text(tokenizer=tokenizer or Bytes(), validation_tokens=65_536),
         optimizer=Adamw(learning_rate=3e-3),
         schedule=WarmupCosine(warmup=50),
         train=Train(steps=1000, batch_size=16),

@@ -18,6 +18,8 @@ from gpt_jax.config import (
     Config,
     Evaluation,
     GatedMlp,
+    Head,
+    Init,
     Linear,
     ModelConfig,
     Recall,
@@ -29,34 +31,40 @@ from gpt_jax.config import (
 from gpt_jax.conversion import to_config_dict
 
 SMOKE = {"data.validation_rows": 64}
-PAIRS = (2, 4, 8, 12, 16)
+PAIRS = (1, 2, 3, 4, 6, 8)
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    block = BlockConfig(Attention(heads=4, position=Rope()), GatedMlp(width=128), convolution=3)
+    block = BlockConfig(Attention(heads=2, position=Rope()), GatedMlp(width=64), convolution=3)
     return to_config_dict(
         Config(
-            model=ModelConfig(vocab_size=None, context_length=64, width=64, blocks=(block,) * 2),
-            data=Recall(symbols=64, pairs=8, length=64, validation_rows=512),
+            model=ModelConfig(
+                vocab_size=None,
+                context_length=32,
+                width=64,
+                blocks=(block,) * 2,
+                head=Head(tied=False),
+                init=Init(embedding_std=1.0, kernel_std=None, output="same"),
+            ),
+            data=Recall(symbols=32, pairs=4, length=32, validation_rows=512),
             optimizer=Adamw(learning_rate=5e-3),
-            schedule=WarmupCosine(warmup=30),
-            train=Train(steps=600, batch_size=32),
+            schedule=WarmupCosine(warmup=20),
+            train=Train(steps=400, batch_size=32),
             evaluation=Evaluation(every=100, batch_size=128),
-            checkpoint=Checkpoint(every=300),
+            checkpoint=Checkpoint(every=200),
         )
     )
 
 
 def get_study(base: Config) -> Study:
-    window, linear = {"attention": {"mask": Window(8)}}, {"attention": Linear(heads=4)}
-
+    window, linear = {"attention": {"mask": Window(4)}}, {"attention": Linear(heads=2)}
     return Study(
         question="Which attention recalls a value by its key?",
         base=base,
         arms=(
             Arm("full"),
-            Arm("window 8", {"model.attention.mask": Window(8)}),
-            Arm("linear", {"model.attention": Linear(heads=4)}),
+            Arm("window", {"model.attention.mask": Window(4)}),
+            Arm("linear", {"model.attention": Linear(heads=2)}),
             Arm("window, full", {"model.pattern": "BA", "model.letters": {"B": window}}),
             Arm("linear, full", {"model.pattern": "BA", "model.letters": {"B": linear}}),
         ),
@@ -64,5 +72,5 @@ def get_study(base: Config) -> Study:
         knobs=("model.attention", "model.pattern", "model.letters"),
         smallest_difference=0.05,
         seeds=(0, 1, 2),
-        probe=Probe("pairs", {n: Recall(symbols=64, pairs=n, length=64, validation_rows=256) for n in PAIRS}),
+        probe=Probe("number of pairs", {n: Recall(symbols=32, pairs=n, length=32) for n in PAIRS}),
     )

@@ -1,0 +1,127 @@
+"""`experiments.ablate` as a person meets it: its page, its answers to mistakes, and a study that survives kill -9."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = sorted(path.stem for path in (ROOT / "configs" / "ablations").glob("*.py") if path.stem != "base")
+
+STUDY = """
+from gpt_jax.ablation.study import Study, vary
+from gpt_jax.config import Attention, Checkpoint, Evaluation
+from gpt_jax.conversion import to_config_dict
+from tests.tiny import tiny_config
+
+def get_config():
+    steps = 60
+    return to_config_dict(tiny_config(steps, evaluation=Evaluation(20, 8), checkpoint=Checkpoint(10)))
+
+def get_study(base):
+    knob = "model.attention.kv_heads"
+    return Study("Fewer?", base, vary(knob, mha=2, mqa=1), "mha", (knob,), 0.01, seeds=(0, 1), fresh_seeds=1)
+"""
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+
+
+def command(*flags: str) -> list[str]:
+    return [sys.executable, "-m", "experiments.ablate", *flags]
+
+
+def ablate(*flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*flags), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> str:
+    (tmp_path / "study.py").write_text(STUDY)
+    return f"--config={tmp_path / 'study.py'}"
+
+
+def test_help_reads_like_a_page() -> None:
+    shown = ablate("--help")
+    assert shown.returncode == 0 and "--smoke" in shown.stdout and "kv_heads.py" in shown.stdout
+    assert all(len(line) <= 120 for line in shown.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--workdir=x"], "--config is required"),
+        (["--workdir=x", "--config=configs/quickstart.py"], "no study: it needs get_study"),
+        (["--config=configs/ablations/window.py"], "--workdir is required"),
+        (["--workdir=x", "--config=configs/ablations/window.py", "--shard=3/2"], "--shard must be I/N"),
+        (["--workdir=x", "--config=configs/ablations/window.py", "--learning_rates=a,b"], "must be numbers"),
+    ],
+)
+def test_mistakes_get_one_sentence(flags: list[str], message: str) -> None:
+    answer = ablate(*flags)
+    assert answer.returncode == 2 and message in answer.stderr and "Traceback" not in answer.stderr
+
+
+def test_dry_prints_the_arms_and_writes_nothing(study: str, tmp_path: Path) -> None:
+    shown = ablate(study, f"--workdir={tmp_path / 'out'}", "--dry", "--seeds=3", "--config.train.steps=7")
+    assert shown.returncode == 0, shown.stderr
+    assert "mqa: model.attention.kv_heads=1" in shown.stdout
+    assert "8 runs: 2 arms × 3 seeds, 1 of the baseline for the noise, and the A/A copy" in shown.stdout
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_shipped_studies_smoke(name: str, tmp_path: Path) -> None:
+    start = time.monotonic()
+    shown = ablate(f"--config=configs/ablations/{name}.py", f"--workdir={tmp_path}", "--smoke")
+    assert shown.returncode == 0, shown.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["aa"] == {"equal": True} and results["repeat"]["failures"] == []
+    assert all(arm["n"] == 2 for arm in results["arms"])
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    print(f"{name}: {time.monotonic() - start:.0f} s")
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    """results.csv without what depends on the clock or the machine, as its names say."""
+    with open(folder / "results.csv") as file:
+        rows = list(csv.DictReader(file))
+    moving = ("_seconds", "_per_second")
+    return [{k: v for k, v in r.items() if not (k.endswith(moving) or k.startswith("measured_"))} for r in rows]
+
+
+@pytest.mark.slow
+def test_a_study_survives_kill_9(study: str, tmp_path: Path) -> None:
+    """Killed at three random moments, it ends in the table of one that was left alone; two processes find the same."""
+    flags = {name: [study, f"--workdir={tmp_path / name}"] for name in ("whole", "killed", "jobs")}
+    start = time.monotonic()
+    assert ablate(*flags["whole"]).returncode == 0
+    duration = time.monotonic() - start
+    rng = random.Random(0)
+    kills = 0
+    for _ in range(3):
+        process: Any = subprocess.Popen(
+            command(*flags["killed"]), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(rng.uniform(0.35, 0.6) * duration)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 1
+    shown = ablate(*flags["killed"])
+    assert shown.returncode == 0, shown.stderr
+    assert table(tmp_path / "killed") == table(tmp_path / "whole") and len(table(tmp_path / "whole")) == 2
+    shown = ablate(*flags["jobs"], "--jobs=2")
+    assert shown.returncode == 0, shown.stderr
+    assert table(tmp_path / "jobs") == table(tmp_path / "whole")
