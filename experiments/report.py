@@ -17,8 +17,8 @@ Make the report of a study again, from what has run so far; or lay the curves of
   python -m experiments.report --workdir=DIR
   python -m experiments.report --compare RUN RUN ... [--output=FILE.html]
 
-  --workdir=DIR          The study's folder. Collects what its runs have written so far into results.json, and makes
-                         report.html, report.md and results.csv of it. A study may go on running meanwhile.
+  --workdir=DIR          The study's folder. Collects what its runs have written so far into results.json, and
+                         makes report.html, report.md and results.csv of it. A study may run on meanwhile.
   --compare RUN RUN ...  Folders of runs, also unfinished ones; the first is the baseline of the others.
   --output=FILE.html     Where the comparison goes (comparison.html).
   --helpfull             All flags, those of the libraries too.

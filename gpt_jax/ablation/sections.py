@@ -72,8 +72,8 @@ def facts(results: Results) -> list[tuple[str, str]]:
         found.append(
             ("Noise of the baseline", f"standard deviation {table.loss(noise['std'])}, {noise['n']} fresh seeds")
         )
-    if results["aa"] is not None:
-        found.append(("A/A copy of the baseline", "bit-equal" if results["aa"].get("equal") else "not equal"))
+    copy = "not compared" if results["aa"] is None else "bit-equal" if results["aa"].get("equal") else "not equal"
+    found.append(("A/A copy of the baseline", copy))
     if results["repeat"].get("wall_seconds") is not None:
         found.append(("Time", table.seconds(results["repeat"]["wall_seconds"])))
     return found

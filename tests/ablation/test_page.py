@@ -291,9 +291,11 @@ def test_a_study_of_which_nothing_ran_has_a_page(fresh: dict[str, Any]) -> None:
 
 
 def test_an_unequal_copy_of_the_baseline_is_a_warning(fresh: dict[str, Any], source: str) -> None:
-    assert "trust no difference" not in source
+    assert "trust no difference" not in source and "bit-equal" in source
     fresh["aa"] = {"equal": False}
     assert "trust no difference" in html_of(fresh)
+    fresh["aa"] = None
+    assert "not compared" in html_of(fresh)
 
 
 def test_twenty_arms_have_names_that_do_not_touch() -> None:

@@ -37,6 +37,7 @@ const seen = { hidden: tip.hidden };
 const cell = document.querySelectorAll("#arms tbody tr")[1].cells[1];
 point(cell, 20, 20);
 seen.cell = tip.textContent;
+seen.shown = !tip.hidden && tip.getBoundingClientRect().width > 50;
 const figure = document.getElementById("validation-curves");
 figure.scrollIntoView();
 const line = figure.querySelector("svg.wide polyline.line");
@@ -140,7 +141,7 @@ def test_a_click_on_a_head_sorts(report: Path) -> None:
 def test_hovering_shows_values(report: Path) -> None:
     seen = probe(report, HOVER)
     study = made_up.study()
-    assert seen["hidden"] and seen["after"]
+    assert seen["hidden"] and seen["shown"] and seen["after"]
     assert f"seed 0: {study['arms'][1]['losses']['0']:.4f}" in seen["cell"]
     arm = next(arm for arm in study["arms"] if arm["name"] == seen["named"])
     step, value = arm["curves"]["validation"][-1][:2]
