@@ -88,6 +88,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
                 read_only=read_only,
+                save_interval_steps=0 if read_only else 1,  # else it warns that it makes it so
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
             ),
