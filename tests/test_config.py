@@ -20,13 +20,17 @@ from gpt_jax.config import (
     Attention,
     BlockConfig,
     Causal,
+    Chunk,
     Config,
+    Differential,
     Embedding,
     GatedMlp,
     Head,
     Init,
+    Latent,
     LayerNorm,
     Learned,
+    LogTemperature,
     Mlp,
     ModelConfig,
     RmsNorm,
@@ -335,6 +339,35 @@ ILLEGAL = {
     "norm.eps must be positive": lambda: RmsNorm(eps=0.0),
     "init.kernel_std must be 0 or more": lambda: Init(kernel_std=-0.1),
     "needs an mlp beside the attention": lambda: BlockConfig(Attention(4), None, residual="parallel"),
+    "Chunk.size must be positive": lambda: Chunk(0),
+    "say how score.qk_norm acts": lambda: Score(qk_norm_over="width"),
+    "names a projection twice": lambda: Attention(4, bias=("query", "query")),
+    "clip must be positive": lambda: Attention(4, clip=0.0),
+    "value_width must be positive": lambda: Attention(4, value_width=0),
+    "shared_kv makes no keys and values of its own, so attention.forget_gate can't act": lambda: Attention(
+        4, shared_kv=True, forget_gate=True
+    ),
+    "shared_kv makes no keys and values of its own, so attention.bias can't name the key": lambda: Attention(
+        4, shared_kv=True, bias=("key",)
+    ),
+    "value_from_key makes no values of its own, so attention.value_residual": lambda: Attention(
+        4, value_from_key=True, value_residual=0.5
+    ),
+    "and no layer below it with keys and values of its own": lambda: tiny(Attention(4, shared_kv=True)),
+    "its attention.mask must be that one's": lambda: tiny(
+        blocks=(BlockConfig(Attention(4), None), BlockConfig(Attention(4, mask=Window(3), shared_kv=True), None))
+    ),
+    "has keys that can't be shared": lambda: tiny(
+        blocks=(BlockConfig(Attention(4, forget_gate=True), None), BlockConfig(Attention(4, shared_kv=True), None))
+    ),
+    "both need the same kv_heads and value_width": lambda: tiny(
+        blocks=tuple(BlockConfig(Attention(4, k, 4, value_residual=0.5), None) for k in (4, 2))
+    ),
+    "Differential pairs its heads": lambda: Differential(4, kv_heads=1),
+    "Latent has norms on its latents": lambda: Latent(4, 6, 4, 4, score=Score(qk_norm=RmsNorm())),
+    "Latent has a part of queries and keys for Rope": lambda: Latent(4, 6, 4, 4, position=Alibi()),
+    "norm.unit_offset is about the scale": lambda: RmsNorm(scale=False, unit_offset=True),
+    "LogTemperature.length must be positive": lambda: LogTemperature(length=0),
     "needs an even model.width": lambda: tiny(Attention(3, head_width=2), width=9, embedding=Embedding(Sinusoidal())),
     "less than model.context_length": lambda: tiny(embedding=Embedding(Learned(8))),
     "layers must be at least 1": lambda: tiny(blocks=()),
