@@ -110,12 +110,15 @@ class Scale:
         return [(value, compact(value, self.log)) for value in values]
 
     def _linear(self, room: int) -> list[tuple[Number, str]]:
-        rough = (self.high - self.low) / room
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+        values: list[float] = []
+        while len(values) < 2:
+            rough = (self.high - self.low) / room
+            power = 10.0 ** math.floor(math.log10(rough))
+            step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+            first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+            values = [step * i for i in range(first, last + 1)]
+            room += 1
         places = max(0, -math.floor(math.log10(step) + 1e-9))
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        values = [step * i for i in range(first, last + 1)]
         return [(v, decimals(v, places) if abs(v) < 10_000 else compact(v)) for v in values]
 
 

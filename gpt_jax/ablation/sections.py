@@ -118,7 +118,7 @@ def arms_html(results: Results) -> str:
 def _name_cell(arm: Mapping[str, Any], colour: int | None, is_baseline: bool) -> str:
     tag = ' <span class="tag">baseline</span>' if is_baseline else ""
     change = table.changes_text(arm)
-    small = f"<small>{escape(change if len(change) <= 60 else change[:59] + '…')}</small>" if change else ""
+    small = f"<small>{escape(change if len(change) <= 36 else change[:35] + '…')}</small>" if change else ""
     full = "\n".join(f"{key} = {table.plain(value)}" for key, value in (arm["changes"] or {}).items())
     name = escape(arm["name"])
     key = f'<span class="key {style(colour)}"></span>'
