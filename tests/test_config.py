@@ -452,7 +452,7 @@ def test_no_module_of_the_model_declares_a_settings_default_again() -> None:
     """Linen modules take a config, not its fields: a default lives in `gpt_jax/config/` or nowhere."""
     assert {"eps", "theta", "bias", "dropout", "tied", "activation"} <= SETTINGS
     # A multiplier of initial values, and lengths of caches: no settings.
-    allowed = {("linear.py", "scale"), ("row.py", "length"), ("cache.py", "length")}
+    allowed = {("linear.py", "scale"), ("row.py", "length"), ("mask.py", "decay"), ("cache.py", "length")}
     for path in sorted((ROOT / "gpt_jax/model").glob("*.py")):
         for name, line in defaults_declared(path):
             assert name not in SETTINGS or (path.name, name) in allowed, f"{path.name}:{line} gives {name} a default"
