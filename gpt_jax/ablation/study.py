@@ -19,12 +19,12 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gpt_jax.config import Config, DataConfig
-from gpt_jax.conversion import ConfigError, flatten, from_dict, nearest, to_dict
+from gpt_jax.conversion import ConfigError, flatten, from_dict, join, nearest, to_dict
 
 Match = Literal["params", "flops", "kv_bytes", "tokens"]
 RATE = "optimizer.learning_rate"
@@ -120,9 +120,9 @@ class Study:
           ConfigError: an arm differs from the baseline in what is not declared, or two arms are the same.
         """
         declared, baseline = self.declared(), configs[self.baseline]
-        known = flatten(to_dict(baseline)) | {k: v for c in configs.values() for k, v in flatten(to_dict(c)).items()}
+        known = {key for config in configs.values() for key in _keys(to_dict(config))}
         for knob in declared:
-            if not any(_covers(knob, key) for key in known):
+            if knob not in known:
                 raise ConfigError(f'the knob "{knob}" is no setting of any arm{nearest(knob, known)}')
         seen: dict[str, str] = {}
         for name, config in configs.items():
@@ -136,6 +136,14 @@ class Study:
             if text in seen:
                 raise ConfigError(f'the arms "{seen[text]}" and "{name}" are the same: change or drop one')
             seen[text] = name
+
+
+def _keys(values: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """The dotted keys of all settings and of all groups of them."""
+    for key, item in values.items():
+        yield join(path, key)
+        if isinstance(item, Mapping):
+            yield from _keys(item, join(path, key))
 
 
 def _covers(knob: str, key: str) -> bool:

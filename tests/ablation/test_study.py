@@ -71,6 +71,10 @@ def test_a_group_is_a_knob():
     ]
 
 
+def test_a_group_that_is_empty_is_a_knob():
+    checked(study(knobs=(KV, "model.letters")))
+
+
 def test_a_pattern_is_written_with_letters():
     local = {"attention": {"mask": Window(4)}}
     config = change(base(), {"model.pattern": "AB", "model.letters": {"B": local}})
