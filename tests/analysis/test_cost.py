@@ -8,7 +8,6 @@ import pytest
 
 from gpt_jax import GPT, init_cache
 from gpt_jax.analysis.cost import (
-    MIXING,
     count_parameters,
     forward_flops_per_token,
     kv_bytes_per_token,
@@ -32,6 +31,7 @@ from gpt_jax.config import (
     Window,
     pattern,
 )
+from gpt_jax.model.registry import ATTENTIONS
 from gpt_jax.training.loss import cross_entropy
 from tests.tiny import tiny
 
@@ -109,7 +109,7 @@ def test_scanning_changes_no_cost():
 
 
 def test_every_attention_has_its_flops():
-    assert set(MIXING) == set(AttentionConfig.choices.values())
+    assert set(ATTENTIONS) == {c for c in AttentionConfig.choices.values() if "gpt_jax" in c.__module__}
 
 
 def test_cache_bytes_are_those_of_the_cache():
