@@ -24,7 +24,6 @@ from gpt_jax.config import (
     Characters,
     Checkpoint,
     Config,
-    ConfigError,
     Embedding,
     Evaluation,
     GatedMlp,
@@ -43,7 +42,7 @@ from gpt_jax.config import (
     Train,
     WarmupCosine,
 )
-from gpt_jax.conversion import to_config_dict
+from gpt_jax.conversion import ConfigError, to_config_dict
 
 
 def get_config(arg: str = "modern") -> ConfigDict:
