@@ -14,7 +14,7 @@ from rich.console import Console
 from gpt_jax.ablation import plan as plans
 from gpt_jax.ablation import runner as runners
 from gpt_jax.ablation.plan import make_plan
-from gpt_jax.ablation.results import collect, write_results
+from gpt_jax.ablation.results import _badness, collect, write_results
 from gpt_jax.ablation.runner import Runner, show_plan, write_plan
 from gpt_jax.ablation.study import Arm, Probe, Study, vary
 from gpt_jax.config import Checkpoint, Copy, Evaluation
@@ -141,7 +141,7 @@ def test_a_run_is_named_by_what_decides_its_numbers(monkeypatch: pytest.MonkeyPa
 
     study = small_study()
     names = folders(study)
-    assert len(names) == 7
+    assert len(names) == len({name.rsplit("-", 1)[1] for name in names}) == 7  # the copy's hash is its own too
     assert not names & folders(with_base(train=dataclasses.replace(study.base.train, steps=7)))
     assert not names & folders(with_base(data=dataclasses.replace(study.base.data, validation_rows=11)))
     assert names == folders(dataclasses.replace(study, question="Another?", smallest_difference=0.5))
@@ -170,6 +170,10 @@ def test_an_interrupted_study_goes_on(
     assert any(r["status"] == "interrupted" for arm in partly["arms"] for r in arm["runs"])
     status, results = run(small_study(), tmp_path)
     assert status == "finished" and without_clock(results) == without_clock(whole)
+
+
+def test_the_best_rate_is_one_that_holds() -> None:
+    assert _badness([3.0, 3.1]) < _badness([2.0, None]) < _badness([None, None])
 
 
 def test_divergence_stays_in_the_table(tmp_path: Path) -> None:

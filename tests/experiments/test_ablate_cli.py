@@ -100,25 +100,27 @@ def table(folder: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in r.items() if not (k.endswith(moving) or k.startswith("measured_"))} for r in rows]
 
 
+def recorded_steps(folder: Path) -> int:
+    """Training steps that a study has recorded so far."""
+    return sum(text.read_text().count('"train"') for text in folder.glob("runs/*/metrics.jsonl"))
+
+
 @pytest.mark.slow
 def test_a_study_survives_kill_9(study: str, tmp_path: Path) -> None:
     """Killed at three random moments, it ends in the table of one that was left alone; two processes find the same."""
     flags = {name: [study, f"--workdir={tmp_path / name}"] for name in ("whole", "killed", "jobs")}
-    start = time.monotonic()
     assert ablate(*flags["whole"]).returncode == 0
-    duration = time.monotonic() - start
-    rng = random.Random(0)
-    kills = 0
-    for _ in range(3):
+    steps = recorded_steps(tmp_path / "whole")
+    assert steps == 6 * 60
+    for moment in sorted(random.Random(0).sample(range(10, steps - 60), 3)):
         process: Any = subprocess.Popen(
             command(*flags["killed"]), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
         )
-        time.sleep(rng.uniform(0.35, 0.6) * duration)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            kills += 1
+        while recorded_steps(tmp_path / "killed") < moment:
+            assert process.poll() is None, "the study ended before it could be killed"
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert kills >= 1
     shown = ablate(*flags["killed"])
     assert shown.returncode == 0, shown.stderr
     assert table(tmp_path / "killed") == table(tmp_path / "whole") and len(table(tmp_path / "whole")) == 2
