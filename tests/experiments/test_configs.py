@@ -28,7 +28,7 @@ def load(path: Path) -> Any:
 @pytest.mark.parametrize("path, arg", ARMS, ids=[f"{path.relative_to(FOLDER)}:{arg}" for path, arg in ARMS])
 def test_a_configuration_file_is_one(path: Path, arg: str) -> None:
     module = load(path)
-    assert isinstance(from_config_dict(Config, module.get_config(arg)), Config)
+    assert isinstance(from_config_dict(Config, module.get_config(*([arg] if arg else []))), Config)
     assert module.__doc__ and "python -m experiments." in module.__doc__  # its command stands on top
 
 
