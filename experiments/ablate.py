@@ -36,8 +36,7 @@ validation tokens. Arms may differ in the knobs that the study declares only. A 
 out bit-equal.
 
 Ctrl-C saves a checkpoint and stops, a crash or kill -9 costs what was done since the last checkpoint; the same command
-goes on. Exit codes: 0 finished, 1 failed, 2 wrong command line, configuration or study, 75 interrupted and saved, 130
-interrupted between two runs.
+goes on. Exit codes: 0 finished, 1 failed, 2 wrong command line, configuration or study, 75 interrupted and saved.
 """
 
 flags.DEFINE_string("workdir", None, "The study's folder.")

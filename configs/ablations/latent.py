@@ -5,7 +5,7 @@ a latent that all heads are made from (MLA)?
 
 Expected: MLA at least level with GQA, and narrow heads behind (DeepSeek-V2 2024, arXiv:2405.04434: MLA better than MHA
 on 3 of 4 hard tests with a seventh of its cache). The arms' parameters differ by what their projections need; the table
-shows them. About 10 minutes on two CPU cores.
+shows them. About 15 minutes on two CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
 
 Expected: on rows of the training length the schemes are close, no scheme at all a little behind. On rows 2 and 4 times
 as long ALiBi stays as it was (Press et al. 2021, arXiv:2108.12409), while learned and sinusoidal codes and RoPE rise;
-the learned table has rows for 4 times the training length, most of them never trained. About 15 minutes on two CPU
+the learned table has rows for 4 times the training length, most of them never trained. About 25 minutes on two CPU
 cores.
 """
 

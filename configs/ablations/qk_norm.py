@@ -4,7 +4,7 @@
 
 Expected: equal at small rates; at large ones the norm keeps logits small and the loss low, so that the sensitivity to
 the learning rate falls (Wortsman et al. 2023, arXiv:2309.14322; Henry et al. 2020, arXiv:2010.04245). Two arms × 5
-rates × 3 seeds: about 13 minutes on two CPU cores.
+rates × 3 seeds: about 30 minutes on two CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
     python -m experiments.ablate --config=configs/ablations/softmax.py --workdir=runs/softmax
 
 Expected: little between them at this size, sigmoid behind (a retest of 2026 found it 2.4% worse in loss, with recall
-gone). SSMax is made for rows longer than the training's, which the extrapolation shows. About 18 minutes on two CPU
+gone). SSMax is made for rows longer than the training's, which the extrapolation shows. About 30 minutes on two CPU
 cores.
 """
 

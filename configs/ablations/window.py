@@ -4,7 +4,7 @@ one.
     python -m experiments.ablate --config=configs/ablations/window.py --workdir=runs/window
 
 Expected: a window costs little, local:global patterns less, and bytes of cache fall with it (Gemma 2 9B with windows of
-4096, 2048 and 1024: perplexity 1.63, 1.63, 1.64). About 12 minutes on two CPU cores.
+4096, 2048 and 1024: perplexity 1.63, 1.63, 1.64). About 20 minutes on two CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -55,8 +55,8 @@ class Runner:
             except RunLocked:
                 self._say(f"{run.name}: another process is at it")
                 continue
-            except (KeyboardInterrupt, SystemExit):
-                raise
+            except KeyboardInterrupt:  # between the steps of two runs, where there is nothing to save
+                return "interrupted"
             except Exception as error:  # one arm must not take the night's other runs with it
                 self._fail(run, folder, error)
                 status = "failed"
