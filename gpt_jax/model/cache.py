@@ -10,7 +10,7 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from gpt_jax import config as cfg
-from gpt_jax.model.mixer import CacheShapes, LayerCache
+from gpt_jax.model.mixer import CacheShapes, LayerCache, empty
 from gpt_jax.model.registry import mixer_of
 
 
@@ -52,4 +52,4 @@ def _init_layer(block: cfg.BlockConfig, model: cfg.ModelConfig, batch_size: int,
         past = jax.ShapeDtypeStruct((block.convolution - 1, model.width), jnp.dtype(model.dtype))
         for name in ("attention",) if block.mlp is None else ("attention", "mlp"):
             shapes[f"{name}_convolution"] = past
-    return {name: jnp.zeros((batch_size, *shape.shape), shape.dtype) for name, shape in shapes.items()}
+    return {name: empty((batch_size, *shape.shape), shape.dtype) for name, shape in shapes.items()}

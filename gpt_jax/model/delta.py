@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
 from gpt_jax.model.linear import Linear
-from gpt_jax.model.mixer import CacheShapes, LayerCache, Shared
+from gpt_jax.model.mixer import CacheShapes, LayerCache, Shared, empty
 from gpt_jax.model.recurrence import CHUNK, Recurrent, convolution_shapes, cut, decays, join, real
 from gpt_jax.model.row import Row
 from gpt_jax.model.taps import tap
@@ -36,7 +36,7 @@ def gated_delta(
     """
     query, key, value, beta = (x.astype(jnp.float32) for x in (query, key, value, beta))
     (B, H, T, D), E = query.shape, value.shape[-1]
-    now = jnp.zeros((B, H, D, E)) if state is None else state
+    now = empty((B, H, D, E)) if state is None else state
     if T == 1:
         if log_decay is not None:
             now *= jnp.exp(log_decay.astype(jnp.float32))[..., None]

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
-from gpt_jax.model.mixer import CacheShapes, LayerCache, Shared
+from gpt_jax.model.mixer import CacheShapes, LayerCache, Shared, empty
 from gpt_jax.model.recurrence import CHUNK, Recurrent, convolution_shapes, cut, decays, join, real
 from gpt_jax.model.rope import rotate
 from gpt_jax.model.row import Row
@@ -39,7 +39,7 @@ def linear_attention(
     """
     query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
     (B, H, T, D), E = query.shape, value.shape[-1]
-    zeros = {"state": jnp.zeros((B, H, D, E))} | ({"normalizer": jnp.zeros((B, H, D))} if normalized else {})
+    zeros = {"state": empty((B, H, D, E))} | ({"normalizer": empty((B, H, D))} if normalized else {})
     now = zeros if state is None else state
 
     if T == 1:

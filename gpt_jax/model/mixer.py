@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -14,6 +15,17 @@ from gpt_jax.model.row import Row
 LayerCache = dict[str, Array]
 Shared = dict[str, Any]  # what layers hand on to those above them, by name
 CacheShapes = dict[str, jax.ShapeDtypeStruct]
+
+
+def empty(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Zeros: what a state or a cache starts from.
+
+    Not `jnp.zeros` where they are floats: in one program with a product q @ zeros, XLA's YNNPACK fusions (CPU, jax
+    0.10.2) hand that product the lone constant 0 and read past it, so that whatever lies behind comes out.
+    """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return jnp.zeros(shape, dtype)
+    return jnp.broadcast_to(jnp.arange(shape[-1], dtype=dtype) * 0, shape)
 
 
 class Mixer(nn.Module):

@@ -36,6 +36,18 @@ def recurrence(log_decay: Any, segments: Any, state: Any) -> tuple[np.ndarray, n
     return out, S
 
 
+@pytest.mark.parametrize("rows", [64, 96, 128])
+def test_a_norm_after_it_leaves_the_compiled_program_right(rows: int) -> None:
+    """With a reduction behind it, XLA's YNNPACK fusions took the state of zeros from beyond a constant (jax 0.10.2)."""
+    query, key, value = jax.random.normal(jax.random.key(0), (3, rows, 2, 32, 32))
+    beta = jnp.full(query.shape[:3], 0.5)
+
+    def normed(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        return unit(gated_delta(query, unit(key), value, None, beta)[0])
+
+    np.testing.assert_allclose(jax.jit(normed)(query, key, value), normed(query, key, value), atol=1e-4)
+
+
 @pytest.mark.parametrize("chunk", [1, 4, 7, 64])
 @pytest.mark.parametrize("has_decay", [False, True])
 @pytest.mark.parametrize("has_segments", [False, True])

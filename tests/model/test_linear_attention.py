@@ -11,6 +11,7 @@ import pytest
 from gpt_jax.config import Alibi, Linear, Rope
 from gpt_jax.conversion import ConfigError
 from gpt_jax.model.linear_attention import feature_map, linear_attention
+from gpt_jax.model.mixer import empty
 from gpt_jax.model.recurrence import decays, fixed_log_decay
 
 B, H, T, D, E = 2, 3, 23, 4, 5
@@ -143,6 +144,22 @@ def test_decays_by_hand() -> None:
     np.testing.assert_allclose(within[:, 0, 0], [[[1, 0], [0.2, 1]], [[1, 0], [0.4, 1]]], rtol=1e-6)
     np.testing.assert_allclose(before[:, 0, 0], [[0.5, 0.1], [0, 0]], rtol=1e-6)
     np.testing.assert_allclose(np.exp(fixed_log_decay(2)), [31 / 32, 63 / 64], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [64, 96, 128])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_norm_after_it_leaves_the_compiled_program_right(rows: int, cached: bool) -> None:
+    """With a reduction behind it, XLA's YNNPACK fusions took the state of zeros from beyond a constant (jax 0.10.2)."""
+    query, key, value = jax.random.normal(jax.random.key(0), (3, rows, 2, 32, 32))
+
+    def normed(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        state = {"state": empty((rows, 2, 32, 32))} if cached else None
+        out, _ = linear_attention(query, key, value, state=state)
+        return out * jax.lax.rsqrt(jnp.square(out).mean(-1, keepdims=True))
+
+    out = np.einsum("bhts,bhse->bhte", np.tril(np.einsum("bhtd,bhsd->bhts", query, key)), value)
+    expected = out / np.sqrt(np.square(out).mean(-1, keepdims=True))
+    np.testing.assert_allclose(jax.jit(normed)(query, key, value), expected, atol=1e-4)
 
 
 def test_a_query_that_sees_nothing_gets_nothing() -> None:
