@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from gpt_jax import config as cfg
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.linear_attention import linear_attention
-from gpt_jax.model.mixer import CacheShapes, LayerCache, Mixer, Shared
+from gpt_jax.model.mixer import CacheShapes, LayerCache, Mixer, Shared, empty
 from gpt_jax.model.recurrence import real
 from gpt_jax.model.row import Row
 
@@ -28,7 +28,7 @@ class AverageAttention(Mixer):
         value = Linear(self.config.value_width, False, std, dtype, name="value")(x)
         if (kept := real(row)) is not None:
             value = jnp.where(kept[..., None], value, 0)
-        one = jnp.ones((B, 1, T, 1))  # a sum is linear attention whose queries and keys are 1
+        one = empty((B, 1, T, 1), jnp.float32) + 1  # a sum is linear attention whose queries and keys are 1
         past = None if cache is None else {"state": cache["state"]}
         total, state = linear_attention(one, one, value[:, None], segments=row.segments, state=past)
         mean = (total[:, 0] / (row.positions + 1)[..., None]).astype(x.dtype)
