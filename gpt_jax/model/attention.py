@@ -1,7 +1,7 @@
 """Causal self-attention: multi-head, multi-query, grouped-query, with or without a cache, and the variants that are a
 setting of it.
 
-To add a kind of attention, as commit 9c5c837 added `Average` with 59 lines in three files:
+To add a kind of attention, as `Average` was added with 59 lines in three files:
 
 1. its settings, a frozen dataclass under `AttentionConfig` (`gpt_jax/config/recurrent.py`, 12 lines: 4 of code);
 2. its module, a `Mixer` in a file of its own (`average.py`, 45 lines: 12 compute, 4 say what it caches and costs);
