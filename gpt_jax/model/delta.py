@@ -36,7 +36,7 @@ def gated_delta(
     """
     query, key, value, beta = (x.astype(jnp.float32) for x in (query, key, value, beta))
     (B, H, T, D), E = query.shape, value.shape[-1]
-    now = empty((B, H, D, E)) if state is None else state
+    now = empty((B, H, D, E), jnp.float32) if state is None else state
     if T == 1:
         if log_decay is not None:
             now *= jnp.exp(log_decay.astype(jnp.float32))[..., None]

@@ -39,7 +39,9 @@ def linear_attention(
     """
     query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
     (B, H, T, D), E = query.shape, value.shape[-1]
-    zeros = {"state": empty((B, H, D, E))} | ({"normalizer": empty((B, H, D))} if normalized else {})
+    zeros = {"state": empty((B, H, D, E), jnp.float32)} | (
+        {"normalizer": empty((B, H, D), jnp.float32)} if normalized else {}
+    )
     now = zeros if state is None else state
 
     if T == 1:

@@ -17,7 +17,7 @@ Shared = dict[str, Any]  # what layers hand on to those above them, by name
 CacheShapes = dict[str, jax.ShapeDtypeStruct]
 
 
-def empty(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     """Zeros: what a state or a cache starts from.
 
     Not `jnp.zeros` where they are floats: in one program with a product q @ zeros, XLA's YNNPACK fusions (CPU, jax

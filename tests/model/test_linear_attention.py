@@ -153,7 +153,7 @@ def test_a_norm_after_it_leaves_the_compiled_program_right(rows: int, cached: bo
     query, key, value = jax.random.normal(jax.random.key(0), (3, rows, 2, 32, 32))
 
     def normed(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        state = {"state": empty((rows, 2, 32, 32))} if cached else None
+        state = {"state": empty((rows, 2, 32, 32), jnp.float32)} if cached else None
         out, _ = linear_attention(query, key, value, state=state)
         return out * jax.lax.rsqrt(jnp.square(out).mean(-1, keepdims=True))
 
