@@ -5,6 +5,7 @@ how fast it decodes.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Greedy
 from gpt_jax.model.gpt import GPT
 from gpt_jax.training.loss import cross_entropy
+from gpt_jax.training.step import placement
 
 DIAGNOSED_ROWS, DIAGNOSED_TOKENS = 8, 512
 NEW_TOKENS = 32
@@ -71,11 +73,7 @@ class Measure:
         """Of the first validation rows, see `diagnose`."""
         batch = next(data.validation(DIAGNOSED_ROWS))
         cut = {k: None if v is None else v[:, :DIAGNOSED_TOKENS] for k, v in batch._asdict().items()}
-        try:
-            captured = self._get("capture", model, _capture)(params, cut)
-        except ValueError:  # no layer has queries or probabilities
-            captured = {}
-        return diagnose(model, jax.device_get(captured))
+        return diagnose(model, jax.device_get(self._get("capture", model, _capture)(params, cut)))
 
     def _get(self, what: str, model: ModelConfig, function: Callable[..., Any]) -> Any:
         if (what, model) not in self._compiled:
@@ -84,13 +82,14 @@ class Measure:
 
 
 def _capture(model: GPT, params: Any, batch: dict[str, Any]) -> dict[str, Array]:
-    options = {"segments": batch["segments"], "positions": batch["positions"]}
-    captured: Any = model.apply(params, batch["tokens"], capture="blocks/*/attention/[pqk]*", **options)
-    return captured[1]
+    placed = placement(model, batch)
+    captured: Any = model.apply(params, batch["tokens"], capture="*", **placed)
+    wanted = fnmatch.filter(captured[1], "blocks/*/attention/[pqk]*")  # of which a stack without softmax has none
+    return {name: captured[1][name] for name in wanted}
 
 
 def _sums_by_place(model: GPT, params: Any, batch: dict[str, Any]) -> Float[Array, "3 T"]:
-    logits: Any = model.apply(params, batch["tokens"], segments=batch["segments"], positions=batch["positions"])
+    logits: Any = model.apply(params, batch["tokens"], **placement(model, batch))
     nll, _, hit = cross_entropy(logits, batch["targets"])
     weights = batch["weights"].astype(jnp.float32)
     return jnp.stack([jnp.sum(weights * nll, axis=0), jnp.sum(weights * hit, axis=0), jnp.sum(weights, axis=0)])

@@ -1,5 +1,7 @@
 """What a trained arm is asked, where the answer is known."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 
 from gpt_jax import GPT
 from gpt_jax.ablation.measure import Measure, by_position, decode_rate, diagnose
-from gpt_jax.config import Attention, Copy, Linear
+from gpt_jax.config import Attention, Causal, Config, Copy, Linear, ModelConfig, Prefix
 from gpt_jax.data import open_data
-from tests.tiny import tiny
+from gpt_jax.training.evaluate import make_evaluate
+from gpt_jax.training.sharding import make_mesh
+from tests.tiny import random_params, tiny, tiny_config
 
 T = 6
 PLACE = "blocks/0/attention"
@@ -47,6 +51,24 @@ def test_diagnostics_of_a_model_without_softmax_are_unknown():
     found = Measure().diagnostics(model, params, data)
     assert set(found.values()) == {None}
     assert decode_rate(model, params, rounds=1) > 0
+
+
+def test_a_model_with_prefixes_is_asked_as_it_was_trained():
+    """Its prompts see themselves whole: accuracy is that of the run's own evaluation, not of a causal reading."""
+    task = Copy(symbols=8, length=4, validation_rows=16)
+    data, losses = open_data(task, 16, 0), {}
+    for mask in (Prefix(), Causal()):
+        model = tiny(Attention(heads=4, head_width=4, mask=mask), vocab_size=9)
+        params = random_params(GPT(model))
+        found = Measure().all(run_of(model, task), params, data, (), None)
+        losses[type(mask)] = np.mean([loss for _, loss in found["loss_by_position"]])
+        evaluated = make_evaluate(GPT(model), data, 16, make_mesh(jax.devices()[:1]))(params)["loss"]
+        assert losses[type(mask)] == pytest.approx(evaluated, rel=1e-5)
+    assert abs(losses[Prefix] - losses[Causal]) > 0.01
+
+
+def run_of(model: ModelConfig, task: Copy) -> Config:
+    return dataclasses.replace(tiny_config(), model=model, data=task)
 
 
 def test_positions_are_binned_by_weight():
