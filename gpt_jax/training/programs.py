@@ -38,10 +38,7 @@ class Programs:
             ("step", config.train, _without_rate(config), config.schedule, config.model),
             lambda: compile_step(make_train_step(GPT(config.model), config), mesh, parallel),
         )
-        if jax.process_count() == 1:
-            given = replicate(given_by(config), mesh)
-        else:  # a key can't be put on devices of other processes
-            given = jax.jit(lambda: given_by(config), out_shardings=NamedSharding(mesh, PartitionSpec()))()
+        given = replicate(given_by(config), mesh)
         return lambda state, batch: compiled(state, batch, None, given)
 
     def sums_by_row(self, config: Config, mesh: Mesh) -> SumsByRow:

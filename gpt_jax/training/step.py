@@ -42,13 +42,13 @@ class TrainState:
 class Given:
     """What runs that share a compiled step may differ in: the key that dropout draws from, and the learning rate."""
 
-    key: Any  # jax.random.key of the run's seed
+    key: Any  # the data of the run's key: a key itself can't be put on devices of other processes
     learning_rate: Any  # () float32, weakly typed as a Python float is
 
 
 def given_by(c: config.Config) -> Given:
     """The `Given` of a configuration; a step that takes it computes what one with these numbers inside would."""
-    return Given(jax.random.key(c.seed), jnp.asarray(c.optimizer.learning_rate))
+    return Given(jax.random.key_data(jax.random.key(c.seed)), jnp.asarray(c.optimizer.learning_rate))
 
 
 def init_state(model: nn.Module, c: config.Config) -> TrainState:
@@ -89,7 +89,7 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
             return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
         given = given_by(c) if given is None else given
-        key = jax.random.fold_in(given.key, state.step)
+        key = jax.random.fold_in(jax.random.wrap_key_data(given.key), state.step)
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         weight = over_devices(jnp.sum(batch["weights"].astype(jnp.float32)))
