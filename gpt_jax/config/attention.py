@@ -110,8 +110,31 @@ class AttentionConfig(Variant):
         """Refuses what can't be in a model of width C."""
 
 
+class Heads:
+    """What kinds of attention with H heads have in common: a key's width and a value's, given or derived."""
+
+    heads: int
+    head_width: int | None
+    value_width: int | None
+
+    def resolved_head_width(self, width: int) -> int:
+        """D in a model of width C."""
+        if self.head_width is not None:
+            return self.head_width
+        require(
+            width % self.heads == 0,
+            f"model.width ({width}) is no multiple of attention.heads ({self.heads}):"
+            f" choose one that is, or set attention.head_width",
+        )
+        return width // self.heads
+
+    def resolved_value_width(self, width: int) -> int:
+        """E, the width of a value, in a model of width C."""
+        return self.resolved_head_width(width) if self.value_width is None else self.value_width
+
+
 @dataclass(frozen=True)
-class Attention(AttentionConfig):
+class Attention(Heads, AttentionConfig):
     """Softmax attention with H query heads that share K key/value heads: MHA (K = H), GQA, MQA (K = 1).
 
     `kv_heads` None: H. `head_width` None: C / H. `value_width` None: `head_width`. `bias` names the projections that
@@ -174,21 +197,6 @@ class Attention(AttentionConfig):
     def resolved_kv_heads(self) -> int:
         """K."""
         return self.heads if self.kv_heads is None else self.kv_heads
-
-    def resolved_head_width(self, width: int) -> int:
-        """D in a model of width C."""
-        if self.head_width is not None:
-            return self.head_width
-        require(
-            width % self.heads == 0,
-            f"model.width ({width}) is no multiple of attention.heads ({self.heads}):"
-            f" choose one that is, or set attention.head_width",
-        )
-        return width // self.heads
-
-    def resolved_value_width(self, width: int) -> int:
-        """E, the width of a value, in a model of width C."""
-        return self.resolved_head_width(width) if self.value_width is None else self.value_width
 
     def check(self, width: int) -> None:
         """Refuses what can't be in a model of width C."""

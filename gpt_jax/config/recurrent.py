@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gpt_jax.config.attention import AttentionConfig, Projection
+from gpt_jax.config.attention import AttentionConfig, Heads, Projection
 from gpt_jax.config.checks import require, require_positive, require_taps
 from gpt_jax.config.norm import NormConfig, RmsNorm
 from gpt_jax.config.position import PositionConfig, Rope
@@ -16,12 +16,9 @@ from gpt_jax.config.position import PositionConfig, Rope
 Decay = Literal["fixed", "gated"]
 
 
-class _State:
+class _State(Heads):
     """What the kinds have in common: H heads, each with a state of D × E numbers."""
 
-    heads: int
-    head_width: int | None
-    value_width: int | None
     bias: tuple[Projection, ...]
     convolution: int | None
 
@@ -31,21 +28,6 @@ class _State:
             require_positive(getattr(self, name), f"attention.{name}")
         require_taps(self.convolution, "attention.convolution")
         require(len(set(self.bias)) == len(self.bias), f"attention.bias names a projection twice: {self.bias}")
-
-    def resolved_head_width(self, width: int) -> int:
-        """D in a model of width C."""
-        if self.head_width is not None:
-            return self.head_width
-        require(
-            width % self.heads == 0,
-            f"model.width ({width}) is no multiple of attention.heads ({self.heads}):"
-            f" choose one that is, or set attention.head_width",
-        )
-        return width // self.heads
-
-    def resolved_value_width(self, width: int) -> int:
-        """E in a model of width C."""
-        return self.resolved_head_width(width) if self.value_width is None else self.value_width
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ mask, position, temperature, norm or MLP is a row of a table too: `VISIBLE`, `BI
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
 from gpt_jax.model.attend import Logits, attend
-from gpt_jax.model.convolution import ShortConvolution
+from gpt_jax.model.convolution import convolution_shapes, convolved
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.mask import Side
 from gpt_jax.model.mixer import CacheShapes, LayerCache, Mixer, Shared
@@ -32,7 +33,7 @@ from gpt_jax.model.norm import make_norm
 from gpt_jax.model.parameter import Parameter
 from gpt_jax.model.rope import rotate
 from gpt_jax.model.row import Row
-from gpt_jax.model.slots import extend, slots
+from gpt_jax.model.slots import extend, is_ring, slots
 from gpt_jax.model.taps import is_tapped, tap
 from gpt_jax.model.temperature import temperature
 
@@ -55,10 +56,7 @@ class MultiHeadAttention(Mixer):
             y = self._linear(name, heads * width)(x)
             if c.clip is not None:
                 y = jnp.clip(y, -c.clip, c.clip)
-            if c.convolution is not None:
-                past = None if cache is None else cache[f"{name}_convolution"]
-                convolution = ShortConvolution(c.convolution, self.model.param_dtype, name=f"{name}_convolution")
-                y, state[f"{name}_convolution"] = convolution(y, row, past)
+            y = convolved(name, y, c.convolution, self.model.param_dtype, row, cache, state)
             return y.reshape(B, T, heads, width)
 
         queries = Side(row.steps, row.positions, row.segments, self._decay(x, row, cache, state))
@@ -73,7 +71,7 @@ class MultiHeadAttention(Mixer):
                 new = {"key": key.swapaxes(1, 2)}
             else:
                 key = tap(self, "keys", self._place("key", key, queries, row.context))
-                value, shared = self._mix_values(project("value", K, E), row, shared)
+                value, shared = self._blend_values(project("value", K, E), row, shared)
                 new = {"key": key.swapaxes(1, 2), "value": tap(self, "values", value).swapaxes(1, 2)}
             kept, seen, keys = self._remember(new, queries, row, cache)
             if c.value_from_key:
@@ -85,7 +83,7 @@ class MultiHeadAttention(Mixer):
                 shared = {**shared, "key_and_value": (key, value, keys)}
             state |= kept
 
-        heads = tap(self, "heads", self._mix(query, key, value, queries, keys, row, train))
+        heads = tap(self, "heads", self._attend(query, key, value, queries, keys, row, train))
         out = heads.swapaxes(1, 2).reshape(B, T, H * E)
         if c.gate is not None:
             gate = jax.nn.sigmoid(self._linear("gate", H * E if c.gate == "elementwise" else H)(x))
@@ -129,7 +127,7 @@ class MultiHeadAttention(Mixer):
             state["forgotten"] = decay[:, :, -1:]
         return decay
 
-    def _mix_values(
+    def _blend_values(
         self, value: Float[Array, "B T K E"], row: Row, shared: Shared
     ) -> tuple[Float[Array, "B T K E"], Shared]:
         """The values with what comes from the token itself and from the first layer."""
@@ -158,12 +156,12 @@ class MultiHeadAttention(Mixer):
         assert row.length is not None and row.padding is not None
         if queries.decay is not None:
             new = new | {"decay": queries.decay[..., None]}
-        is_ring = slots(self.config.mask, row.length) < row.length
-        kept, seen, steps = extend({name: cache[name] for name in new}, new, row.steps[0], is_ring)
+        old, ring = {name: cache[name] for name in new}, is_ring(self.config.mask, row.length)
+        kept, seen, steps = extend(old, new, row.steps[0], ring)
         decay = None if queries.decay is None else seen["decay"][..., 0]
         return kept, seen, Side(steps, steps[None, :] - row.padding[:, None], None, decay)
 
-    def _mix(
+    def _attend(
         self,
         query: Float[Array, "B H T D"],
         key: Float[Array, "B K S D"],
@@ -174,7 +172,7 @@ class MultiHeadAttention(Mixer):
         train: bool,
     ) -> Float[Array, "B H T E"]:
         """Each head's output."""
-        return mix_values(self, self.config, query, key, value, queries, keys, row, train)
+        return attended(self, self.config, query, key, value, queries, keys, row, train)
 
     @staticmethod
     def cache_shapes(config: cfg.Attention, model: cfg.ModelConfig, length: int) -> CacheShapes:
@@ -185,11 +183,9 @@ class MultiHeadAttention(Mixer):
         shapes: dict[str, tuple[int, ...]] = {"key": (K, S, D)}
         if not config.value_from_key:
             shapes["value"] = (K, S, E)
-        if config.convolution is not None:
-            widths = {"query": H * D, "key": K * D} | ({} if config.value_from_key else {"value": K * E})
-            for name, width in widths.items():
-                shapes[f"{name}_convolution"] = (config.convolution - 1, width)
         caches = {name: jax.ShapeDtypeStruct(shape, jnp.dtype(model.dtype)) for name, shape in shapes.items()}
+        widths = {"query": H * D, "key": K * D} | ({} if config.value_from_key else {"value": K * E})
+        caches |= convolution_shapes(config.convolution, model.dtype, **widths)
         if config.forget_gate:  # sums, which must not round
             caches["decay"] = jax.ShapeDtypeStruct((H, S, 1), jnp.float32)
             caches["forgotten"] = jax.ShapeDtypeStruct((H, 1), jnp.float32)
@@ -202,7 +198,7 @@ class MultiHeadAttention(Mixer):
         return 2 * config.heads * (config.resolved_head_width(C) + config.resolved_value_width(C)) * context
 
 
-def mix_values(
+def attended(
     module: nn.Module,
     c: cfg.Attention | cfg.Latent,
     query: Float[Array, "B H T D"],
@@ -226,7 +222,9 @@ def mix_values(
     elif score.normalizer == "sigmoid":
         shift = -math.log(model.context_length)
     dropout = nn.Dropout(c.dropout, name="dropout")
-    is_ring = row.length is not None and slots(c.mask, row.length) < row.length
+    offset: Any = 0
+    if row.length is not None:
+        offset = None if is_ring(c.mask, row.length) else row.steps[0]
     return attend(
         query,
         key,
@@ -237,7 +235,7 @@ def mix_values(
         normalizer="sigmoid" if score.normalizer == "sigmoid" else "softmax",
         sinks=sinks,
         kernel=None if module.is_initializing() else model.kernel,  # of however few tokens
-        offset=None if is_ring else row.steps[0] if row.length is not None else 0,
+        offset=offset,
         drop=(lambda p: dropout(p, deterministic=False)) if train and c.dropout else None,
         watch=(lambda p: tap(module, "probabilities", p)) if is_tapped(module) else None,
     )

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
 from gpt_jax.conversion import implementation
-from gpt_jax.model.convolution import ShortConvolution
+from gpt_jax.model.convolution import convolved
 from gpt_jax.model.mixer import LayerCache, Shared
 from gpt_jax.model.mlp import Mlp
 from gpt_jax.model.norm import make_norm
@@ -45,12 +45,7 @@ class Block(nn.Module):
         state: LayerCache = {}
 
         def convolve(name: str, x: Array) -> Array:
-            if c.convolution is None:
-                return x
-            past = None if cache is None else cache[f"{name}_convolution"]
-            convolution = ShortConvolution(c.convolution, model.param_dtype, name=f"{name}_convolution")
-            y, state[f"{name}_convolution"] = convolution(x, row, past)
-            return y
+            return convolved(name, x, c.convolution, model.param_dtype, row, cache, state)
 
         if c.residual.startswith("parallel"):
             assert mlp is not None

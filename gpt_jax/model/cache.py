@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Int
 
 from gpt_jax import config as cfg
+from gpt_jax.model.convolution import convolution_shapes
 from gpt_jax.model.mixer import CacheShapes, LayerCache, empty
 from gpt_jax.model.registry import mixer_of
 
@@ -48,8 +48,6 @@ def init_cache(model: cfg.ModelConfig, batch_size: int, length: int, padding: In
 
 def _init_layer(block: cfg.BlockConfig, model: cfg.ModelConfig, batch_size: int, length: int) -> LayerCache:
     shapes: CacheShapes = dict(mixer_of(block.attention).cache_shapes(block.attention, model, length))
-    if block.convolution is not None:
-        past = jax.ShapeDtypeStruct((block.convolution - 1, model.width), jnp.dtype(model.dtype))
-        for name in ("attention",) if block.mlp is None else ("attention", "mlp"):
-            shapes[f"{name}_convolution"] = past
+    sublayers = ("attention",) if block.mlp is None else ("attention", "mlp")
+    shapes |= convolution_shapes(block.convolution, model.dtype, **dict.fromkeys(sublayers, model.width))
     return {name: empty((batch_size, *shape.shape), shape.dtype) for name, shape in shapes.items()}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from gpt_jax.model.mixer import CacheShapes, LayerCache
 from gpt_jax.model.row import Row
 
 
@@ -38,3 +40,29 @@ class ShortConvolution(nn.Module):
                 earlier = jnp.where(same[..., None], earlier, 0)
             y += tap * earlier
         return y, inputs[:, T:]
+
+
+def convolved(
+    name: str,
+    x: Float[Array, "B T N"],
+    taps: int | None,
+    param_dtype: str,
+    row: Row,
+    cache: LayerCache | None,
+    state: LayerCache,
+) -> Float[Array, "B T N"]:
+    """x through the convolution `<name>_convolution` of the module that asks, or as it is with `taps` None. What the
+    convolution will look back on is entered in `state`.
+    """
+    if taps is None:
+        return x
+    place = f"{name}_convolution"
+    y, state[place] = ShortConvolution(taps, param_dtype, name=place)(x, row, None if cache is None else cache[place])
+    return y
+
+
+def convolution_shapes(taps: int | None, dtype: str, **widths: int) -> CacheShapes:
+    """What the convolutions on inputs of these widths look back on, by the name in a cache."""
+    if taps is None:
+        return {}
+    return {f"{name}_convolution": jax.ShapeDtypeStruct((taps - 1, N), jnp.dtype(dtype)) for name, N in widths.items()}

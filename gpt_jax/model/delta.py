@@ -8,9 +8,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
+from gpt_jax.model.convolution import convolution_shapes
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.mixer import CacheShapes, LayerCache, Shared, empty
-from gpt_jax.model.recurrence import CHUNK, Recurrent, convolution_shapes, cut, decays, join, real
+from gpt_jax.model.recurrence import CHUNK, Recurrent, cut, decays, join, real
 from gpt_jax.model.row import Row
 from gpt_jax.model.taps import tap
 
@@ -147,7 +148,7 @@ class GatedDeltaNet(Recurrent):
         """The state, in float32, and what the convolutions look back on: as much for any `length`."""
         H, D, E = config.heads, config.resolved_head_width(model.width), config.resolved_value_width(model.width)
         K = config.resolved_key_heads
-        shapes = convolution_shapes(config.convolution, model, query=K * D, key=K * D, value=H * E)
+        shapes = convolution_shapes(config.convolution, model.dtype, query=K * D, key=K * D, value=H * E)
         return shapes | {"state": jax.ShapeDtypeStruct((H, D, E), jnp.float32)}
 
     @staticmethod

@@ -7,7 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
-from gpt_jax.model.attention import MultiHeadAttention, mix_values
+from gpt_jax.model.attention import MultiHeadAttention, attended
 from gpt_jax.model.mask import Side
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.parameter import Parameter
@@ -22,7 +22,7 @@ class DifferentialAttention(MultiHeadAttention):
 
     config: cfg.Differential
 
-    def _mix(
+    def _attend(
         self,
         query: Float[Array, "B H T D"],
         key: Float[Array, "B K S D"],
@@ -35,7 +35,7 @@ class DifferentialAttention(MultiHeadAttention):
         (B, H, T, D), E = query.shape, value.shape[-1]
         both = jnp.concatenate(jnp.split(value, 2, axis=1), axis=-1)
         both = jnp.concatenate([both, both], axis=1)
-        first, second = jnp.split(mix_values(self, self.config, query, key, both, queries, keys, row, train), 2, axis=1)
+        first, second = jnp.split(attended(self, self.config, query, key, both, queries, keys, row, train), 2, axis=1)
 
         def exponent(n: int) -> Float[Array, ""]:
             pair = [

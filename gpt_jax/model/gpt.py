@@ -36,7 +36,8 @@ class GPT(nn.Module):
     `segments` (B, T) separates documents in a row, `positions` (B, T) restarts in each; None means one document from
     position 0. `prefix` (B,) is how many tokens of each row see one another whole, in layers of mask `Prefix`; with a
     cache, it goes to the call that reads them. `capture` is a glob over the taps' names (`*` also crosses "/"); what
-    matches comes back as a dict, the last item of the result.
+    matches comes back as a dict, the last item of the result. Attention's probabilities are among them where the einsum
+    computes it (`attend`): by itself for fewer than 1,024 tokens.
 
     Raises:
       ValueError: a row longer than a learned table, segments or positions with a cache, a `capture` that matches

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
-from gpt_jax.model.attention import mix_values, scaled
+from gpt_jax.model.attention import attended, scaled
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.mask import Side
 from gpt_jax.model.mixer import CacheShapes, LayerCache, Mixer, Shared
@@ -16,7 +16,7 @@ from gpt_jax.model.norm import make_norm
 from gpt_jax.model.parameter import Parameter
 from gpt_jax.model.rope import rotate
 from gpt_jax.model.row import Row
-from gpt_jax.model.slots import extend, slots
+from gpt_jax.model.slots import extend, is_ring, slots
 from gpt_jax.model.taps import tap
 
 
@@ -59,8 +59,8 @@ class LatentAttention(Mixer):
         keys = queries
         if cache is not None:
             assert row.length is not None and row.padding is not None
-            is_ring = slots(c.mask, row.length) < row.length
-            kept, new, steps = extend({name: cache[name] for name in new}, new, row.steps[0], is_ring)
+            old, ring = {name: cache[name] for name in new}, is_ring(c.mask, row.length)
+            kept, new, steps = extend(old, new, row.steps[0], ring)
             cache, keys = {**cache, **kept}, Side(steps, steps[None, :] - row.padding[:, None])
 
         def kernel(name: str, width: int) -> Float[Array, "R H N"]:
@@ -72,14 +72,14 @@ class LatentAttention(Mixer):
         if cache is not None and T == 1:
             absorbed = jnp.concatenate([jnp.einsum("bhtd,rhd->bhtr", query[..., :D], to_keys), query[..., D:]], axis=-1)
             key = jnp.concatenate([new["latent"], new["rotary_key"]], axis=-1)
-            heads = mix_values(self, c, absorbed, key, new["latent"], queries, keys, row, train)
+            heads = attended(self, c, absorbed, key, new["latent"], queries, keys, row, train)
             heads = jnp.einsum("bhtr,rhe->bhte", heads, to_values)
         else:
             S = new["latent"].shape[2]
             flat = new["latent"].reshape(B * S, R)
             key, value = ((flat @ w.reshape(R, -1)).reshape(B, S, H, -1).swapaxes(1, 2) for w in (to_keys, to_values))
             key = jnp.concatenate([key, jnp.broadcast_to(new["rotary_key"], (B, H, S, P))], axis=-1)
-            heads = mix_values(self, c, query, key, value, queries, keys, row, train)
+            heads = attended(self, c, query, key, value, queries, keys, row, train)
         out = tap(self, "heads", heads).swapaxes(1, 2).reshape(B, T, H * E)
         return Linear(C, c.bias, std, dtype, self.output_scale, name="output")(out), cache, shared
 

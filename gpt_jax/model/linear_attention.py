@@ -8,8 +8,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
+from gpt_jax.model.convolution import convolution_shapes
 from gpt_jax.model.mixer import CacheShapes, LayerCache, Shared, empty
-from gpt_jax.model.recurrence import CHUNK, Recurrent, convolution_shapes, cut, decays, join, real
+from gpt_jax.model.recurrence import CHUNK, Recurrent, cut, decays, join, real
 from gpt_jax.model.rope import rotate
 from gpt_jax.model.row import Row
 from gpt_jax.model.taps import tap
@@ -151,7 +152,7 @@ class LinearAttention(Recurrent):
     def cache_shapes(config: cfg.Linear, model: cfg.ModelConfig, length: int) -> CacheShapes:
         """The state, in float32, and what the convolutions look back on: as much for any `length`."""
         H, D, E = config.heads, config.resolved_head_width(model.width), config.resolved_value_width(model.width)
-        shapes = convolution_shapes(config.convolution, model, query=H * D, key=H * D, value=H * E)
+        shapes = convolution_shapes(config.convolution, model.dtype, query=H * D, key=H * D, value=H * E)
         shapes["state"] = jax.ShapeDtypeStruct((H, D, E), jnp.float32)
         if config.normalize:
             shapes["normalizer"] = jax.ShapeDtypeStruct((H, D), jnp.float32)

@@ -16,10 +16,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from gpt_jax import config as cfg
-from gpt_jax.model.convolution import ShortConvolution
+from gpt_jax.model.convolution import convolved
 from gpt_jax.model.linear import Linear
-from gpt_jax.model.mixer import CacheShapes, LayerCache, Mixer
+from gpt_jax.model.mixer import LayerCache, Mixer
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.row import Row
 from gpt_jax.model.taps import tap
@@ -127,12 +126,9 @@ class Recurrent(Mixer):
         self, x: Float[Array, "B T C"], name: str, heads: int, width: int, row: Row, cache: LayerCache | None
     ) -> tuple[Float[Array, "B T N D"], LayerCache]:
         """Queries, keys or values, and what their convolution will look back on."""
-        c, kept = self.config, {}
+        kept: LayerCache = {}
         y = self._linear(name, heads * width)(x)
-        if c.convolution is not None:
-            past = None if cache is None else cache[f"{name}_convolution"]
-            convolution = ShortConvolution(c.convolution, self.model.param_dtype, name=f"{name}_convolution")
-            y, kept[f"{name}_convolution"] = convolution(y, row, past)
+        y = convolved(name, y, self.config.convolution, self.model.param_dtype, row, cache, kept)
         return y.reshape(*x.shape[:2], heads, width), kept
 
     def log_decay(self, x: Float[Array, "B T C"]) -> Float[Array, "B H T"] | None:
@@ -166,11 +162,3 @@ class Recurrent(Mixer):
 def real(row: Row) -> Bool[Array, "B T"] | None:
     """Which tokens are no left padding; None: all. The others must write nothing; what they let decay is still 0."""
     return None if row.padding is None else row.steps >= row.padding[:, None]
-
-
-def convolution_shapes(taps: int | None, model: cfg.ModelConfig, **widths: int) -> CacheShapes:
-    """What the short convolutions on projections of these widths look back on."""
-    if taps is None:
-        return {}
-    dtype = jnp.dtype(model.dtype)
-    return {f"{name}_convolution": jax.ShapeDtypeStruct((taps - 1, width), dtype) for name, width in widths.items()}

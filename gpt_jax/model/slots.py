@@ -23,8 +23,13 @@ def slots(mask: cfg.MaskConfig, length: int) -> int:
     return length if back is None else min(back, length)
 
 
+def is_ring(mask: cfg.MaskConfig, length: int) -> bool:
+    """Whether a layer's slots are used anew before `length` tokens are written."""
+    return slots(mask, length) < length
+
+
 def extend(
-    buffers: Buffers, new: Buffers, step: Int[Array, ""], is_ring: bool
+    buffers: Buffers, new: Buffers, step: Int[Array, ""], ring: bool
 ) -> tuple[Buffers, Buffers, Int[Array, " S"]]:
     """Writes T tokens at `step`; returns the buffers to keep, those to attend to, and the step of each slot of these
     (negative: an empty one).
@@ -35,10 +40,10 @@ def extend(
     (size,) = {buffer.shape[2] for buffer in buffers.values()}
     (tokens,) = {token.shape[2] for token in new.values()}
     arange = jnp.arange(size)
-    if not is_ring or tokens == 1:
-        slot = step % size if is_ring else step
+    if not ring or tokens == 1:
+        slot = step % size if ring else step
         kept = {name: _write(buffer, new[name], slot) for name, buffer in buffers.items()}
-        steps = step - (step - arange) % size if is_ring else jnp.where(arange < step + tokens, arange, -1)
+        steps = step - (step - arange) % size if ring else jnp.where(arange < step + tokens, arange, -1)
         return kept, kept, steps
     joined = {name: jnp.concatenate([buffer, new[name]], axis=2) for name, buffer in buffers.items()}
     steps = jnp.concatenate([step - 1 - (step - 1 - arange) % size, step + jnp.arange(tokens)])
