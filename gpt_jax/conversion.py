@@ -224,6 +224,32 @@ def difference(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
 
 
+def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`; a group that changes its type is replaced whole."""
+    result = dict(base)
+    for key, change in changes.items():
+        old = base[key] if key in base else None
+        same_type = (
+            isinstance(old, Mapping)
+            and isinstance(change, Mapping)
+            and ("type" not in change or ("type" in old and change["type"] == old["type"]))
+        )
+        result[key] = overlay(old, change) if same_type else change  # type: ignore[arg-type]
+    return result
+
+
+def overlay_between(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The least `changes` with `overlay(base, changes) == other`."""
+    changes = {}
+    for key, item in other.items():
+        if item == base[key]:
+            continue
+        nested = isinstance(item, Mapping) and isinstance(base[key], Mapping)
+        same_type = nested and ("type" not in item or item["type"] == base[key]["type"])
+        changes[key] = overlay_between(base[key], item) if same_type else item
+    return changes
+
+
 def _hints(kind: type) -> dict[str, Any]:
     return kind.compact_hints() if hasattr(kind, "compact_hints") else typing.get_type_hints(kind)
 

@@ -4,7 +4,6 @@ of them.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +14,8 @@ from gpt_jax.ablation import statistics as st
 from gpt_jax.ablation.verdict import compare_arms, verdict_sentence
 from gpt_jax.run import Workdir
 from gpt_jax.training import metrics
-from gpt_jax.training.storage import CHECKPOINTS, METRICS, RunFolder
+from gpt_jax.training.checkpoint import Checkpoints
+from gpt_jax.training.storage import METRICS, RunFolder
 
 STUDY, RESULTS = "study.json", "results.json"
 OUTCOME, MEASUREMENTS, FAILURE = "outcome.json", "measurements.json", "failure.txt"
@@ -98,8 +98,10 @@ class _Run:
     def numbers(self) -> list[Any]:
         """All that must be equal where two runs are: what was recorded, and the fingerprints of the last checkpoint."""
         clean = [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in [*self.train, *self.validation]]
-        record = self.folder.file(CHECKPOINTS) / str(self.entry["steps"]) / "record" / "metadata"
-        return [clean, json.loads(record.read_text())["fingerprints"] if record.exists() else None]
+        if self.status != "finished":
+            return clean
+        with Checkpoints(self.folder, read_only=True) as checkpoints:
+            return [*clean, checkpoints.saved_fingerprints(self.entry["steps"])]
 
 
 def _arm(arm: Mapping[str, Any], runs: Sequence[_Run], study: Mapping[str, Any]) -> dict[str, Any]:

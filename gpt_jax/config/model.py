@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gpt_jax.config.attention import Attention, AttentionConfig, Prefix
+from gpt_jax.config.attention import AttentionConfig, Prefix
 from gpt_jax.config.checks import require, require_positive, require_probability, require_taps
 from gpt_jax.config.norm import NormConfig, RmsNorm
 from gpt_jax.config.position import AbsolutePositionConfig, Learned, Sinusoidal
-from gpt_jax.conversion import Variant, convert, from_dict, join, nearest, to_dict
+from gpt_jax.config.sharing import check_shared
+from gpt_jax.conversion import Variant, convert, from_dict, join, nearest, overlay, overlay_between, to_dict
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "xielu"]
@@ -155,8 +156,7 @@ class ModelConfig:
         require(len(self.blocks) > 0, "model.layers must be at least 1")
         for block in self.blocks:
             block.attention.check(self.width)
-        for layer in range(self.layers):
-            _check_layers_between(self, layer)
+        check_shared(self.attentions, self.width)
         require(
             not isinstance(self.embedding.position, Sinusoidal) or self.width % 2 == 0,
             f"a sinusoidal code needs an even model.width, not {self.width}",
@@ -173,6 +173,11 @@ class ModelConfig:
         """L."""
         return len(self.blocks)
 
+    @property
+    def attentions(self) -> list[AttentionConfig]:
+        """Each layer's."""
+        return [block.attention for block in self.blocks]
+
     # A stack is written compactly: the settings of a block stand in the model's own group and hold for every layer;
     # `letters` holds what a letter of `pattern` has otherwise. The pattern repeats until there are `layers`.
 
@@ -185,7 +190,7 @@ class ModelConfig:
         spelled = "".join(chr(ord("A") + kinds.index(block)) for block in self.blocks)
         period = next(p for p in range(1, len(spelled) + 1) if (spelled[:p] * len(spelled))[: len(spelled)] == spelled)
         base = to_dict(kinds[0])
-        letters = {chr(ord("A") + i): _overlay_between(base, to_dict(kind)) for i, kind in enumerate(kinds) if i > 0}
+        letters = {chr(ord("A") + i): overlay_between(base, to_dict(kind)) for i, kind in enumerate(kinds) if i > 0}
         rest = {
             f.name: to_dict(getattr(self, f.name))
             for f in dataclasses.fields(self)
@@ -217,7 +222,7 @@ class ModelConfig:
         block_names = [f.name for f in dataclasses.fields(BlockConfig)]
         base = {key: values[key] for key in block_names if key in values}
         blocks = {
-            letter: from_dict(BlockConfig, _overlay(base, letters[letter]) if letter in letters else base, path)
+            letter: from_dict(BlockConfig, overlay(base, letters[letter]) if letter in letters else base, path)
             for letter in dict.fromkeys(spelled)
         }
         own = [f.name for f in dataclasses.fields(cls) if f.name != "blocks"]
@@ -234,64 +239,6 @@ class ModelConfig:
 def has_prefix(model: ModelConfig) -> bool:
     """Whether some layer lets the tokens of a prefix see one another."""
     return any(getattr(block.attention, "mask", None) == Prefix() for block in model.blocks)
-
-
-def kv_source(model: ModelConfig, layer: int) -> int:
-    """The layer whose keys and values this one attends to: itself, or the nearest below that has its own."""
-    while _is_attention(model, layer, "shared_kv"):
-        layer -= 1
-    return layer
-
-
-def value_source(model: ModelConfig) -> int | None:
-    """The layer whose values the value residuals mix in: the first that has one."""
-    layers = [layer for layer in range(model.layers) if _is_attention(model, layer, "value_residual")]
-    return layers[0] if layers else None
-
-
-def _is_attention(model: ModelConfig, layer: int, switch: str) -> bool:
-    attention = model.blocks[layer].attention if layer >= 0 else None
-    return isinstance(attention, Attention) and getattr(attention, switch) not in (None, False)
-
-
-def _check_layers_between(model: ModelConfig, layer: int) -> None:
-    """Refuses what a layer can't take from one below it."""
-    attention = model.blocks[layer].attention
-    if not isinstance(attention, Attention):
-        return
-    C = model.width
-    if attention.shared_kv:
-        source = kv_source(model, layer)
-        require(
-            source >= 0 and isinstance(model.blocks[source].attention, Attention),
-            f"layer {layer} has attention.shared_kv, and no layer below it with keys and values of its own",
-        )
-        other = model.blocks[source].attention
-        assert isinstance(other, Attention)
-        for name, mine, theirs in [
-            ("kv_heads", attention.resolved_kv_heads, other.resolved_kv_heads),
-            ("head_width", attention.resolved_head_width(C), other.resolved_head_width(C)),
-            ("value_width", attention.resolved_value_width(C), other.resolved_value_width(C)),
-            ("mask", attention.mask, other.mask),
-            ("position", attention.position, other.position),
-        ]:
-            require(
-                mine == theirs,
-                f"layer {layer} shares the keys and values of layer {source}, so its attention.{name} must be that"
-                f" one's, {theirs}, not {mine}",
-            )
-        require(not other.forget_gate and not other.value_from_key, f"layer {source} has keys that can't be shared")
-    if attention.value_residual is not None:
-        first = value_source(model)
-        assert first is not None
-        other = model.blocks[first].attention
-        assert isinstance(other, Attention)
-        shapes = [(a.resolved_kv_heads, a.resolved_value_width(C)) for a in (attention, other)]
-        require(
-            shapes[0] == shapes[1],
-            f"layer {layer} mixes in the values of layer {first}, so both need the same kv_heads and value_width,"
-            f" not {shapes[0]} and {shapes[1]}",
-        )
 
 
 def pattern(letters: str, **blocks: BlockConfig) -> tuple[BlockConfig, ...]:
@@ -322,29 +269,3 @@ def check_length(model: ModelConfig, length: int) -> None:
             f"{length} tokens don't fit the learned table of {limit} positions: "
             "shorten the input or use another position scheme"
         )
-
-
-def _overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes`; a group that changes its type is replaced whole."""
-    result = dict(base)
-    for key, change in changes.items():
-        old = base[key] if key in base else None
-        same_type = (
-            isinstance(old, Mapping)
-            and isinstance(change, Mapping)
-            and ("type" not in change or ("type" in old and change["type"] == old["type"]))
-        )
-        result[key] = _overlay(old, change) if same_type else change  # type: ignore[arg-type]
-    return result
-
-
-def _overlay_between(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The least `changes` with `_overlay(base, changes) == other`."""
-    changes = {}
-    for key, item in other.items():
-        if item == base[key]:
-            continue
-        nested = isinstance(item, Mapping) and isinstance(base[key], Mapping)
-        same_type = nested and ("type" not in item or item["type"] == base[key]["type"])
-        changes[key] = _overlay_between(base[key], item) if same_type else item
-    return changes

@@ -79,7 +79,7 @@ class MultiHeadAttention(Mixer):
                 key = self._place("key", value.swapaxes(1, 2), keys, row.context).swapaxes(1, 2)
             else:
                 key, value = seen["key"], seen["value"]
-            if _is_shared(self.model):
+            if cfg.is_kv_shared(self.model.attentions):
                 shared = {**shared, "key_and_value": (key, value, keys)}
             state |= kept
 
@@ -143,7 +143,7 @@ class MultiHeadAttention(Mixer):
             share = Parameter("share", initial, (), model.param_dtype, name="value_residual")().astype(value.dtype)
             first = value
             if "value" in shared:
-                first = jnp.where(row.layer == cfg.value_source(model), value, shared["value"])
+                first = jnp.where(row.layer == cfg.value_source(model.attentions), value, shared["value"])
             value, shared = value + share * (first - value), {**shared, "value": first}
         return value, shared
 
@@ -253,8 +253,3 @@ def scaled(
 
 def _add_unless_begun(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
     return jnp.where(b[1], b[0], a[0] + b[0]), a[1] | b[1]
-
-
-def _is_shared(model: cfg.ModelConfig) -> bool:
-    """Whether some layer takes its keys and values from one below."""
-    return any(isinstance(b.attention, cfg.Attention) and b.attention.shared_kv for b in model.blocks)

@@ -131,16 +131,7 @@ class Checkpoints:
         Raises:
           CheckpointError: there is none of this step, it can't be read, or an array differs from what was saved.
         """
-        if step not in self.steps():
-            known = ", ".join(map(str, self.steps())) if self.steps() else "none"
-            raise CheckpointError(f"{self._folder} has no checkpoint of step {step}; there are: {known}")
-        args = {name: ocp.args.StandardRestore(template) for name, template in templates.items()}
-        try:
-            items = self._manager.restore(step, args=ocp.args.Composite(**args, **{RECORD: ocp.args.JsonRestore()}))
-            record = dict(items[RECORD])
-            saved = record.pop("fingerprints")
-        except Exception as error:  # Orbax has no error of its own for a damaged checkpoint
-            raise CheckpointError(f"{self.path(step)} can't be read: {str(error).splitlines()[0][:200]}") from error
+        items, record, saved = self._read(step, templates)
         for name in templates:
             found = fingerprints(items[name])
             differing = [path for path in found if path not in saved[name] or found[path] != saved[name][path]]
@@ -149,6 +140,27 @@ class Checkpoints:
                     f"{self.path(step)} is damaged: the content of {differing[0]} is not what was saved"
                 )
         return Restored(step, {name: items[name] for name in templates}, record)
+
+    def saved_fingerprints(self, step: int) -> dict[str, dict[str, str]]:
+        """What `fingerprints` gave of each tree when the checkpoint was saved; its arrays are not read.
+
+        Raises:
+          CheckpointError: there is none of this step, or it can't be read.
+        """
+        return self._read(step, {})[2]
+
+    def _read(self, step: int, templates: Mapping[str, Any]) -> tuple[Any, dict[str, Any], dict[str, dict[str, str]]]:
+        """Items, record and saved fingerprints of one checkpoint."""
+        if step not in self.steps():
+            known = ", ".join(map(str, self.steps())) if self.steps() else "none"
+            raise CheckpointError(f"{self._folder} has no checkpoint of step {step}; there are: {known}")
+        args = {name: ocp.args.StandardRestore(template) for name, template in templates.items()}
+        try:
+            items = self._manager.restore(step, args=ocp.args.Composite(**args, **{RECORD: ocp.args.JsonRestore()}))
+            record = dict(items[RECORD])
+            return items, record, record.pop("fingerprints")
+        except Exception as error:  # Orbax has no error of its own for a damaged checkpoint
+            raise CheckpointError(f"{self.path(step)} can't be read: {str(error).splitlines()[0][:200]}") from error
 
     def restore_newest(self, templates: Mapping[str, Any], move_damaged: bool = False) -> Restored | None:
         """The newest good checkpoint, None where there is none at all. A damaged one is passed over with a warning, and

@@ -22,6 +22,7 @@ from gpt_jax.conversion import ConfigError
 from gpt_jax.data import open_data
 from gpt_jax.run import load_run, train
 from gpt_jax.training import metrics
+from gpt_jax.training.checkpoint import CheckpointError, Checkpoints
 from gpt_jax.training.interrupt import Interrupts
 from gpt_jax.training.storage import RunFolder
 from tests.ablation.made_up import study as made_up_study
@@ -221,6 +222,24 @@ def test_a_changed_bit_fails_the_copy(done: tuple[Path, dict[str, Any]], tmp_pat
     record = json.loads(lines[2])
     aa.write_text("\n".join([*lines[:2], json.dumps(record | {"loss": np.nextafter(record["loss"], 9)}), *lines[3:]]))
     assert collect(tmp_path / "copy")["aa"] == {"equal": False}
+
+
+def test_other_parameters_at_the_end_fail_the_copy(
+    done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where every loss that was recorded is the same; a checkpoint that is gone is no proof of anything."""
+    saved = Checkpoints.saved_fingerprints
+
+    def other(self: Checkpoints, step: int) -> Any:
+        found = saved(self, step)
+        assert set(found["params"])
+        return found | ({"params": {}} if "A-A-" in self.path(step) else {})
+
+    monkeypatch.setattr(Checkpoints, "saved_fingerprints", other)
+    assert collect(done[0])["aa"] == {"equal": False}
+    monkeypatch.setattr(Checkpoints, "saved_fingerprints", lambda self, step: saved(self, step + 1))
+    with pytest.raises(CheckpointError, match="has no checkpoint of step"):
+        collect(done[0])
 
 
 def test_an_unmatched_arm_is_not_ranked(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
