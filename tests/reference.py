@@ -56,7 +56,8 @@ def _row(c: config.ModelConfig, params: Params, row: Row) -> np.ndarray:
             x = x + params["embedding"]["position"]["table"][position + c.embedding.position.offset]
         if isinstance(c.embedding.position, config.Sinusoidal):
             for i in range(c.width // 2):
-                angle = position / c.embedding.position.theta ** (2 * i / c.width)
+                code = c.embedding.position
+                angle = (position + code.offset) / code.theta ** (2 * i / (c.width - 2 * code.endpoint))
                 x[i] += math.sin(angle)
                 x[c.width // 2 + i] += math.cos(angle)
         xs.append(norm(c.embedding.norm, params["embedding"].get("norm"), x))

@@ -103,7 +103,7 @@ def weights(c: Any, params: Params, h: int, H: int, row: Row, t: int, q: np.ndar
         if score.softcap is not None:
             x = score.softcap * math.tanh(x / score.softcap)
         table = params.get("position", {}).get("table")
-        x += positions.bias(c.position, table, h, H, int(row.positions[t]) - int(row.positions[s]))
+        x += positions.bias(c.position, table, h, H, int(row.positions[t]), int(row.positions[s]))
         logits[s] = x + faded(s)
     if score.normalizer == "sigmoid":  # Ramapuram et al. 2024, eq. 3 with b = −log n
         return {s: sigmoid(x - math.log(row.model.context_length)) for s, x in logits.items()}

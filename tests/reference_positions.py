@@ -81,6 +81,12 @@ def alibi_slopes(heads: int, bias_max: float = 8) -> list[float]:
     return alibi_slopes(below, bias_max) + alibi_slopes(2 * below, bias_max)[::2][: heads - below]
 
 
+def bfloat16(x: float) -> float:
+    """To the nearest of 8 significant bits."""
+    exponent = math.frexp(x)[1]
+    return math.ldexp(round(math.ldexp(x, 8 - exponent)), exponent - 8)
+
+
 def t5_bucket(distance: int, buckets: int, max_distance: int) -> int:
     """Raffel et al. 2020, section 2.1: range k of the far half begins at m·(max/m)^(k/n), with m near buckets and n far
     ones. Distance 0 for what lies ahead.
@@ -93,11 +99,16 @@ def t5_bucket(distance: int, buckets: int, max_distance: int) -> int:
     return near + begun[-1]
 
 
-def bias(c: config.PositionConfig | None, table: np.ndarray | None, h: int, heads: int, distance: int) -> float:
-    """What head h of 0 … H−1 adds to the score of a key so far behind the query."""
+def bias(c: config.PositionConfig | None, table: np.ndarray | None, h: int, heads: int, query: int, key: int) -> float:
+    """What head h of 0 … H−1 adds to the score of a key at one position for the query at another."""
+    distance = query - key
     match c:
-        case config.Alibi(bias_max, scale):
-            return -scale * alibi_slopes(heads, bias_max)[h] * abs(distance)
+        case config.Alibi(bias_max, scale, rounded):
+            slope = alibi_slopes(heads, bias_max)[h]
+            if rounded:  # key's and query's own term; the query's makes no difference to softmax
+                slope, query, key = bfloat16(slope), bfloat16(query), bfloat16(key)
+                return -scale * abs(bfloat16(slope * query) - bfloat16(slope * key))
+            return -scale * slope * abs(distance)
         case config.T5Bias(buckets, max_distance):
             assert table is not None
             return float(table[t5_bucket(distance, buckets, max_distance), h])

@@ -369,6 +369,9 @@ ILLEGAL = {
     "norm.unit_offset is about the scale": lambda: RmsNorm(scale=False, unit_offset=True),
     "LogTemperature.length must be positive": lambda: LogTemperature(length=0),
     "needs an even model.width": lambda: tiny(Attention(3, head_width=2), width=9, embedding=Embedding(Sinusoidal())),
+    "endpoint is about the last of several pairs": lambda: tiny(
+        Attention(1), width=2, embedding=Embedding(Sinusoidal(endpoint=True))
+    ),
     "less than model.context_length": lambda: tiny(embedding=Embedding(Learned(8))),
     "layers must be at least 1": lambda: tiny(blocks=()),
     "vocab_size must be positive": lambda: tiny(vocab_size=0),

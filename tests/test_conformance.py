@@ -54,7 +54,7 @@ from tests.tiny import VOCABULARY, tiny
 
 W, T = 3, 8
 random_params = partial(models.random_params, size=0.4)  # activations of order 1 in every case
-BIASES = [Alibi(), T5Bias(4, 6)]
+BIASES = [Alibi(), Alibi(scale=0.4, rounded=True), T5Bias(4, 6)]
 PARTIAL = Rope(theta=100.0, fraction=0.5, interleaved=True, scaling=LinearScaling(2.0))
 CHOICES: OrderedDict[str, list[Any]] = OrderedDict(
     # Of 8 values the variance may be tiny, and dividing by it blows rounding up: hence the large eps.
@@ -75,7 +75,7 @@ CHOICES: OrderedDict[str, list[Any]] = OrderedDict(
         Rope(scaling=DynamicNtk(2.0, 6)),
         *BIASES,
     ],
-    code=[None, Learned(), Learned(offset=2), Sinusoidal(theta=50.0)],
+    code=[None, Learned(), Learned(offset=2), Sinusoidal(theta=50.0), Sinusoidal(50.0, endpoint=True, offset=2)],
     masks=[(Causal(),), (Window(W),), (Chunk(W),), (Window(W), Causal()), (Prefix(),)],
     kv_heads=[4, 2, 1],
     value_width=[None, 6],

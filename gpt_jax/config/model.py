@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gpt_jax.config.adapter import AdapterConfig
 from gpt_jax.config.attention import AttentionConfig, Prefix
 from gpt_jax.config.checks import require, require_positive, require_probability, require_taps
 from gpt_jax.config.norm import NormConfig, RmsNorm
@@ -54,7 +55,7 @@ class BlockConfig:
     Residual arrangements: "pre" x + f(norm(x)), "post" norm(x + f(x)), "sandwich" x + norm(f(norm(x))), "output"
     x + norm(f(x)), "parallel" x + attention(norm(x)) + mlp(norm(x)) with one norm, "parallel_norms" with two.
     `residual_scale` multiplies what a sublayer adds (Granite). `convolution` is the taps of a short causal convolution
-    on the input of each sublayer, after its norm.
+    on the input of each sublayer, after its norm. Where a layer has an `adapter`, adapters alone train.
     """
 
     attention: AttentionConfig
@@ -64,6 +65,7 @@ class BlockConfig:
     dropout: float = 0.0
     convolution: int | None = None
     residual_scale: float | None = None
+    adapter: AdapterConfig | None = None
 
     def __post_init__(self) -> None:
         require_taps(self.convolution, "convolution")
@@ -160,6 +162,11 @@ class ModelConfig:
         require(
             not isinstance(self.embedding.position, Sinusoidal) or self.width % 2 == 0,
             f"a sinusoidal code needs an even model.width, not {self.width}",
+        )
+        code = self.embedding.position
+        require(
+            not (isinstance(code, Sinusoidal) and code.endpoint) or self.width > 2,
+            "embedding.position.endpoint is about the last of several pairs, and model.width 2 holds one: unset it",
         )
         positions = learned_positions(self)
         require(

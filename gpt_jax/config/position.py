@@ -179,11 +179,13 @@ class Alibi(PositionConfig):
     """A penalty proportional to the distance, one slope a head (Press et al. 2021, arXiv:2108.12409).
 
     With a power of two as H, head h of 1 … H has the slope `scale` · 2^(−`bias_max` · h / H). BLOOM and MPT are the
-    defaults; Falcon divides the bias, too, by √D: `scale` = D^−½.
+    defaults; Falcon divides the bias, too, by √D: `scale` = D^−½. `rounded`: slopes, positions and their
+    products, whose differences are the penalties, are each rounded to bfloat16 (Falcon again).
     """
 
     bias_max: float = 8.0
     scale: float = 1.0
+    rounded: bool = False
 
     def __post_init__(self) -> None:
         require_positive(self.bias_max, "Alibi.bias_max")
@@ -228,12 +230,20 @@ class Learned(AbsolutePositionConfig):
 
 @dataclass(frozen=True)
 class Sinusoidal(AbsolutePositionConfig):
-    """Fixed sines and cosines (Vaswani et al. 2017, arXiv:1706.03762)."""
+    """Fixed sines and cosines of pairs that turn ever slower, from 1 radian a position almost to 1/`theta` (Vaswani et
+    al. 2017, arXiv:1706.03762).
+
+    `endpoint`: the last pair turns by just 1/`theta` (as in tensor2tensor and XGLM). `offset` is the number that
+    position 0 has (XGLM: 2).
+    """
 
     theta: float = 10_000.0
+    endpoint: bool = False
+    offset: int = 0
 
     def __post_init__(self) -> None:
         require_positive(self.theta, "embedding.position.theta")
+        require(self.offset >= 0, f"embedding.position.offset must be 0 or more, not {self.offset}")
 
 
 def rope_width(rope: Rope, head_width: int) -> int:

@@ -4,10 +4,12 @@ BIASES.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -32,7 +34,7 @@ def position_bias(
     """
     if position is None or (bias := implementation(BIASES, position)) is None:
         return None
-    return bias(position, table, query_positions[:, :, None] - key_positions[:, None, :], heads)
+    return bias(position, table, query_positions, key_positions, heads)
 
 
 def adds(position: cfg.PositionConfig | None) -> bool:
@@ -62,19 +64,41 @@ def _buckets(buckets: int, max_distance: int) -> Int[np.ndarray, " distances"]:
     return np.where(distance < exact, distance, np.minimum(far, buckets - 1)).astype(np.int32)
 
 
-def _alibi(c: cfg.Alibi, table: None, distance: Int[Array, "b T S"], heads: int) -> Float[Array, "b H T S"]:
+def _alibi(
+    c: cfg.Alibi, table: None, queries: Int[Array, "b T"], keys: Int[Array, "b S"], heads: int
+) -> Float[Array, "b H T S"]:
     """−slope · distance; a key ahead, as in a prefix, is as far as one behind."""
-    return jnp.asarray(-alibi_slopes(c, heads)[:, None, None]) * jnp.abs(distance)[:, None].astype(jnp.float32)
+    slopes = alibi_slopes(c, heads)[:, None, None]
+    if not c.rounded:
+        return jnp.asarray(-slopes) * jnp.abs(_distance(queries, keys))[:, None].astype(jnp.float32)
+    unscaled = alibi_slopes(dataclasses.replace(c, scale=1.0), heads)[:, None]
+
+    def place(positions: Int[Array, "b N"]) -> Float[Array, "b H N"]:
+        # XLA may skip a rounding to a type and back; it may not skip this one.
+        at, slope = _bfloat16(positions.astype(jnp.float32))[:, None], _bfloat16(jnp.asarray(unscaled))
+        return _bfloat16(slope * at)
+
+    return -c.scale * jnp.abs(place(queries)[..., None] - place(keys)[:, :, None])
+
+
+def _bfloat16(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """To the nearest bfloat16, kept in float32."""
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
+def _distance(queries: Int[Array, "b T"], keys: Int[Array, "b S"]) -> Int[Array, "b T S"]:
+    """How far each key lies behind each query."""
+    return queries[:, :, None] - keys[:, None, :]
 
 
 def _t5(
-    c: cfg.T5Bias, table: Float[Array, "buckets H"], distance: Int[Array, "b T S"], heads: int
+    c: cfg.T5Bias, table: Float[Array, "buckets H"], queries: Int[Array, "b T"], keys: Int[Array, "b S"], heads: int
 ) -> Float[Array, "b H T S"]:
     """Row `bucket` of the table: the biases of all distances first, then one of them for each pair."""
     of_distance = table.astype(jnp.float32).T[:, _buckets(c.buckets, c.max_distance)]
-    return jnp.moveaxis(of_distance[:, jnp.clip(distance, 0, c.max_distance)], 0, 1)
+    return jnp.moveaxis(of_distance[:, jnp.clip(_distance(queries, keys), 0, c.max_distance)], 0, 1)
 
 
-# scheme, its table, how far the key lies behind the query → the bias; None: the scheme acts elsewhere.
-Bias = Callable[[Any, Any, Int[Array, "b T S"], int], Float[Array, "b H T S"]]
+# scheme, its table, the positions of queries and keys → the bias; None: the scheme acts elsewhere.
+Bias = Callable[[Any, Any, Int[Array, "b T"], Int[Array, "b S"], int], Float[Array, "b H T S"]]
 BIASES: dict[type[cfg.PositionConfig], Bias | None] = {cfg.Rope: None, cfg.Alibi: _alibi, cfg.T5Bias: _t5}

@@ -37,8 +37,8 @@ class TokenEmbedding(nn.Module):
         match c.embedding.position:
             case cfg.Learned():
                 x += self.position(positions).astype(dtype)
-            case cfg.Sinusoidal(theta):
-                x += sinusoidal_position(positions, c.width, theta).astype(dtype)
+            case cfg.Sinusoidal() as sines:
+                x += sinusoidal_position(positions, c.width, sines).astype(dtype)
             case None:
                 pass
             case other:

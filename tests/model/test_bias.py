@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -49,6 +50,16 @@ def test_alibi_penalizes_distance_behind_and_ahead() -> None:
     np.testing.assert_allclose(bias[0, :, 0], [[-2 / 16, -0.5 / 16, 0, -1 / 16], [-2 / 256, -0.5 / 256, 0, -1 / 256]])
 
 
+def test_falcons_alibi_rounds_slopes_positions_and_their_products() -> None:
+    """12 heads, of which 4 have slopes that are no power of two, and positions that 8 bits can't hold."""
+    queries, keys = jnp.array([[1000]]), jnp.array([[0, 257, 777, 999, 1000]])
+    bias = position_bias(Alibi(rounded=True), None, queries, keys, 12)[0, :, 0]
+    slopes = np.asarray(reference.alibi_slopes(12), ml_dtypes.bfloat16)
+    places = (slopes[:, None] * np.asarray(keys[0], ml_dtypes.bfloat16)).astype(np.float64)
+    np.testing.assert_array_equal(bias, places - places[:, -1:])
+    assert np.abs(bias - position_bias(Alibi(), None, queries, keys, 12)[0, :, 0]).max() > 0.5
+
+
 # As published T5 checkpoints were trained: the distance at which each bucket from 16 on begins.
 T5_BEGINS = [16, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113]
 
@@ -66,7 +77,9 @@ def test_t5_buckets_are_the_papers(buckets: int, max_distance: int) -> None:
     np.testing.assert_array_equal(relative_buckets(jnp.asarray(distances), buckets, max_distance), wanted)
 
 
-@pytest.mark.parametrize("position", [Alibi(), Alibi(4.0, 0.3), T5Bias(), T5Bias(8, 20)], ids=repr)
+@pytest.mark.parametrize(
+    "position", [Alibi(), Alibi(4.0, 0.3), Alibi(scale=0.3, rounded=True), T5Bias(), T5Bias(8, 20)], ids=repr
+)
 def test_the_bias_of_a_head_depends_on_the_distance(position: PositionConfig) -> None:
     table = RNG.normal(size=(position.buckets, 3)) if isinstance(position, T5Bias) else None
     given = None if table is None else jnp.asarray(table, jnp.bfloat16)
@@ -74,7 +87,7 @@ def test_the_bias_of_a_head_depends_on_the_distance(position: PositionConfig) ->
     assert bias.shape == (2, 3, 3, 4) and bias.dtype == jnp.float32
     exact = None if given is None else np.asarray(given, np.float64)
     for b, h, t, s in np.ndindex(2, 3, 3, 4):
-        wanted = reference.bias(position, exact, h, 3, int(QUERIES[b, t] - KEYS[b, s]))
+        wanted = reference.bias(position, exact, h, 3, int(QUERIES[b, t]), int(KEYS[b, s]))
         np.testing.assert_allclose(bias[b, h, t, s], wanted, rtol=1e-6)
 
 
@@ -102,7 +115,11 @@ PositionConfig.choices.pop("Recent")  # no other test is to find it
 def test_a_scheme_from_outside_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="Recent has no implementation"):
         position_bias(Recent(), None, QUERIES, KEYS, 2)
-    row = lambda c, table, distance, heads: jnp.where(distance < 2, 0.0, -1.0)[:, None].repeat(heads, 1)  # noqa: E731
+
+    def row(c, table, queries, keys, heads):
+        near = queries[:, :, None] - keys[:, None, :] < 2
+        return jnp.where(near, 0.0, -1.0)[:, None].repeat(heads, 1)
+
     monkeypatch.setitem(module.BIASES, Recent, row)
     bias = position_bias(Recent(), None, jnp.array([[5]]), jnp.array([[3, 4, 5]]), 2)
     np.testing.assert_array_equal(bias[0, :, 0], [[-1, 0, 0]] * 2)
