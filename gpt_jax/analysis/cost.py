@@ -62,9 +62,10 @@ def count_parameters(model: config.ModelConfig) -> tuple[int, int]:
 def forward_flops_per_token(model: config.ModelConfig, context: int) -> int:
     """Floating-point operations (a multiply-add is 2) of the matrix products that one of `context` tokens takes.
 
-    As executed: every query meets all `context` keys, whatever the mask hides. Norms, softmax, activations and
-    short convolutions, a few percent, are left out, as in the customary 6·N (Kaplan et al. 2020, arXiv:2001.08361;
-    PaLM, arXiv:2204.02311).
+    A query meets the keys that its layer's mask shows, on average over the row: (T+1)/2 of a causal one, about W of a
+    window. Kernels compute some more, and the customary 12·L·C·T of PaLM (arXiv:2204.02311) counts all T. Norms,
+    softmax, activations and short convolutions, a few percent, are left out, as in the customary 6·N (Kaplan et al.
+    2020, arXiv:2001.08361).
     """
     table = parameter_table(parameter_shapes(model))
     products = sum(row.count for row in table if row.path.endswith("/kernel"))

@@ -27,7 +27,7 @@ from gpt_jax import config as cfg
 from gpt_jax.model.attend import Logits, attend
 from gpt_jax.model.convolution import convolution_shapes, convolved
 from gpt_jax.model.linear import Linear
-from gpt_jax.model.mask import Side
+from gpt_jax.model.mask import Side, keys_per_query
 from gpt_jax.model.mixer import CacheShapes, LayerCache, Mixer, Shared
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.parameter import Parameter
@@ -193,9 +193,10 @@ class MultiHeadAttention(Mixer):
 
     @staticmethod
     def mixing_flops(config: cfg.Attention, model: cfg.ModelConfig, context: int) -> int:
-        """Scores and the mean of the values, for each key."""
+        """Scores and the mean of the values, for each key that is seen."""
         C = model.width
-        return 2 * config.heads * (config.resolved_head_width(C) + config.resolved_value_width(C)) * context
+        widths = config.resolved_head_width(C) + config.resolved_value_width(C)
+        return round(2 * config.heads * widths * keys_per_query(config.mask, context))
 
 
 def attended(

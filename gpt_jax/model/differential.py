@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
 from gpt_jax.model.attention import MultiHeadAttention, attended
-from gpt_jax.model.mask import Side
+from gpt_jax.model.mask import Side, keys_per_query
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.parameter import Parameter
 from gpt_jax.model.row import Row
@@ -49,3 +49,10 @@ class DifferentialAttention(MultiHeadAttention):
         norm = make_norm(self.config.norm, self.model.param_dtype, name="head_norm")
         out = norm(first - weight * second) * (1 - base).astype(value.dtype)  # (B, H/2, T, 2E)
         return out.reshape(B, H // 2, T, 2, E).swapaxes(2, 3).reshape(B, H, T, E)
+
+    @staticmethod
+    def mixing_flops(config: cfg.Attention, model: cfg.ModelConfig, context: int) -> int:
+        """As attention's, with values of twice the width."""
+        C = model.width
+        widths = config.resolved_head_width(C) + 2 * config.resolved_value_width(C)
+        return round(2 * config.heads * widths * keys_per_query(config.mask, context))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from gpt_jax import config as cfg
 from gpt_jax.model.attention import attended, scaled
 from gpt_jax.model.linear import Linear
-from gpt_jax.model.mask import Side
+from gpt_jax.model.mask import Side, keys_per_query
 from gpt_jax.model.mixer import CacheShapes, LayerCache, Mixer, Shared
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.parameter import Parameter
@@ -91,5 +91,6 @@ class LatentAttention(Mixer):
 
     @staticmethod
     def mixing_flops(config: cfg.Latent, model: cfg.ModelConfig, context: int) -> int:
-        """Scores and the mean of the values, for each key, in the plain form."""
-        return 2 * config.heads * (config.head_width + config.rotary_width + config.resolved_value_width) * context
+        """Scores and the mean of the values, for each key that is seen, in the plain form."""
+        widths = config.head_width + config.rotary_width + config.resolved_value_width
+        return round(2 * config.heads * widths * keys_per_query(config.mask, context))

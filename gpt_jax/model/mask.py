@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -65,6 +66,16 @@ VISIBLE: dict[type[cfg.MaskConfig], Callable[..., Bool[Array, "b T S"]]] = {
 def reach(mask: cfg.MaskConfig) -> int | None:
     """How many steps back a query sees at most, its own included; None: all."""
     return mask.size if isinstance(mask, cfg.Window | cfg.Chunk) else None
+
+
+def keys_per_query(mask: cfg.MaskConfig, length: int) -> Fraction:
+    """How many keys a query of a row of `length` tokens sees on average; of a prefix, only what a causal mask shows."""
+    size = min(length, reach(mask) or length)
+    whole = Fraction(size * (size + 1), 2)  # the pairs of the first `size` queries
+    if isinstance(mask, cfg.Chunk):
+        rest = length % size
+        return (length // size * whole + Fraction(rest * (rest + 1), 2)) / length
+    return (whole + (length - size) * size) / length
 
 
 SPANS, SHORTEST_SPAN = 4, 64

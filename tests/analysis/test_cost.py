@@ -1,4 +1,5 @@
 import dataclasses
+from fractions import Fraction
 from types import SimpleNamespace
 
 import jax
@@ -21,9 +22,12 @@ from gpt_jax.config import (
     Attention,
     AttentionConfig,
     BlockConfig,
+    Chunk,
+    Differential,
     Embedding,
     GatedMlp,
     Head,
+    Latent,
     LayerNorm,
     Learned,
     Mlp,
@@ -31,14 +35,14 @@ from gpt_jax.config import (
     Window,
     pattern,
 )
-from gpt_jax.model.registry import ATTENTIONS
+from gpt_jax.model.mask import Side, allowed, keys_per_query, spans
+from gpt_jax.model.registry import ATTENTIONS, mixer_of
 from gpt_jax.training.loss import cross_entropy
 from tests.tiny import tiny
 
 GPT2_BLOCK = BlockConfig(Attention(12, bias=PROJECTIONS), Mlp(3072, bias=True), norm=LayerNorm())
 GPT2 = ModelConfig(50257, 1024, 768, (GPT2_BLOCK,) * 12, Embedding(Learned()), LayerNorm())
 # Large enough that the products outweigh what is counted as nothing (norms, softmax, activations).
-LOCAL_BLOCK = BlockConfig(Attention(4, head_width=32, mask=Window(16)), Mlp(1024))
 WIDE = ModelConfig(512, 64, 256, (BlockConfig(Attention(4, kv_heads=2), GatedMlp(512)),) * 2)
 
 
@@ -69,21 +73,46 @@ def xla_flops(function, *args):
     return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
 
 
+def with_blocks(**blocks):
+    """One layer for each letter, of attention over 96 tokens, in two spans of queries."""
+    layers = pattern("".join(blocks), **{letter: BlockConfig(a, Mlp(1024)) for letter, a in blocks.items()})
+    return dataclasses.replace(WIDE, blocks=layers, context_length=96)
+
+
+def hidden_flops(config, T):
+    """Per token, what the einsum computes of pairs that the mask hides: exactly what `spans` leaves in beyond them."""
+    total = 0
+    for block in config.blocks:
+        a = block.attention
+        computed = sum(len(range(T)[q]) * len(range(T)[k]) for q, k in spans(a.mask, T))
+        side = [Side(jnp.arange(T), jnp.arange(T)[None])] * 2
+        seen = int(np.asarray(allowed(a.mask, *side)).sum())
+        assert keys_per_query(a.mask, T) * T == seen
+        total += mixer_of(a).mixing_flops(a, config, T) * Fraction(computed - seen, seen)
+    return float(total)
+
+
 @pytest.mark.parametrize(
     "config",
     [
         WIDE,
         dataclasses.replace(WIDE, head=Head(tied=False)),
-        dataclasses.replace(WIDE, blocks=(LOCAL_BLOCK,) * 2),
         dataclasses.replace(WIDE, blocks=(BlockConfig(Attention(4), None),) * 3),
+        with_blocks(A=Attention(4, head_width=32, mask=Window(16)), B=Attention(4, kv_heads=1)),
+        with_blocks(A=Attention(4, mask=Chunk(40), value_width=96)),
+        with_blocks(A=Differential(4, kv_heads=2)),
+        with_blocks(A=Latent(4, 64, 48, 16, mask=Window(30))),
     ],
-    ids=["gqa", "untied", "window", "attention-only"],
+    ids=["gqa", "untied", "attention-only", "window:full", "chunk", "differential", "latent"],
 )
 def test_forward_flops_are_what_xla_counts_for_the_unrolled_model(config):
-    tokens = jax.ShapeDtypeStruct((2, 64), jnp.int32)
+    """Less the pairs that the kernel computes and the mask hides, which are counted here by hand."""
+    T = config.context_length
+    tokens = jax.ShapeDtypeStruct((2, T), jnp.int32)
     counted = xla_flops(GPT(config).apply, parameter_shapes(config), tokens) / tokens.size
-    assert forward_flops_per_token(config, 64) == pytest.approx(counted, rel=0.04)
-    assert forward_flops_per_token(config, 64) < counted
+    computed = forward_flops_per_token(config, T) + hidden_flops(config, T)
+    assert computed == pytest.approx(counted, rel=0.04)
+    assert computed < counted
 
 
 def test_training_flops_are_what_xla_counts_for_the_unrolled_model():
@@ -93,13 +122,19 @@ def test_training_flops_are_what_xla_counts_for_the_unrolled_model():
         return cross_entropy(GPT(WIDE).apply(params, tokens), tokens)[0].mean()
 
     counted = xla_flops(jax.grad(loss), parameter_shapes(WIDE), tokens) / tokens.size
-    assert training_flops_per_token(WIDE, 64) == pytest.approx(counted, rel=0.06)
+    computed = training_flops_per_token(WIDE, 64) + 3 * hidden_flops(WIDE, 64)
+    assert computed == pytest.approx(counted, rel=0.06)
 
 
 def test_flops_follow_the_customary_estimate():
+    """6·N, and 12·L·C for each key that a query meets."""
     _, rest = count_parameters(GPT2)
-    customary = 6 * (rest + 50257 * 768) + 12 * 12 * 768 * 1024
-    assert training_flops_per_token(GPT2, 1024) == pytest.approx(customary, rel=2e-3)
+    products = 6 * (rest + 50257 * 768)
+    assert training_flops_per_token(GPT2, 1024) == pytest.approx(products + 12 * 12 * 768 * 1025 / 2, rel=2e-3)
+    local = BlockConfig(Attention(12, bias=PROJECTIONS, mask=Window(128)), Mlp(3072, bias=True), norm=LayerNorm())
+    mixed = dataclasses.replace(GPT2, blocks=pattern("LLG" * 4, L=local, G=GPT2_BLOCK))
+    keys = (8 * (128 * 129 / 2 + 896 * 128) / 1024 + 4 * 1025 / 2) / 12
+    assert training_flops_per_token(mixed, 1024) == pytest.approx(products + 12 * 12 * 768 * keys, rel=2e-3)
 
 
 def test_scanning_changes_no_cost():
