@@ -6,10 +6,13 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli, studies
+from gpt_jax.ablation.page import write_report
 from gpt_jax.ablation.plan import make_plan
 from gpt_jax.ablation.results import write_results
 from gpt_jax.ablation.runner import Runner, show_plan, write_plan
+from gpt_jax.ablation.together import choose
 from gpt_jax.compilation import enable_compilation_cache
+from gpt_jax.training.programs import Programs
 
 PAGE = """
 Run an ablation study, from a question to a report.
@@ -23,8 +26,10 @@ Run an ablation study, from a question to a report.
                          Runs that it holds are not made again: what is done is skipped, what was cut off goes on.
   --seeds=N              Seeds 0 to N − 1 in place of the study's; more of them later reuse those that ran.
   --learning_rates=A,B   Rates to sweep for every arm in place of the study's.
-  --smoke                The whole way at a tiny size, in about a minute: shows that it works, decides nothing.
+  --smoke                The whole way at a tiny size, in about a minute, which decides nothing.
   --jobs=N               So many processes at once.
+  --together=N           So many seeds in one program (1: one after the other) in place of what is faster here, which is
+                         measured once when the study begins, and kept.
   --shard=I/N            Only the I-th of N parts of the runs (I from 1 to N), for a launcher of many hosts that share
                          DIR or whose runs/ folders are put together afterwards.
   --force                Rank arms that are not within 1% of the baseline's budget too.
@@ -44,6 +49,7 @@ flags.DEFINE_integer("seeds", None, "Number of seeds.", lower_bound=1)
 flags.DEFINE_list("learning_rates", None, "Learning rates to sweep.")
 flags.DEFINE_bool("smoke", False, "A tiny size.")
 flags.DEFINE_integer("jobs", 1, "Processes.", lower_bound=1)
+flags.DEFINE_integer("together", None, "Seeds in one program.", lower_bound=1)
 flags.DEFINE_string("shard", None, "I/N: a part of the runs.")
 flags.DEFINE_bool("force", False, "Rank unmatched arms.")
 flags.DEFINE_bool("dry", False, "Print the plan only.")
@@ -55,18 +61,18 @@ def main() -> int:
     workdir = cli.required("workdir", "the folder that the study is written to")
     console, shard = Console(), studies.shard_from_flags()
     enable_compilation_cache()
-    plan = make_plan(studies.study_from_flags())
+    plan, programs = make_plan(studies.study_from_flags()), Programs()
     show_plan(plan, console)
     if FLAGS.dry:
         return 0
-    write_plan(plan, workdir, cli.command(), FLAGS.force)
+    together = choose(plan, workdir, FLAGS.together, shard is not None, programs)
+    plan = make_plan(plan.study, together.count) if together.count > 1 else plan
+    write_plan(plan, workdir, cli.command(), together, FLAGS.force)
+    console.print(f"  seeds: {together.reason}", highlight=False)
     if FLAGS.jobs > 1:
         status = studies.run_jobs(FLAGS.jobs)
     else:
-        runner = Runner(plan, workdir, console)
-        status = runner.run((0, 1) if shard is None else shard)
-    from gpt_jax.ablation.page import write_report  # last, since nothing before it needs what it draws with
-
+        status = Runner(plan, workdir, console, programs).run((0, 1) if shard is None else shard)
     results = write_results(workdir)
     print(f"\n{results['verdict']}\nreport: {write_report(workdir)}")
     if status == "interrupted":

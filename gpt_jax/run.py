@@ -4,47 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import warnings
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from rich.console import Console
 
 from gpt_jax.compilation import enable_compilation_cache
 from gpt_jax.config import Config
-from gpt_jax.conversion import to_dict
-from gpt_jax.data import Data, open_data
+from gpt_jax.data import open_data
 from gpt_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt_jax.model.gpt import GPT
-from gpt_jax.report import make_display, show_banner
-from gpt_jax.training import metrics, record
-from gpt_jax.training.checkpoint import PARAMS, Checkpoints
+from gpt_jax.session import Outcome, Session, Workdir
+from gpt_jax.training import record
+from gpt_jax.training.checkpoint import PARAMS, CheckpointError, Checkpoints, Restored
 from gpt_jax.training.evaluate import make_evaluate
 from gpt_jax.training.interrupt import Interrupts
-from gpt_jax.training.loop import Loop, Trace
-from gpt_jax.training.plot import plot_loss
+from gpt_jax.training.loop import TrainingDiverged
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.sharding import make_mesh, place_batch, replicate
-from gpt_jax.training.step import TrainState
-from gpt_jax.training.storage import EVALUATION, PROFILE, TOKENIZER, RunFolder
-
-Workdir = str | os.PathLike[str]
-Status = Literal["finished", "already finished", "interrupted"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How `train` ended, after `step` updates; `validation` is the record of the last evaluation, if there was any."""
-
-    status: Status
-    step: int
-    validation: dict[str, Any] | None
-    checkpoint: str
-    loss_plot: str
+from gpt_jax.training.step import given_by
+from gpt_jax.training.storage import EVALUATION, TOKENIZER, RunFolder
+from gpt_jax.training.together import run_together, stack, stack_rows
 
 
 def train(
@@ -70,106 +54,82 @@ def train(
       ValueError: the folder holds a run and not `resume`, its data has changed, or its checkpoints are all damaged.
     """
     enable_compilation_cache()
-    metrics.check_wandb(config)
-    programs = Programs() if programs is None else programs
-    folder = RunFolder(workdir)
-    if console is None:
-        console = Console(quiet=not folder.writes)
-    with folder.lock():
-        earlier = record.recorded(folder) if record.has_progress(folder) else None
-        if earlier is not None:
-            record.check_resumable(folder, earlier[0], config, resume)
-        data = open_data(config.data, config.model.context_length, config.data_seed)
-        resolved = (
-            record.resolve(config, data) if earlier is None else record.lengthened(earlier[1], config.train.steps)
-        )
-        mesh = make_mesh()
-        with Checkpoints(folder, resolved.checkpoint.keep) as checkpoints:
-            state, start = _state(resolved, checkpoints, mesh, programs)
-            if start >= resolved.train.steps:
-                return _outcome("already finished", folder, start, checkpoints)
-            environment = record.record_start(folder, data, start)
-            record.write_config(folder, config, resolved)
-            if folder.writes:
-                data.tokenizer.save(folder.file(TOKENIZER))
-            show_banner(console, folder, resolved, data, environment, start)
-            step = _run_loop(
-                folder, resolved, data, mesh, state, start, checkpoints, console, environment, profile, programs
-            )
-            checkpoints.wait()
-            return _outcome("finished" if step == resolved.train.steps else "interrupted", folder, step, checkpoints)
+    programs, mesh = Programs() if programs is None else programs, make_mesh()
+    with ExitStack() as held:
+        run = Session.open(config, workdir, resume, held)
+        newest = run.checkpoints.restore_newest(programs.templates(run.config, mesh), move_damaged=True)
+        state, start = run.state(newest, mesh, programs)
+        if start >= run.config.train.steps:
+            return run.outcome(start, was_done=True)
+        interrupts = held.enter_context(Interrupts())
+        shown = Console(quiet=not run.folder.writes) if console is None else console
+        loop = held.enter_context(run.loop(start, mesh, interrupts, shown, programs, profile))
+        step, how = programs.step(run.config, mesh), run.config.train
+
+        def place_and_step(state: Any, rows: Any) -> Any:
+            return step(state, place_batch(rows, mesh, how.parallel, how.accumulate))
+
+        return run.outcome(loop.run(place_and_step, state, run.batches(start), start)[1])
 
 
-def _state(config: Config, checkpoints: Checkpoints, mesh: Mesh, programs: Programs) -> tuple[TrainState, int]:
-    """The state to begin with, on every device, and the number of its updates."""
-    restored = checkpoints.restore_newest(programs.templates(config, mesh), move_damaged=True)
-    if restored is None:
-        return replicate(programs.init(config), mesh), 0
-    return replicate(record.from_trees(config, restored.trees), mesh), restored.step
+def train_together(
+    configs: Sequence[Config], workdirs: Sequence[Workdir], *, programs: Programs | None = None
+) -> list[Outcome | TrainingDiverged]:
+    """Trains runs that differ in seeds and learning rates alone in one program, each in its folder, silently.
+
+    Losses agree with `train`'s to rounding, not bit for bit. A group, started again as it was, goes on from the newest
+    step of which each run has a good checkpoint, and gives the same, bit for bit, as one that was not interrupted. It
+    is faster than one run after the other where one leaves the device idle, and needs as many times the memory.
+
+    Raises:
+      ValueError: as `train`; configurations that differ otherwise, or ask for pmap.
+    """
+    enable_compilation_cache()
+    programs, mesh = Programs() if programs is None else programs, make_mesh()
+    with ExitStack() as held:
+        runs = [Session.open(c, workdir, True, held) for c, workdir in zip(configs, workdirs, strict=True)]
+        first = runs[0].config
+        if any(_with_luck_of(first, run.config) != first for run in runs) or first.train.parallel != "jit":
+            raise ValueError("runs that train together may differ in seed and learning rate only, and not use pmap")
+        restored = _restore_together(runs, programs.templates(first, mesh))
+        begun = [run.state(one, mesh, programs) for run, one in zip(runs, restored, strict=True)]
+        start = begun[0][1]
+        if start >= first.train.steps:
+            return [run.outcome(start, was_done=True) for run in runs]
+        interrupts, quiet = held.enter_context(Interrupts()), Console(quiet=True)
+        loops = [held.enter_context(run.loop(start, mesh, interrupts, quiet, programs, False)) for run in runs]
+        states = replicate(stack([state for state, _ in begun]), mesh)
+        given = replicate(stack([given_by(run.config) for run in runs]), mesh)
+        step = programs.step_together(first, mesh)
+
+        def place_and_step(states: Any, rows: Any) -> Any:
+            return step(states, place_batch(stack_rows(rows), mesh, "vmap", first.train.accumulate), given)
+
+        ends = run_together(loops, place_and_step, states, [run.batches(start) for run in runs], start)
+        return [run.outcome(end) if isinstance(end, int) else end for run, end in zip(runs, ends, strict=True)]
 
 
-def _run_loop(
-    folder: RunFolder,
-    config: Config,
-    data: Data,
-    mesh: Mesh,
-    state: TrainState,
-    start: int,
-    checkpoints: Checkpoints,
-    console: Console,
-    environment: Mapping[str, Any],
-    profile: bool,
-    programs: Programs,
-) -> int:
-    """Wires the loop up and runs it; returns the number of updates at its end."""
-    parallel = config.train.parallel
-    records = metrics.Metrics(folder, start, _sinks(folder, config, start, environment))
-    display = make_display(console, config, data)
-    batches = data.batches(start, config.train.steps, config.train.batch_size, jax.process_index(), jax.process_count())
-    with Interrupts() as interrupts:
-        loop = Loop(
-            config=config,
-            step=programs.step(config, mesh),
-            place=lambda batch: place_batch(batch, mesh, parallel, config.train.accumulate),
-            evaluate=make_evaluate(
-                GPT(config.model), data, config.evaluation.batch_size, mesh, programs.sums_by_row(config, mesh)
-            ),
-            checkpoints=checkpoints,
-            records=records,
-            display=display,
-            interrupts=interrupts,
-            trace=Trace(str(folder.make(PROFILE)) if profile else None),
-        )
-        try:
-            display.start(start)
-            return loop.run(state, batches, start)[1]
-        finally:
-            display.stop()
-            records.close()
+def _with_luck_of(first: Config, config: Config) -> Config:
+    """`config` with the seeds and the learning rate of `first`."""
+    data = dataclasses.replace(config.data, seed=first.data.seed)  # type: ignore[type-var]
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=first.optimizer.learning_rate)  # type: ignore[type-var]
+    return dataclasses.replace(config, seed=first.seed, data=data, optimizer=optimizer)
 
 
-def _sinks(folder: RunFolder, config: Config, start: int, environment: Mapping[str, Any]) -> list[metrics.Sink]:
-    if not folder.writes:
-        return []
-    sinks: list[metrics.Sink] = []
-    try:
-        sinks.append(metrics.TensorBoard(folder, start))
-    except ImportError as error:  # tensorboardX needs another package for an object store
-        warnings.warn(f"no TensorBoard events are written: {error}", stacklevel=2)
-    if config.wandb is not None:
-        sinks.append(metrics.WeightsAndBiases(folder, config.wandb, environment["id"], to_dict(config)))
-    return sinks
-
-
-def _outcome(status: Status, folder: RunFolder, step: int, checkpoints: Checkpoints) -> Outcome:
-    validations = metrics.read(folder, "validation")
-    return Outcome(
-        status=status,
-        step=step,
-        validation=validations[-1] if validations else None,
-        checkpoint=checkpoints.path(step),
-        loss_plot=plot_loss(folder),
-    )
+def _restore_together(runs: Sequence[Session], templates: Any) -> list[Restored] | list[None]:
+    """The newest step of which all runs have a good checkpoint; Nones where there is none."""
+    for step in sorted(set.intersection(*(set(run.checkpoints.steps()) for run in runs)), reverse=True):
+        found = []
+        for run in runs:
+            try:
+                found.append(run.checkpoints.restore(step, templates))
+            except CheckpointError as error:
+                warnings.warn(f"{error}; going back to the checkpoint before it", stacklevel=2)
+                run.checkpoints.move_damaged([step])
+                break
+        else:
+            return found
+    return [None] * len(runs)
 
 
 # ── opening a run ────────────────────────────────────────────────────────────────────────────────────────────────────

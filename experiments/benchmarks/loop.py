@@ -64,8 +64,6 @@ def run(rounds: int) -> dict[str, Any]:
             records = Metrics(folder, 0, [TensorBoard(folder, 0)])
             whole = Loop(
                 config=config,
-                step=step,
-                place=lambda rows: place_batch(rows, mesh, "jit"),
                 evaluate=lambda params: {"loss": 0.0, "loss_standard_error": 0.0, "accuracy": 0.0},
                 checkpoints=cast(Checkpoints, NoCheckpoints()),
                 records=records,
@@ -74,7 +72,9 @@ def run(rounds: int) -> dict[str, Any]:
                 trace=Trace(None),
             )
             display.start(0)
-            state, _ = whole.run(state, iter([batch] * STEPS), 0)
+            state, _ = whole.run(
+                lambda state, rows: step(state, place_batch(rows, mesh, "jit")), state, iter([batch] * STEPS), 0
+            )
             display.stop()
             records.close()
         return jax.tree.leaves(state)[0]

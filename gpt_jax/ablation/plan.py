@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from gpt_jax.training import record
 
 AA = "A/A"
 # What decides a run's numbers; analysis, decoding and this package only look at them.
-CODE = ("config", "data", "model", "training", "conversion.py", "paths.py", "run.py")
+CODE = ("config", "data", "model", "training", "conversion.py", "paths.py", "run.py", "session.py")
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 Purpose = Literal["arm", "noise", "aa"]
@@ -33,6 +33,7 @@ Purpose = Literal["arm", "noise", "aa"]
 class PlannedRun:
     """One run: `config` as `gpt_jax.train` takes it, `resolved` as it will be, `folder` below the study's `runs/`.
     `purpose` is to measure its arm, the noise of the baseline, or that a copy of the baseline is bit-equal to it.
+    `together` are the seeds that train in one program with it, its own included.
     """
 
     arm: str
@@ -42,6 +43,7 @@ class PlannedRun:
     config: Config
     resolved: Config
     folder: str
+    together: tuple[int, ...]
 
     @property
     def name(self) -> str:
@@ -51,12 +53,19 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked study: its matched arms, the baseline first, and all its runs in their order."""
+    """A checked study: its matched arms, the baseline first, and all its runs in their order, in groups that train
+    together.
+    """
 
     study: Study
     arms: dict[str, Matched]
-    runs: tuple[PlannedRun, ...]
+    groups: tuple[tuple[PlannedRun, ...], ...]
     data_hash: str
+
+    @property
+    def runs(self) -> list[PlannedRun]:
+        """All of them, one after the other."""
+        return [run for group in self.groups for run in group]
 
     def changes(self, arm: str) -> dict[str, Any]:
         """Dotted key → value of the arm, where it differs from the baseline's; settings that went with the type they
@@ -80,8 +89,9 @@ def code_version() -> str:
     return digest.hexdigest()[:16]
 
 
-def make_plan(study: Study) -> Plan:
-    """Checks the study, opens its data, matches its budgets and lists its runs, all arms of a seed together.
+def make_plan(study: Study, together: int = 1) -> Plan:
+    """Checks the study, opens its data, matches its budgets and lists its runs: all arms of one group of `together`
+    seeds, then all of the next.
 
     Raises:
       ConfigError: a study that can't be believed, an arm that can't be; see `Study`.
@@ -93,20 +103,24 @@ def make_plan(study: Study) -> Plan:
     _check_probe(study, sized)
     resolved = {name: record.resolve(arm.config, opened.of(arm.config)) for name, arm in arms.items()}
     study.check(resolved)
-    runs = []
-    for seed in study.seeds:
+    groups, seeds = [], _cut(study.seeds, together)
+    for part in seeds:
         for name, arm in arms.items():
             for rate in study.learning_rates or (_rate(arm.config),):
-                runs.append(_run(name, arm.config, seed, rate, "arm", opened))
+                groups.append(_group(name, arm.config, part, rate, "arm", opened))
     baseline = arms[study.baseline].config
     rates = sorted(study.learning_rates) or [_rate(baseline)]
     rate = _rate(baseline) if _rate(baseline) in rates else rates[(len(rates) - 1) // 2]
     if study.aa:
         # Early: if it fails, nothing else can be believed. Its pair is the baseline's run of the same seed and rate.
-        runs.insert(len(arms) * len(rates), _run(AA, baseline, study.seeds[0], rate, "aa", opened))
+        groups.insert(len(arms) * len(rates), _group(AA, baseline, seeds[0], rate, "aa", opened))
     fresh = range(max(study.seeds) + 1, max(study.seeds) + 1 + study.fresh_seeds)
-    runs += [_run(study.baseline, baseline, seed, rate, "noise", opened) for seed in fresh]
-    return Plan(study, arms, tuple(runs), opened.of(baseline).content_hash)
+    groups += [_group(study.baseline, baseline, part, rate, "noise", opened) for part in _cut(fresh, together)]
+    return Plan(study, arms, tuple(groups), opened.of(baseline).content_hash)
+
+
+def _cut(seeds: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    return [tuple(seeds[i : i + size]) for i in range(0, len(seeds), size)]
 
 
 class _Opened:
@@ -143,19 +157,30 @@ def _rate(config: Config) -> float:
     return config.optimizer.learning_rate
 
 
-def _run(arm: str, config: Config, seed: int, rate: float, purpose: Purpose, opened: _Opened) -> PlannedRun:
+def _group(
+    arm: str, config: Config, seeds: tuple[int, ...], rate: float, purpose: Purpose, opened: _Opened
+) -> tuple[PlannedRun, ...]:
+    return tuple(_run(arm, config, seed, seeds, rate, purpose, opened) for seed in seeds)
+
+
+def _run(
+    arm: str, config: Config, seed: int, together: tuple[int, ...], rate: float, purpose: Purpose, opened: _Opened
+) -> PlannedRun:
     data = opened.of(config)
     config = change(config, {"seed": seed, RATE: rate})
     resolved = record.resolve(config, data)
     # Two purposes of one arm may be one run; only the A/A copy must really run again.
-    what = [config_hash(resolved), code_version(), data.content_hash, purpose == "aa"]
+    what = [config_hash(resolved), code_version(), data.content_hash, purpose == "aa", together[1:] and together]
     address = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
     slug = re.sub(r"[^A-Za-z0-9.+_-]+", "-", arm)
-    return PlannedRun(arm, seed, rate, purpose, config, resolved, f"{slug}-seed{seed}-lr{rate:g}-{address}")
+    folder = f"{slug}-seed{seed}-lr{rate:g}-{address}"
+    return PlannedRun(arm, seed, rate, purpose, config, resolved, folder, together)
 
 
-def describe(plan: Plan, repeat: Mapping[str, Any], forced: bool) -> dict[str, Any]:
-    """The plan as `study.json` holds it: all that the report needs, without the study's file."""
+def describe(plan: Plan, repeat: Mapping[str, Any], together: Mapping[str, Any], forced: bool) -> dict[str, Any]:
+    """The plan as `study.json` holds it: all that the report needs, without the study's file. `together` says how many
+    seeds train in one program, and why.
+    """
     study = plan.study
     free = sorted(set(study.frees().values()))
     return {
@@ -189,9 +214,11 @@ def describe(plan: Plan, repeat: Mapping[str, Any], forced: bool) -> dict[str, A
                 "purpose": run.purpose,
                 "folder": f"runs/{run.folder}",
                 "steps": run.config.train.steps,
+                "together": len(run.together),
                 "config_hash": config_hash(run.resolved),
             }
             for run in plan.runs
         ],
+        "together": dict(together),
         "repeat": {**repeat, "code": code_version(), "data_hash": plan.data_hash},
     }

@@ -61,6 +61,7 @@ def collect(workdir: Workdir) -> dict[str, Any]:
         "arms": arms,
         "repeat": study["repeat"]
         | {
+            "together": study["together"],
             "configs": {arm["name"]: arm["config"] for arm in study["arms"]},
             "failures": [r.failure for r in runs if r.failure is not None],
             "wall_seconds": round(sum(r.wall_seconds or 0.0 for r in {r.entry["folder"]: r for r in runs}.values()), 2),
@@ -119,8 +120,8 @@ def _arm(arm: Mapping[str, Any], runs: Sequence[_Run], study: Mapping[str, Any])
     keys = ("name", "changes", "parameters", "parameters_non_embedding", "flops_per_token", "kv_bytes_per_token")
     return {key: arm[key] for key in keys} | {
         "measured_decode_tokens_per_second": _median(_measured(chosen, "measured_decode_tokens_per_second")),
-        "measured_training_tokens_per_second": _median([r["tokens_per_second"] for run in chosen for r in run.train]),
-        "measured_peak_bytes": None,
+        "measured_training_tokens_per_second": _median(_rates(chosen)),
+        "measured_peak_bytes": _median(_measured(chosen, "measured_peak_bytes")),
         "best_learning_rate": best,
         "learning_rate_at_edge": len(grid) > 1 and best in (min(grid), max(grid)),
         "learning_rate_sensitivity": None if initial is None else st.learning_rate_sensitivity(losses, initial),
@@ -150,6 +151,12 @@ def _badness(losses: Sequence[float | None]) -> tuple[int, float]:
 
 def _measured(runs: Sequence[_Run], key: str) -> list[Any]:
     return [r.measured[key] for r in runs if r.measured is not None and r.measured[key] is not None]
+
+
+def _rates(runs: Sequence[_Run]) -> list[float | None]:
+    """Tokens per second while each step was taken, of all runs that trained together."""
+    found = [(r["tokens_per_second"], run.entry["together"]) for run in runs for r in run.train]
+    return [None if rate is None else rate * together for rate, together in found]
 
 
 def _mean(values: Sequence[float | int | None]) -> float | None:
@@ -206,10 +213,10 @@ def _noise(runs: Sequence[_Run]) -> dict[str, Any] | None:
 
 
 def _aa(runs: Sequence[_Run]) -> dict[str, bool] | None:
-    """Whether the copy of the baseline came out bit-equal; None while one of the two is not done."""
-    for copy in (r for r in runs if r.entry["purpose"] == "aa"):
-        for run in runs:
-            same = all(run.entry[key] == copy.entry[key] for key in ("seed", "learning_rate", "config_hash"))
-            if same and run.entry["purpose"] == "arm" and run.is_done and copy.is_done:
-                return {"equal": run.numbers() == copy.numbers()}
-    return None
+    """Whether the copies of the baseline's runs came out bit-equal; None while none of the pairs is done."""
+    equal = []
+    for copy in (r for r in runs if r.entry["purpose"] == "aa" and r.is_done):
+        for run in (r for r in runs if r.entry["purpose"] == "arm" and r.is_done):
+            if all(run.entry[key] == copy.entry[key] for key in ("seed", "learning_rate", "config_hash")):
+                equal.append(run.numbers() == copy.numbers())
+    return {"equal": all(equal)} if equal else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from rich.console import Console
@@ -14,11 +14,13 @@ from rich.console import Console
 from gpt_jax.ablation import results
 from gpt_jax.ablation.measure import Measure, decode_rate
 from gpt_jax.ablation.plan import AA, Plan, PlannedRun, describe
+from gpt_jax.ablation.together import Together
 from gpt_jax.data import open_data
-from gpt_jax.run import Workdir, open_run, train
+from gpt_jax.run import Outcome, Workdir, open_run, train, train_together
 from gpt_jax.training import record
 from gpt_jax.training.loop import TrainingDiverged
 from gpt_jax.training.programs import Programs
+from gpt_jax.training.sharding import make_mesh
 from gpt_jax.training.storage import RunFolder, RunLocked
 
 Status = Literal["finished", "interrupted", "failed"]
@@ -37,58 +39,68 @@ class Runner:
     _losses: dict[str, list[float]] = field(default_factory=dict)
 
     def run(self, shard: tuple[int, int] = (0, 1)) -> Status:
-        """Runs every n-th run, from number i on, of `shard` = (i, n) that is not done yet.
+        """Runs every n-th group of runs, from number i on, of `shard` = (i, n) that is not done yet.
 
         A run that diverges is recorded so and stays in the table; one that fails otherwise is reported, leaves its
         reason in its folder, and is tried again by the next start.
         """
-        mine = self.plan.runs[shard[0] :: shard[1]]
+        mine = self.plan.groups[shard[0] :: shard[1]]
+        number, count = 0, sum(map(len, mine))
         status: Status = "finished"
-        for number, run in enumerate(mine, 1):
-            folder = self.folder(run)
-            if (outcome := results.outcome(folder)) is not None:
-                self._note(run, outcome)
-                continue
+        for group in mine:
+            number += len(group)
             start = time.monotonic()
+            is_done = all(results.outcome(self.folder(run)) is not None for run in group)
             try:
-                done = self._one(run, folder)
+                if not is_done and not self._finish(group):
+                    return "interrupted"
             except RunLocked:
-                self._say(f"{run.name}: another process is at it")
+                self._say(f"{_name(group)}: another process is at it")
                 continue
             except KeyboardInterrupt:  # between the steps of two runs, where there is nothing to save
                 return "interrupted"
             except Exception as error:  # one arm must not take the night's other runs with it
-                self._fail(run, folder, error)
+                self._fail(group, error)
                 status = "failed"
                 continue
-            if not done:
-                return "interrupted"
-            self._seconds.append(time.monotonic() - start)
-            outcome = results.outcome(folder)
-            assert outcome is not None
-            self._note(run, outcome)
-            self._report(number, len(mine), run, outcome)
+            shown = [self._note(run) for run in group]
+            if not is_done:
+                self._seconds += [(time.monotonic() - start) / len(group)] * len(group)
+                self._report(number, count, group, shown)
         return status
 
     def folder(self, run: PlannedRun) -> RunFolder:
         """The run's folder, an ordinary one that `load_run` opens."""
         return RunFolder(RunFolder(self.workdir).file("runs") / run.folder)
 
-    def _one(self, run: PlannedRun, folder: RunFolder) -> bool:
-        """Trains and measures one run; whether it came to its end."""
+    def _finish(self, group: Sequence[PlannedRun]) -> bool:
+        """Trains and measures the runs of a group; whether they came to their ends."""
         start = time.monotonic()
-        quiet = Console(quiet=True)
-        try:
-            outcome = train(run.config, folder.path, console=quiet, programs=self.programs)
-        except TrainingDiverged as error:
-            folder.write_json(results.OUTCOME, _outcome("diverged", start) | {"reason": str(error)})
-            return True
-        if outcome.status == "interrupted":
-            return False
-        if not folder.exists(results.MEASUREMENTS):
-            folder.write_json(results.MEASUREMENTS, self._ask(run, folder))
-        folder.write_json(results.OUTCOME, _outcome("finished", start))
+        ends = self._train(group)
+        for run, end in zip(group, ends, strict=True):
+            if isinstance(end, TrainingDiverged):
+                continue
+            if end.status == "interrupted":
+                return False
+            folder = self.folder(run)
+            if not folder.exists(results.MEASUREMENTS):
+                folder.write_json(results.MEASUREMENTS, self._ask(run, folder))
+        seconds = round((time.monotonic() - start) / len(group), 2)
+        for run, end in zip(group, ends, strict=True):
+            why = {"reason": str(end)} if isinstance(end, TrainingDiverged) else {}
+            status = "diverged" if why else "finished"
+            self.folder(run).write_json(results.OUTCOME, {"status": status, "wall_seconds": seconds, **why})
         return True
+
+    def _train(self, group: Sequence[PlannedRun]) -> Sequence[Outcome | TrainingDiverged]:
+        if len(group) > 1:
+            folders = [self.folder(run).path for run in group]
+            return train_together([run.config for run in group], folders, programs=self.programs)
+        (run,) = group
+        try:
+            return [train(run.config, self.folder(run).path, console=Console(quiet=True), programs=self.programs)]
+        except TrainingDiverged as error:
+            return [error]
 
     def _ask(self, run: PlannedRun, folder: RunFolder) -> dict[str, Any]:
         opened = open_run(folder.path)
@@ -97,43 +109,53 @@ class Runner:
         study = self.plan.study
         found = self.measure.all(config, opened.params, data, study.extrapolation, study.probe)
         is_first = run.seed == study.seeds[0] and run.purpose == "arm"
+        rows = data.batch(0, config.train.batch_size)._asdict()
         found["measured_decode_tokens_per_second"] = decode_rate(config.model, opened.params) if is_first else None
+        found["measured_peak_bytes"] = self.programs.peak_bytes(config, make_mesh(), rows) if is_first else None
         return found
 
-    def _note(self, run: PlannedRun, outcome: Mapping[str, Any]) -> None:
-        if outcome["status"] == "finished" and run.purpose == "arm":
-            loss = results.final_loss(self.folder(run))
-            if loss is not None:
-                self._losses.setdefault(run.arm, []).append(loss)
+    def _note(self, run: PlannedRun) -> str:
+        """Keeps the run's loss for the means by arm; what to say of it."""
+        ended, loss = results.outcome(self.folder(run)), results.final_loss(self.folder(run))
+        if ended is None or ended["status"] == "diverged" or loss is None:
+            return "diverged"
+        if run.purpose == "arm":
+            self._losses.setdefault(run.arm, []).append(loss)
+        return f"{loss:.4f}"
 
-    def _report(self, number: int, count: int, run: PlannedRun, outcome: Mapping[str, Any]) -> None:
-        loss = results.final_loss(self.folder(run))
-        shown = "diverged" if outcome["status"] == "diverged" or loss is None else f"loss {loss:.4f}"
+    def _report(self, number: int, count: int, group: Sequence[PlannedRun], shown: Sequence[str]) -> None:
         means = "  ".join(f"{name} {sum(x) / len(x):.4f}" for name, x in self._losses.items())
         mean = sum(self._seconds) / len(self._seconds)
         left = datetime.timedelta(seconds=round(mean * (count - number)))
-        self._say(f"[{number}/{count}] {run.name}: {shown} in {self._seconds[-1]:.0f} s | {means} | {left} left")
+        took = self._seconds[-1] * len(group)
+        self._say(f"[{number}/{count}] {_name(group)}: {' '.join(shown)} in {took:.0f} s | {means} | {left} left")
 
-    def _fail(self, run: PlannedRun, folder: RunFolder, error: Exception) -> None:
-        text = f"{run.name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        folder.make()
-        folder.write_text(results.FAILURE, text + "\n\n" + "".join(traceback.format_exception(error)))
-        self._say(f"failed: {text}")
+    def _fail(self, group: Sequence[PlannedRun], error: Exception) -> None:
+        for run in group:
+            text = f"{run.name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            folder = self.folder(run)
+            folder.make()
+            folder.write_text(results.FAILURE, text + "\n\n" + "".join(traceback.format_exception(error)))
+            self._say(f"failed: {text}")
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _outcome(status: str, start: float) -> dict[str, Any]:
-    return {"status": status, "wall_seconds": round(time.monotonic() - start, 2)}
+def _name(group: Sequence[PlannedRun]) -> str:
+    """For people."""
+    first = group[0]
+    if len(group) == 1:
+        return first.name
+    return f"{first.arm}, seeds {first.seed} to {group[-1].seed}, learning rate {first.learning_rate:g}"
 
 
-def write_plan(plan: Plan, workdir: Workdir, command: str, forced: bool) -> RunFolder:
+def write_plan(plan: Plan, workdir: Workdir, command: str, together: Together, forced: bool) -> RunFolder:
     """Writes `study.json` and returns the study's folder."""
     folder = RunFolder(workdir)
     folder.make("runs")
     repeat = {"command": command, "versions": record.versions(), "git": record.git_revision()}
-    folder.write_json(results.STUDY, describe(plan, repeat, forced))
+    folder.write_json(results.STUDY, describe(plan, repeat, asdict(together), forced))
     return folder
 
 

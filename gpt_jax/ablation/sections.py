@@ -203,6 +203,8 @@ def provenance(results: Results) -> list[tuple[str, str]]:
     found = [(said, sentence(repeat[key])) for key, said in names.items() if repeat.get(key)]
     if results["seeds"] is not None:
         found.append(("seeds", sentence(results["seeds"])))
+    if repeat.get("together"):
+        found.append(("training", repeat["together"]["reason"]))
     if repeat.get("wall_seconds") is not None:
         found.append(("wall time", table.seconds(repeat["wall_seconds"])))
     return found

@@ -179,13 +179,14 @@ class Checkpoints:
                 warnings.warn(f"{reason}; going back to the checkpoint before it", stacklevel=2)
                 continue
             if move_damaged and damaged:
-                self._move_damaged(damaged)
+                self.move_damaged(damaged)
             return restored
         if damaged:
             raise CheckpointError(f"no checkpoint in {self._folder} can be read ({reason}): start in another folder")
         return None
 
-    def _move_damaged(self, steps: list[int]) -> None:
+    def move_damaged(self, steps: list[int]) -> None:
+        """Moves checkpoints to `damaged/`, so that their steps can be saved anew."""
         if self._folder.writes:
             aside = self._folder.make(DAMAGED)
             for step in steps:

@@ -23,6 +23,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._received = False
+        self._answered: tuple[int, bool] | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -37,7 +38,12 @@ class Interrupts:
             signal.signal(number, handler)
 
     def requested(self, step: int) -> bool:
-        """Whether to stop after `step` updates."""
+        """Whether to stop after `step` updates; the same for all runs that ask after the same step."""
+        if self._answered is None or self._answered[0] != step:
+            self._answered = step, self._ask(step)
+        return self._answered[1]
+
+    def _ask(self, step: int) -> bool:
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 

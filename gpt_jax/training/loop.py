@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,11 @@ from gpt_jax.training.interrupt import Interrupts
 from gpt_jax.training.metrics import Metrics
 from gpt_jax.training.progress import Display
 from gpt_jax.training.record import to_trees
-from gpt_jax.training.sharding import Step
 from gpt_jax.training.step import TrainState
+
+HostBatch = dict[str, Any]
+Step = Callable[[TrainState, HostBatch], tuple[TrainState, dict[str, jax.Array]]]
+Course = Generator[HostBatch, dict[str, jax.Array], int]
 
 PROFILED = (3, 8)  # from the first step of this process: compilation is over, and a trace of so few can still be read
 
@@ -50,11 +53,9 @@ class TrainingDiverged(ValueError):
 
 @dataclass
 class Loop:
-    """What the loop talks to. `place` brings a host batch to the devices."""
+    """What a run's loop talks to."""
 
     config: Config
-    step: Step
-    place: Callable[[dict[str, Any]], dict[str, Any]]
     evaluate: Evaluate
     checkpoints: Checkpoints
     records: Metrics
@@ -64,24 +65,37 @@ class Loop:
     _clock: float | None = field(default=None, init=False)
     _skipped_in_row: int = field(default=0, init=False)
 
-    def run(self, state: TrainState, batches: Iterator[Batch], start: int) -> tuple[TrainState, int]:
+    def run(self, step: Step, state: TrainState, batches: Iterator[Batch], start: int) -> tuple[TrainState, int]:
         """Goes from `start` updates to `train.steps`, or to an interrupt; returns the state, which is saved, and its
         number of updates.
-
-        Update s is recorded as step s with the loss before it; an evaluation at step s is of the parameters after it.
-        Metrics are fetched while the following step runs.
 
         Raises:
           TrainingDiverged: after `train.max_skipped` skipped updates in a row; the state is saved.
         """
+        course = self.course(lambda: state, batches, start)
+        try:
+            batch = next(course)
+            while True:
+                state, metrics = step(state, batch)
+                batch = course.send(metrics)
+        except StopIteration as end:
+            return state, end.value
+
+    def course(self, state: Callable[[], TrainState], batches: Iterator[Batch], start: int) -> Course:
+        """The loop as a coroutine, for whoever takes the steps: it yields each batch, is sent the metrics of its step,
+        asks for the `state` where it evaluates or saves, and returns the number of updates. Raises as `run`.
+
+        Update s is recorded as step s with the loss before it; an evaluation at step s is of the parameters after it.
+        Metrics are fetched while the following step runs.
+        """
         c = self.config
         step = start
         if start > 0 and self._evaluation_due(start) and not self.records.had(start, "validation"):
-            self._evaluate(start, state)  # the run was interrupted before it
+            self._evaluate(start, state())  # the run was interrupted before it
         pending: dict[str, jax.Array] | None = None
         for step in range(start + 1, c.train.steps + 1):
             self.trace.before(step - start)
-            state, metrics = self.step(state, self.place(next(batches)._asdict()))
+            metrics = yield next(batches)._asdict()
             if pending is not None:
                 self._report(step - 1, pending)
             pending = metrics
@@ -93,9 +107,11 @@ class Loop:
                 continue
             self._report(step, pending)
             pending = None
-            loss = self._evaluate(step, state) if evaluates else None
+            now = state()
+            loss = self._evaluate(step, now) if evaluates else None
             if saves:
-                self._save(step, state, loss)
+                self._save(step, now, loss)
+            del now  # the next step is given its memory
             if stop and not last:
                 break
         self.trace.end()
@@ -106,7 +122,7 @@ class Loop:
                 f" parameters of the last good step are in {self.checkpoints.path(step)}; lower optimizer.learning_rate"
                 " or set train.clip_norm, in another folder"
             )
-        return state, step
+        return step
 
     def _evaluation_due(self, step: int) -> bool:
         return step % self.config.evaluation.every == 0

@@ -16,9 +16,11 @@ from gpt_jax.config import Config
 from gpt_jax.model.gpt import GPT
 from gpt_jax.training import record
 from gpt_jax.training.evaluate import SumsByRow, compile_sums
+from gpt_jax.training.loop import HostBatch
 from gpt_jax.training.optimizer import make_optimizer
-from gpt_jax.training.sharding import Step, compile_step, replicate
-from gpt_jax.training.step import TrainState, first_state, given_by, make_train_step
+from gpt_jax.training.sharding import Step, compile_step, place_batch, replicate
+from gpt_jax.training.step import Batch, Given, TrainState, first_state, given_by, make_train_step
+from gpt_jax.training.together import compile_together
 
 
 class Programs:
@@ -34,12 +36,39 @@ class Programs:
         parallel = config.train.parallel
         if parallel == "pmap":  # its arguments are the state and the batch alone
             return compile_step(make_train_step(GPT(config.model), config), mesh, parallel)
-        compiled: Any = self._get(
-            ("step", config.train, _without_rate(config), config.schedule, config.model),
-            lambda: compile_step(make_train_step(GPT(config.model), config), mesh, parallel),
-        )
-        given = replicate(given_by(config), mesh)
+        compiled, given = self._step(config, mesh), replicate(given_by(config), mesh)
         return lambda state, batch: compiled(state, batch, None, given)
+
+    def _step(self, config: Config, mesh: Mesh) -> Any:
+        return self._get(
+            ("step", config.train, _without_rate(config), config.schedule, config.model),
+            lambda: compile_step(make_train_step(GPT(config.model), config), mesh, "jit"),
+        )
+
+    def step_together(self, config: Config, mesh: Mesh) -> Callable[[TrainState, Batch, Given], Any]:
+        """The step of several runs at once, see `compile_together`."""
+        return self._get(
+            ("together", config.train, _without_rate(config), config.schedule, config.model),
+            lambda: compile_together(make_train_step(GPT(config.model), config), mesh),
+        )
+
+    def peak_bytes(self, config: Config, mesh: Mesh, rows: HostBatch) -> int | None:
+        """Memory of a device that a training step takes, by the compiler's account: state, batch and all between.
+
+        None under pmap, and where the backend keeps no account.
+        """
+        if config.train.parallel == "pmap":
+            return None
+        state = jax.eval_shape(lambda: self.init(config))
+        sharding = NamedSharding(mesh, PartitionSpec())
+        state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+        batch = place_batch(rows, mesh, "jit", config.train.accumulate)
+        compiled = self._step(config, mesh).lower(state, batch, None, replicate(given_by(config), mesh)).compile()
+        used = compiled.memory_analysis()
+        if used is None:
+            return None
+        kept = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
+        return kept + used.temp_size_in_bytes
 
     def sums_by_row(self, config: Config, mesh: Mesh) -> SumsByRow:
         """What `make_evaluate` needs compiled."""

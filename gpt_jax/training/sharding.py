@@ -26,16 +26,16 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def place_batch(batch: Batch, mesh: Mesh, parallel: Literal["jit", "pmap"], accumulate: int = 1) -> Batch:
-    """This process's rows (host arrays), as the step that `compile_step` made for `parallel` takes them.
+def place_batch(batch: Batch, mesh: Mesh, parallel: Literal["jit", "pmap", "vmap"], accumulate: int = 1) -> Batch:
+    """This process's rows (host arrays), as the step that was made for `parallel` takes them.
 
     Under "jit" they become global arrays, divided over the mesh along their first axis; under "pmap" they get a leading
-    axis of this process's devices.
+    axis of this process's devices; under "vmap" they have a leading axis of runs, and are divided along the second.
 
     Raises:
       ValueError: rows that can't be divided over this process's devices and `accumulate` micro-batches.
     """
-    rows, devices = batch["tokens"].shape[0], len(mesh.local_devices)
+    rows, devices = batch["tokens"].shape[-2], len(mesh.local_devices)
     if rows % (devices * accumulate):
         raise ValueError(
             f"{rows} rows can't be divided over {devices} devices and {accumulate} micro-batches: "
@@ -43,7 +43,7 @@ def place_batch(batch: Batch, mesh: Mesh, parallel: Literal["jit", "pmap"], accu
         )
     if parallel == "pmap":
         return jax.tree.map(lambda x: x.reshape(devices, rows // devices, *x.shape[1:]), batch)
-    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    sharding = NamedSharding(mesh, PartitionSpec(*((None, AXIS) if parallel == "vmap" else (AXIS,))))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 

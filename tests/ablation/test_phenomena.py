@@ -14,6 +14,7 @@ from gpt_jax.ablation.plan import make_plan
 from gpt_jax.ablation.results import write_results
 from gpt_jax.ablation.runner import Runner, write_plan
 from gpt_jax.ablation.study import Study, change
+from gpt_jax.ablation.together import Together
 from gpt_jax.config import Config
 from gpt_jax.conversion import from_config_dict
 
@@ -24,7 +25,7 @@ def arms_of(study: Study, folder: Path, names: tuple[str, ...]) -> dict[str, dic
     """Results of some arms, the baseline among them, of a study without its noise and copy."""
     kept = tuple(arm for arm in study.arms if arm.name in names)
     plan = make_plan(dataclasses.replace(study, arms=kept, fresh_seeds=0, aa=False))
-    write_plan(plan, folder, "test", forced=False)
+    write_plan(plan, folder, "test", Together(1, "as asked"), forced=False)
     assert Runner(plan, folder, Console(quiet=True)).run() == "finished"
     return {arm["name"]: arm for arm in write_results(folder)["arms"]}
 

@@ -13,10 +13,12 @@ from rich.console import Console
 
 from gpt_jax.ablation import plan as plans
 from gpt_jax.ablation import runner as runners
+from gpt_jax.ablation import together as togethers
 from gpt_jax.ablation.plan import make_plan
 from gpt_jax.ablation.results import _badness, collect, write_results
 from gpt_jax.ablation.runner import Runner, show_plan, write_plan
 from gpt_jax.ablation.study import Arm, Probe, Study, vary
+from gpt_jax.ablation.together import Together, choose, measure
 from gpt_jax.config import Checkpoint, Copy, Evaluation
 from gpt_jax.conversion import ConfigError
 from gpt_jax.data import open_data
@@ -24,6 +26,7 @@ from gpt_jax.run import load_run, train
 from gpt_jax.training import metrics
 from gpt_jax.training.checkpoint import CheckpointError, Checkpoints
 from gpt_jax.training.interrupt import Interrupts
+from gpt_jax.training.programs import Programs
 from gpt_jax.training.storage import RunFolder
 from tests.ablation.made_up import study as made_up_study
 from tests.tiny import tiny_config
@@ -42,9 +45,14 @@ def small_study(**changes: Any) -> Study:
     return Study("Fewer heads?", base, vary(KV, mha=2, mqa=1), "mha", (KV,), 0.01, **options)
 
 
-def run(study: Study, folder: Path, shard: tuple[int, int] = (0, 1)) -> tuple[str, dict[str, Any]]:
-    plan = make_plan(study)
-    write_plan(plan, folder, "python -m experiments.ablate", forced=False)
+ALONE = Together(1, "as asked")
+
+
+def run(
+    study: Study, folder: Path, shard: tuple[int, int] = (0, 1), together: Together = ALONE
+) -> tuple[str, dict[str, Any]]:
+    plan = make_plan(study, together.count)
+    write_plan(plan, folder, "python -m experiments.ablate", together, forced=False)
     status = Runner(plan, folder, Console(quiet=True)).run(shard)
     return status, write_results(folder)
 
@@ -248,10 +256,10 @@ def test_an_unmatched_arm_is_not_ranked(done: tuple[Path, dict[str, Any]], tmp_p
     show_plan(plan, Console(file=text, width=200))
     assert "mqa" in text.getvalue() and "not ranked: its kv_bytes are 0.500 × the baseline's" in text.getvalue()
     for forced, verdict in ((False, "not ranked: its kv_bytes are 0.500 × the baseline's"), (True, "undecided")):
-        write_plan(plan, done[0], "command", forced)
+        write_plan(plan, done[0], "command", ALONE, forced)
         mqa = next(a for a in collect(done[0])["arms"] if a["name"] == "mqa")
         assert mqa["versus_baseline"]["verdict"] == verdict
-    write_plan(make_plan(small_study()), done[0], "python -m experiments.ablate", False)
+    write_plan(make_plan(small_study()), done[0], "python -m experiments.ablate", ALONE, False)
 
 
 def test_what_can_not_be_answered_is_refused() -> None:
@@ -272,3 +280,65 @@ def test_clocks_are_left_out_by_name() -> None:
     """What the comparisons above leave out, and nothing else."""
     value = {"wall_seconds": 1, "measured_x": 2, "mean": 3, "arms": [{"measured_y": 1, "n": 2}]}
     assert without_clock(copy.deepcopy(value)) == {"mean": 3, "arms": [{"n": 2}]}
+
+
+# ── several seeds in one program ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_seeds_that_train_together_give_the_same_study(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, alone = done
+    status, results = run(small_study(), tmp_path, together=Together(2, "as asked"))
+    assert status == "finished" and results["aa"] == {"equal": True} and results["noise"]["n"] == 2
+    for one, both in zip(alone["arms"], results["arms"], strict=True):
+        assert one["losses"].keys() == both["losses"].keys()
+        for seed, loss in one["losses"].items():
+            assert both["losses"][seed] == pytest.approx(loss, rel=1e-5)
+        assert both["diagnostics"]["attention_entropy"] == pytest.approx(
+            one["diagnostics"]["attention_entropy"], rel=1e-4
+        )
+    folders = [r["folder"] for results in (alone, results) for arm in results["arms"] for r in arm["runs"]]
+    assert len(set(folders)) == 8, "runs that train otherwise are other runs"
+    assert {r.seed for r in make_plan(small_study(), 2).runs if r.purpose == "aa"} == {0, 1}
+
+
+def test_what_a_study_began_with_stays(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, _ = done
+    plan, programs = make_plan(small_study()), Programs()
+    assert choose(plan, folder, None, False, programs) == ALONE
+    with pytest.raises(ConfigError, match="began with --together=1"):
+        choose(plan, folder, 2, False, programs)
+    assert choose(plan, tmp_path, 2, False, programs).count == 2
+    assert choose(plan, tmp_path, None, True, programs).count == 1, "parts of a study on several machines agree"
+    write_plan(plan, tmp_path, "command", Together(2, "measured"), False)
+    assert choose(plan, tmp_path, None, True, programs) == Together(2, "measured")
+
+
+@pytest.mark.parametrize(
+    ("one", "both", "count"), [((1.0, 1.0), (1.5, 1.0), 2), ((1.0, 1.0), (2.0, 1.9), 1), ((9.0, 0.5), None, 1)]
+)
+def test_what_takes_less_time_is_chosen(
+    one: tuple[float, float], both: tuple[float, float] | None, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(compilation, step) in seconds each way; where all steps take less than a compilation the second isn't tried."""
+    found = iter([one, both])
+    monkeypatch.setattr(togethers, "_seconds", lambda step, state: next(found))
+    config = make_plan(small_study()).runs[0].resolved
+    chosen = measure(config, 2, Programs())
+    assert chosen.count == count
+    assert chosen.measured_one_by_one_seconds == one[0] + 2 * config.train.steps * one[1]
+    assert chosen.measured_together_seconds == (None if both is None else both[0] + config.train.steps * both[1])
+
+
+def test_both_ways_are_measured_by_steps_that_run() -> None:
+    config = make_plan(small_study()).runs[0].resolved
+    long = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=10**6))
+    chosen = measure(long, 2, Programs())
+    assert chosen.measured_one_by_one_seconds and chosen.measured_together_seconds
+
+
+def test_memory_is_that_of_the_step(done: tuple[Path, dict[str, Any]]) -> None:
+    """At least parameters and two moments of Adam; what an arm has less of, it takes less for."""
+    _, results = done
+    mha, mqa = results["arms"]
+    assert mha["measured_peak_bytes"] > 3 * 4 * mha["parameters"]
+    assert mqa["measured_peak_bytes"] < mha["measured_peak_bytes"]

@@ -1,0 +1,112 @@
+"""Whether an arm's seeds train in one program or one after the other: measured once, and then part of the study."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from gpt_jax.ablation.plan import Plan
+from gpt_jax.ablation.results import STUDY
+from gpt_jax.config import Config
+from gpt_jax.conversion import ConfigError
+from gpt_jax.data import open_data
+from gpt_jax.run import Workdir
+from gpt_jax.training.programs import Programs
+from gpt_jax.training.sharding import make_mesh, place_batch, replicate
+from gpt_jax.training.step import given_by
+from gpt_jax.training.storage import RunFolder
+from gpt_jax.training.together import stack, stack_rows
+
+MOST = 8
+TIMED = 4
+GAIN = 0.9  # two compilations of one program differ by some percent in what they take
+
+
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """`count` seeds train in one program, for this `reason`; the seconds are those that all seeds of the baseline
+    would take, compilation included, each way: one after the other, and together. None: not measured.
+    """
+
+    count: int
+    reason: str
+    measured_one_by_one_seconds: float | None = None
+    measured_together_seconds: float | None = None
+
+
+def recorded(workdir: Workdir) -> Together | None:
+    """What the study in the folder began with; None where none did."""
+    folder = RunFolder(workdir)
+    if not folder.exists(STUDY):
+        return None
+    study = folder.read_json(STUDY)
+    return Together(**study["together"]) if "together" in study else None
+
+
+def choose(plan: Plan, workdir: Workdir, asked: int | None, is_part: bool, programs: Programs) -> Together:
+    """How the study in `workdir` trains its seeds: as it began, as `asked`, or as is measured faster here.
+
+    A part of a study (`is_part`), whose other parts may run on other machines, measures nothing: all must choose alike.
+
+    Raises:
+      ConfigError: the study began otherwise than asked.
+    """
+    earlier = recorded(workdir)
+    if earlier is not None:
+        if asked is not None and asked != earlier.count:
+            raise ConfigError(
+                f"the study in {RunFolder(workdir)} began with --together={earlier.count}: leave the flag out, or"
+                " choose another --workdir"
+            )
+        return earlier
+    if asked is not None:
+        return Together(asked, "as asked")
+    count = min(len(plan.study.seeds), MOST)
+    if is_part:
+        return Together(1, "one after the other in each part, unless --together says how many")
+    if count == 1 or plan.runs[0].config.train.parallel == "pmap":
+        return Together(1, "one seed at a time is all there is to do")
+    return measure(plan.runs[0].resolved, count, programs)
+
+
+def measure(config: Config, count: int, programs: Programs) -> Together:
+    """Times steps of the resolved configuration both ways."""
+    mesh, steps = make_mesh(), config.train.steps
+    data = open_data(config.data, config.model.context_length, config.data_seed, progress=False)
+    rows = data.batch(0, config.train.batch_size)._asdict()
+    seeds = [dataclasses.replace(config, seed=config.seed + i) for i in range(count)]
+    states = [replicate(programs.init(seed), mesh) for seed in seeds]
+    together = replicate(stack(states), mesh)
+    step, batch = programs.step(config, mesh), place_batch(rows, mesh, "jit", config.train.accumulate)
+    compiling, one = _seconds(lambda state: step(state, batch), states[0])
+    alone = compiling + steps * count * one
+    if steps * count * one <= compiling:
+        return Together(1, "one after the other: all their steps take less time than another compilation", alone)
+    step_together = programs.step_together(config, mesh)
+    batches = place_batch(stack_rows([rows] * count), mesh, "vmap", config.train.accumulate)
+    given = replicate(stack([given_by(seed) for seed in seeds]), mesh)
+    try:
+        compiling, all_of_them = _seconds(lambda states: step_together(states, batches, given), together)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Together(1, f"one after the other: {count} at once do not fit into the device's memory", alone)
+    at_once = compiling + steps * all_of_them
+    if at_once < GAIN * alone:
+        return Together(count, f"{count} in one program: {at_once / alone:.2f} × the time", alone, at_once)
+    return Together(1, f"one after the other: {count} in one program take {at_once / alone:.2f} ×", alone, at_once)
+
+
+def _seconds(step: Callable[[Any], Any], state: Any) -> tuple[float, float]:
+    """Seconds of the first call, and of the fastest of some further."""
+    times = []
+    for _ in range(1 + TIMED):
+        start = time.perf_counter()
+        state, metrics = step(state)
+        jax.block_until_ready((state, metrics))
+        times.append(time.perf_counter() - start)
+    return times[0], min(times[1:])
