@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -26,12 +26,20 @@ from gpt_jax.paths import path_of
 class Row:
     """One tensor of theirs and our parameters that it holds: `read` makes ours of it, in the order of `ours`, and
     `write` reverses that.
+
+    `count`: what is read is a stack of so many tensors of theirs, and `{}` in their names is the place.
     """
 
     theirs: str
     ours: tuple[str, ...]
     read: Callable[[np.ndarray], tuple[np.ndarray, ...]]
     write: Callable[..., np.ndarray]
+    count: int | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of their tensors."""
+        return (self.theirs,) if self.count is None else tuple(self.theirs.format(i) for i in range(self.count))
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,8 @@ class Family:
     missing. `read` makes a ModelConfig of them, `write` reverses that. `rows` names every parameter of a model once.
     `ignored` are globs of tensors that carry nothing, such as masks; `copies` those that a tied head may have beside
     the table, which they must equal. `prefix` begins the name of every tensor but the head's; files of a model that was
-    saved without a head lack it.
+    saved without a head lack it. `aliases` are other spellings of keys: theirs → the key. `renamed` are names that
+    tensors have in older files: how they begin → how they begin here.
     """
 
     model_type: str
@@ -54,10 +63,22 @@ class Family:
     prefix: str = "model."
     ignored: tuple[str, ...] = ("*.rotary_emb.inv_freq",)
     copies: tuple[str, ...] = ("lm_head.weight",)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self, values: Mapping[str, Any], ignore: Iterable[str] = ()) -> Settings:
-        """`values` as this family reads them."""
-        return Settings(values, self.defaults, self.model_type, tuple(ignore))
+        """`values` as this family reads them.
+
+        Raises:
+          ConfigError: a key that stands there in two spellings, with two values.
+        """
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            name = self.aliases[key] if key in self.aliases else key
+            if name in found and found[name] != value:
+                raise ConfigError(f'config.json has "{key}": {value!r}, which "{name}" says otherwise: remove one')
+            found[name] = value
+        return Settings(found, self.defaults, self.model_type, tuple(ignore))
 
 
 def same(theirs: str, *ours: str) -> Row:
@@ -70,21 +91,45 @@ def transposed(theirs: str, *ours: str) -> Row:
     return Row(theirs, ours, lambda x: (x.T,), lambda x: x.T)
 
 
-def joined(theirs: str, ours: tuple[str, ...], widths: tuple[int, ...], *, axis: int = 0) -> Row:
+def joined(theirs: str, ours: tuple[str, ...], widths: tuple[int, ...], *, axis: int = 0, groups: int = 1) -> Row:
     """Several of ours side by side along their outputs: `axis` of theirs is transposed to our last.
 
     `widths` are those of the parts. For kernels theirs is (outputs, inputs) with `axis` 0, and (inputs, outputs), as
-    in GPT-2, with `axis` 1; biases have one axis.
+    in GPT-2, with `axis` 1; biases have one axis. In `groups` each of so many equal pieces of theirs, such as the heads
+    of one key, has its share of every part.
     """
-    cuts = np.cumsum(widths)[:-1].tolist()
+    cuts = (np.cumsum(widths)[:-1] // groups).tolist()
 
     def read(x: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(part.T if axis == 0 else part for part in np.split(x, cuts, axis=axis))
+        x = np.moveaxis(x, axis, 0)
+        parts = np.split(x.reshape(groups, -1, *x.shape[1:]), cuts, axis=1)
+        return tuple(np.moveaxis(part.reshape(-1, *x.shape[1:]), 0, -1) for part in parts)
 
     def write(*parts: np.ndarray) -> np.ndarray:
-        return np.concatenate([part.T if axis == 0 else part for part in parts], axis=axis)
+        turned = [np.moveaxis(part, -1, 0) for part in parts]
+        pieces = [part.reshape(groups, -1, *part.shape[1:]) for part in turned]
+        return np.moveaxis(np.concatenate(pieces, axis=1).reshape(-1, *turned[0].shape[1:]), 0, axis)
 
     return Row(theirs, ours, read, write)
+
+
+def fused(
+    model: ModelConfig,
+    theirs: str,
+    ours: tuple[str, ...],
+    widths: tuple[int, ...],
+    *,
+    axis: int = 0,
+    groups: int = 1,
+) -> list[Row]:
+    """`joined` for linear layers of every block, `{}` its number in `theirs`: the kernels, and biases if there are."""
+    shapes, rows = parameter_shapes(plain(model)), []
+    for layer in range(model.layers):
+        for leaf, name, along in (("kernel", "weight", axis), ("bias", "bias", 0)):
+            paths = tuple(f"blocks/{layer}/{module}/{leaf}" for module in ours)
+            if paths[0] in shapes:
+                rows.append(joined(f"{theirs.format(layer)}.{name}", paths, widths, axis=along, groups=groups))
+    return rows
 
 
 def by_name(

@@ -19,7 +19,7 @@ from gpt_jax.conversion import ConfigError, difference, nearest
 from gpt_jax.data.tokenizer import TOKENIZER_JSON, HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from gpt_jax.interop.families import FAMILIES
 from gpt_jax.interop.family import Family, Row, parameter_shapes, plain
-from gpt_jax.interop.normal import normal
+from gpt_jax.interop.normal import normal, without_dropout
 from gpt_jax.interop.weights import WEIGHTS, Stored, open_weights, write_weights
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.stack import canonical
@@ -78,9 +78,13 @@ def save_pretrained(
         return row.write(*(np.asarray(leaves[path]) for path in row.ours))
 
     shapes = parameter_shapes(plain(model.config))
-    entries = {
-        row.theirs: (dtype, _their_shape(row, shapes), partial(tensor, row)) for row in chosen.rows(model.config)
-    }
+    entries: dict[str, Any] = {}
+    for row in chosen.rows(model.config):
+        shape = _their_shape(row, shapes)
+        if row.count is None:
+            entries[row.theirs] = dtype, shape, partial(tensor, row)
+        for i, name in enumerate(row.names if row.count is not None else ()):
+            entries[name] = dtype, shape[1:], lambda row=row, i=i: tensor(row)[i]
     write_weights(folder / WEIGHTS, entries)
     if tokenizer is not None:
         (folder / TOKENIZER_JSON).write_bytes(tokenizer._files()[TOKENIZER_JSON])
@@ -133,7 +137,7 @@ def choose_family(model: ModelConfig, name: str | None = None) -> tuple[Family, 
         except ConfigError as error:
             misses.setdefault(family.model_type, [str(error)] * 99)
             continue
-        if found == wanted:
+        if without_dropout(found) == without_dropout(wanted):
             return family, values
         misses[family.model_type] = [f"{key} {was!r}" for key, (was, _) in difference(wanted, found).items()]
     best = min(misses, key=lambda name: len(misses[name]))
@@ -174,13 +178,19 @@ def _read_config(file: Path) -> dict[str, Any]:
 def _read_params(family: Family, model: ModelConfig, stored: dict[str, Stored], ignore: tuple[str, ...]) -> Any:
     """Every parameter of `model`, each from its tensor; the largest first, while there is room for its copies."""
     shapes, rows = parameter_shapes(plain(model)), family.rows(model)
+    stored = {_newer(family, name): place for name, place in stored.items()}
     if not any(name.startswith(family.prefix) for name in stored):  # saved without a head
-        names = {f"{family.prefix}{name}" if f"{family.prefix}{name}" else name: name for name in stored}
-        stored = {(name if any(r.theirs == name for r in rows) else full): stored[name] for full, name in names.items()}
+        heads = {name for row in rows for name in row.names if not name.startswith(family.prefix)} | {*family.copies}
+        stored = {name if name in heads else family.prefix + name: place for name, place in stored.items()}
     _account(family, model, rows, stored, shapes, ignore)
     params: dict[str, Any] = {}
-    for row in sorted(rows, key=lambda row: -int(np.prod(stored[row.theirs].shape))):
-        for path, value in zip(row.ours, row.read(stored[row.theirs].read()), strict=True):
+
+    def tensor(row: Row) -> np.ndarray:
+        parts = [stored[name].read() for name in row.names]
+        return parts[0] if row.count is None else np.stack(parts)
+
+    for row in sorted(rows, key=lambda row: -int(np.prod(stored[row.names[0]].shape))):
+        for path, value in zip(row.ours, row.read(tensor(row)), strict=True):
             node = params
             *groups, leaf = path.split("/")
             for group in groups:
@@ -202,21 +212,31 @@ def _account(
 ) -> None:
     """Refuses a tensor that has no place, a place that has no tensor, and a shape that config.json doesn't give."""
     for row in rows:
-        if row.theirs not in stored:
-            raise ValueError(
-                f"the weights lack the tensor {row.theirs}, which a {family.model_type} of this {CONFIG} has"
-            )
-        found, wanted = stored[row.theirs].shape, _their_shape(row, shapes)
-        if found != wanted:
-            raise ValueError(f"the tensor {row.theirs} has the shape {found}, and by {CONFIG} it should be {wanted}")
+        wanted = _their_shape(row, shapes)[0 if row.count is None else 1 :]
+        for name in row.names:
+            if name not in stored:
+                raise ValueError(
+                    f"the weights lack the tensor {name}, which a {family.model_type} of this {CONFIG} has"
+                )
+            found = stored[name].shape
+            if found != wanted:
+                raise ValueError(f"the tensor {name} has the shape {found}, and by {CONFIG} it should be {wanted}")
     unread = ignore + family.ignored + (family.copies if model.head.tied else ())
-    known = {row.theirs for row in rows}
+    known = {name for row in rows for name in row.names}
     for name in stored:
         if name not in known and not any(fnmatch.fnmatchcase(name, glob) for glob in unread):
             raise ValueError(
                 f"the tensor {name} {list(stored[name].shape)} has no place in a {family.model_type} of this {CONFIG}; "
                 f'if it changes no logit, pass ignore=("{name}",)'
             )
+
+
+def _newer(family: Family, name: str) -> str:
+    """The name that a tensor of an older file has today."""
+    for old, new in family.renamed.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
 
 
 def _check_copies(family: Family, rows: tuple[Row, ...], stored: Mapping[str, Stored]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from gpt_jax import config as cfg
 from gpt_jax.conversion import from_dict, to_dict
 from gpt_jax.interop.family import plain
+from gpt_jax.interop.rope import fraction
 
 
 def normal(model: cfg.ModelConfig) -> cfg.ModelConfig:
@@ -26,6 +27,20 @@ def normal(model: cfg.ModelConfig) -> cfg.ModelConfig:
         embedding=embedding,
         head=replace(model.head, scale=_factor(model.head.scale)),
     )
+
+
+def without_dropout(model: cfg.ModelConfig) -> cfg.ModelConfig:
+    """The model without what acts in training alone, and has no place in many families."""
+
+    def kept(block: cfg.BlockConfig) -> cfg.BlockConfig:
+        attention: Any = block.attention
+        if hasattr(attention, "dropout"):
+            attention = replace(attention, dropout=0.0)
+        return replace(block, attention=attention, dropout=0.0)
+
+    blocks = {block: kept(block) for block in dict.fromkeys(model.blocks)}
+    embedding = replace(model.embedding, dropout=0.0)
+    return replace(model, blocks=tuple(blocks[block] for block in model.blocks), embedding=embedding)
 
 
 def _factor(scale: float | None) -> float | None:
@@ -50,7 +65,7 @@ def _place(attention: Any, rotated: int, scored: int) -> Any:
     """With the fraction that is really rotated of `rotated` elements, and no scale that says what is done anyway."""
     position, score = attention.position, attention.score
     if isinstance(position, cfg.Rope):
-        position = replace(position, fraction=cfg.rope_width(position, rotated) / rotated)
+        position = replace(position, fraction=fraction(cfg.rope_width(position, rotated), rotated))
     if score.scale == scored**-0.5:
         score = replace(score, scale=None)
     return dataclasses.replace(attention, position=position, score=score)

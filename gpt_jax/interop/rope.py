@@ -4,6 +4,7 @@ or in `rope_theta` and `rope_scaling` (before), and as `gpt_jax.config.Rope`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,12 +59,13 @@ def read_rope(
     interleaved: bool = False,
     partial: bool = False,
     theta: float | None = None,
+    original: int | None = None,
     extra: frozenset[str] = frozenset(),
 ) -> cfg.Rope:
     """The rotation of heads of `head_width` in layers of `kind`.
 
-    `partial`: the family can rotate a part of each head. `theta` takes the place of the file's. `extra` are keys of the
-    group that the family reads itself.
+    `partial`: the family can rotate a part of each head. `theta` and `original`, the length before any
+    scaling, take the place of the group's. `extra` are keys of the group that the family reads itself.
 
     Raises:
       ConfigError: an unknown type or key, or what the family can't do.
@@ -83,8 +85,18 @@ def read_rope(
             + ("an even number of elements" if partial else "whole heads")
         )
     theta = float(group["rope_theta"]) if theta is None else theta
+    if original is not None:
+        group["original_max_position_embeddings"] = original
     scaling = _read_scaling(group, s.integer("max_position_embeddings"))
-    return cfg.Rope(theta, rotated / head_width, interleaved, scaling)
+    return cfg.Rope(theta, fraction(rotated, head_width), interleaved, scaling)
+
+
+def fraction(rotated: int, width: int) -> float:
+    """The share of a head's width that is so many elements, also after rounding down its product with the width."""
+    share = rotated / width
+    while int(width * share) < rotated:
+        share = math.nextafter(share, 1.0)
+    return share
 
 
 def _read_scaling(group: Mapping[str, Any], length: int) -> cfg.RopeScaling | None:
