@@ -5,6 +5,7 @@ are the public ones.
 from gpt_jax.config import ModelConfig
 from gpt_jax.decoding.generate import Generation, generate, stream
 from gpt_jax.decoding.sampling import Greedy, Sampler
+from gpt_jax.interop.hf import load_pretrained, save_pretrained
 from gpt_jax.model.cache import init_cache
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.mixer import Mixer
@@ -20,8 +21,10 @@ __all__ = [
     "Sampler",
     "generate",
     "init_cache",
+    "load_pretrained",
     "load_run",
     "register_attention",
+    "save_pretrained",
     "stream",
     "train",
 ]

@@ -1,0 +1,203 @@
+"""What families have in common: settings that most spell alike, and the names of tensors in models of Llama's make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from gpt_jax import config as cfg
+from gpt_jax.conversion import ConfigError
+from gpt_jax.interop.rope import ROPE_KEYS, read_rope, write_rope
+from gpt_jax.interop.settings import Settings
+
+T = TypeVar("T")
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+# their name → ours, and the name to write for ours
+ACTIVATIONS: dict[str, cfg.Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+    "silu": "silu",
+    "swish": "silu",
+    "xielu": "xielu",
+}
+WRITTEN = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())} | {"gelu_tanh": "gelu_pytorch_tanh"}
+
+# what `transformers` takes for keys that a config.json of Llama's make lacks; a family's own come on top
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    **ROPE_KEYS,
+}
+
+# modules of ours → theirs
+STEM = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
+QKVO = {
+    "blocks/{}/attention/query": "model.layers.{}.self_attn.q_proj",
+    "blocks/{}/attention/key": "model.layers.{}.self_attn.k_proj",
+    "blocks/{}/attention/value": "model.layers.{}.self_attn.v_proj",
+    "blocks/{}/attention/output": "model.layers.{}.self_attn.o_proj",
+}
+MLP = {
+    "blocks/{}/mlp/gate": "model.layers.{}.mlp.gate_proj",
+    "blocks/{}/mlp/up": "model.layers.{}.mlp.up_proj",
+    "blocks/{}/mlp/down": "model.layers.{}.mlp.down_proj",
+}
+PRE = {
+    "blocks/{}/attention_norm": "model.layers.{}.input_layernorm",
+    "blocks/{}/mlp_norm": "model.layers.{}.post_attention_layernorm",
+}
+LLAMA = STEM | QKVO | MLP | PRE
+
+
+def activation(s: Settings, key: str = "hidden_act") -> cfg.Activation:
+    """Our name of an activation.
+
+    Raises:
+      ConfigError: gpt_jax has no such one.
+    """
+    return ACTIVATIONS[s.expect(key, ACTIVATIONS, f"such activation; there are {', '.join(ACTIVATIONS)}")]
+
+
+def head_width(s: Settings) -> int:
+    """D: `head_dim`, or C / H where the family or the file has none."""
+    if s.has_default("head_dim") and s["head_dim"] is not None:
+        return s.integer("head_dim")
+    C, H = s.integer("hidden_size"), s.integer("num_attention_heads")
+    if C % H:
+        raise ConfigError(f'config.json has "hidden_size": {C}, no multiple of "num_attention_heads": {H}')
+    return C // H
+
+
+def layer_types(s: Settings, default: list[str]) -> list[str]:
+    """Each layer's kind of attention, `default` where the file doesn't say."""
+    kinds = default if s["layer_types"] is None else list(s["layer_types"])
+    if len(kinds) != s.integer("num_hidden_layers"):
+        raise ConfigError(f'config.json has {len(kinds)} "layer_types" for {s["num_hidden_layers"]} layers')
+    for kind in kinds:
+        if kind not in (SLIDING, FULL):
+            raise ConfigError(f'config.json has "layer_types" of "{kind}", and this family has {SLIDING} and {FULL}')
+    return kinds
+
+
+def window(s: Settings, kind: str = SLIDING) -> cfg.MaskConfig:
+    """The mask of layers of `kind`."""
+    if kind == FULL:
+        return cfg.Causal()
+    if s["sliding_window"] is None:
+        raise ConfigError(f'config.json has layers of {SLIDING} and no "sliding_window"')
+    return cfg.Window(s.integer("sliding_window"))
+
+
+def attention(s: Settings, kind: Any = cfg.Attention, *, partial: bool = False, **changes: Any) -> Any:
+    """Attention as most families spell it, with `changes`: biases by `attention_bias` on all four projections."""
+    D = head_width(s)
+    H = s.integer("num_attention_heads")
+    K = s.optional_integer("num_key_value_heads")
+    if "position" not in changes:
+        changes["position"] = read_rope(s, D, partial=partial)
+    if "bias" not in changes:
+        changes["bias"] = cfg.PROJECTIONS if s.has_default("attention_bias") and s.flag("attention_bias") else ()
+    return kind(H, H if K is None else K, D, dropout=s.number("attention_dropout"), **changes)
+
+
+def gated(s: Settings, key: str = "hidden_act") -> cfg.GatedMlp:
+    """A gated MLP, with biases by `mlp_bias`."""
+    bias = s.has_default("mlp_bias") and s.flag("mlp_bias")
+    return cfg.GatedMlp(s.integer("intermediate_size"), activation(s, key), bias)
+
+
+def decoder(
+    s: Settings,
+    blocks: cfg.BlockConfig | list[cfg.BlockConfig],
+    final_norm: cfg.NormConfig | None,
+    embedding: cfg.Embedding | None = None,
+    **head: Any,
+) -> cfg.ModelConfig:
+    """A model whose sizes are spelled as most families spell them; one block is that of every layer."""
+    return cfg.ModelConfig(
+        s.integer("vocab_size"),
+        s.integer("max_position_embeddings"),
+        s.integer("hidden_size"),
+        tuple(blocks) if isinstance(blocks, list) else (blocks,) * s.integer("num_hidden_layers"),
+        cfg.Embedding() if embedding is None else embedding,
+        final_norm,
+        cfg.Head(tied=s.flag("tie_word_embeddings"), **head),
+    )
+
+
+def rms(s: Settings, **changes: Any) -> cfg.RmsNorm:
+    return cfg.RmsNorm(s.number("rms_norm_eps"), **changes)
+
+
+def require_type(value: Any, kind: type[T]) -> T:
+    """`value`, which a family that is to be written needs to be of this kind.
+
+    Raises:
+      ConfigError: it is not.
+    """
+    if not isinstance(value, kind):
+        raise ConfigError(f"a {kind.__name__} where the model has {type(value).__name__}")
+    return value
+
+
+def written(model: cfg.ModelConfig, defaults: Mapping[str, Any], **own: Any) -> dict[str, Any]:
+    """What most families spell alike, as far as `defaults` has the key, and the family's `own`.
+
+    It may leave out what the family can't say: who writes reads it again and compares.
+    """
+    block = model.blocks[0]
+    attention = require_type(block.attention, cfg.Attention)
+    mlp: Any = require_type(block.mlp, cfg.MlpConfig)
+    masks = [getattr(other, "mask", None) for other in model.attentions]
+    windows = [mask.size for mask in masks if isinstance(mask, cfg.Window)]
+    norm = model.final_norm if block.norm is None else block.norm
+    values: dict[str, Any] = {
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.width,
+        "intermediate_size": mlp.width,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.resolved_kv_heads,
+        "head_dim": attention.resolved_head_width(model.width),
+        "hidden_act": WRITTEN[mlp.activation],
+        "hidden_activation": WRITTEN[mlp.activation],
+        "max_position_embeddings": model.context_length,
+        "rms_norm_eps": getattr(norm, "eps", None),
+        "layer_norm_eps": getattr(norm, "eps", None),
+        "tie_word_embeddings": model.head.tied,
+        "attention_bias": "query" in attention.bias,
+        "attention_dropout": attention.dropout,
+        "mlp_bias": mlp.bias,
+        "sliding_window": windows[0] if windows else None,
+        "layer_types": [SLIDING if isinstance(mask, cfg.Window) else FULL for mask in masks],
+        "rope_parameters": written_ropes(model),
+    } | own
+    return {key: value for key, value in values.items() if key in defaults}
+
+
+def written_ropes(model: cfg.ModelConfig, nested: bool = False) -> dict[str, Any]:
+    """The settings of RoPE, by the layers that have any; `nested`: a group for each kind of layer."""
+    groups: dict[str, Any] = {}
+    for attention in model.attentions:
+        position = getattr(attention, "position", None)
+        if isinstance(position, cfg.Rope):
+            kind = SLIDING if isinstance(getattr(attention, "mask", None), cfg.Window) else FULL
+            groups.setdefault(kind, write_rope(position))
+    if nested:
+        return groups
+    return next(iter(groups.values()), {"rope_type": "default", "rope_theta": 10_000.0})

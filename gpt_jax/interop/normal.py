@@ -1,0 +1,71 @@
+"""One spelling for each model: what is derived is written out, and factors of 1 are left out."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from typing import Any
+
+from gpt_jax import config as cfg
+from gpt_jax.conversion import from_dict, to_dict
+from gpt_jax.interop.family import plain
+from gpt_jax.interop.rope import fraction
+
+
+def normal(model: cfg.ModelConfig) -> cfg.ModelConfig:
+    """The model in the spelling by which two are compared: equal means that they compute the same logits from the same
+    parameters, and drop out the same in training.
+    """
+    model = from_dict(cfg.ModelConfig, to_dict(plain(model)))  # 1 where a float belongs becomes 1.0
+    kinds = {block: _block(block, model.width) for block in dict.fromkeys(model.blocks)}
+    embedding = replace(model.embedding, scale=_factor(model.embedding.scale))
+    if isinstance(embedding.position, cfg.Learned):
+        embedding = replace(embedding, position=replace(embedding.position, length=cfg.learned_positions(model)))
+    return replace(
+        model,
+        blocks=tuple(kinds[block] for block in model.blocks),
+        embedding=embedding,
+        head=replace(model.head, scale=_factor(model.head.scale)),
+    )
+
+
+def without_dropout(model: cfg.ModelConfig) -> cfg.ModelConfig:
+    """The model without what acts in training alone, and has no place in many families."""
+
+    def kept(block: cfg.BlockConfig) -> cfg.BlockConfig:
+        attention: Any = block.attention
+        if hasattr(attention, "dropout"):
+            attention = replace(attention, dropout=0.0)
+        return replace(block, attention=attention, dropout=0.0)
+
+    blocks = {block: kept(block) for block in dict.fromkeys(model.blocks)}
+    embedding = replace(model.embedding, dropout=0.0)
+    return replace(model, blocks=tuple(blocks[block] for block in model.blocks), embedding=embedding)
+
+
+def _factor(scale: float | None) -> float | None:
+    return None if scale == 1.0 else scale
+
+
+def _block(block: cfg.BlockConfig, width: int) -> cfg.BlockConfig:
+    attention: Any = block.attention
+    if isinstance(attention, cfg.Attention):
+        D = attention.resolved_head_width(width)
+        value_width = None if attention.value_width == D else attention.value_width
+        attention = replace(attention, kv_heads=attention.resolved_kv_heads, head_width=D, value_width=value_width)
+        attention = replace(attention, bias=tuple(p for p in cfg.PROJECTIONS if p in attention.bias))
+        attention = _place(attention, D, D)
+    elif isinstance(attention, cfg.Latent):
+        attention = replace(attention, value_width=attention.resolved_value_width)
+        attention = _place(attention, attention.rotary_width, attention.head_width + attention.rotary_width)
+    return replace(block, attention=attention, residual_scale=_factor(block.residual_scale))
+
+
+def _place(attention: Any, rotated: int, scored: int) -> Any:
+    """With the fraction that is really rotated of `rotated` elements, and no scale that says what is done anyway."""
+    position, score = attention.position, attention.score
+    if isinstance(position, cfg.Rope):
+        position = replace(position, fraction=fraction(cfg.rope_width(position, rotated), rotated))
+    if score.scale == scored**-0.5:
+        score = replace(score, scale=None)
+    return dataclasses.replace(attention, position=position, score=score)

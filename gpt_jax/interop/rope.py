@@ -1,0 +1,171 @@
+"""RoPE as config.json spells it, in `rope_parameters` (since transformers 5; one group, or one for each kind of layer)
+or in `rope_theta` and `rope_scaling` (before), and as `gpt_jax.config.Rope`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gpt_jax import config as cfg
+from gpt_jax.conversion import ConfigError
+from gpt_jax.interop.settings import Settings
+
+# The keys of every family that rotates; `rope_theta` is the family's own default.
+ROPE_KEYS: dict[str, Any] = {"rope_parameters": None, "rope_scaling": None, "rope_theta": 10_000.0}
+
+# rope_type → the keys that its group may have beside rope_type, type, rope_theta and partial_rotary_factor
+OPTIONS: dict[str, frozenset[str]] = {
+    "default": frozenset(),
+    "linear": frozenset({"factor"}),
+    "dynamic": frozenset({"factor"}),
+    "yarn": frozenset(
+        "factor original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim"
+        " truncate".split()
+    ),
+    "llama3": frozenset("factor original_max_position_embeddings low_freq_factor high_freq_factor".split()),
+    "longrope": frozenset("factor original_max_position_embeddings attention_factor short_factor long_factor".split()),
+}
+COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+# What is kept in groups that have no use for it: older files and other types leave it there.
+LEFT_OVER = {"original_max_position_embeddings", "max_position_embeddings", "mrope_section"}
+
+
+def rope_group(s: Settings, kind: str | None = None) -> dict[str, Any]:
+    """The group of settings for layers of `kind` ("full_attention" …), whichever way the file spells it.
+
+    Always with `rope_type` and `rope_theta`; with `partial_rotary_factor` where the file or the family has one.
+    """
+    group: Mapping[str, Any] = s["rope_scaling"] or s["rope_parameters"] or {}
+    if kind is not None and isinstance(group.get(kind), Mapping):
+        group = group[kind]
+    elif any(isinstance(value, Mapping) for value in group.values()):
+        raise ConfigError(f'config.json has "rope_parameters" for {sorted(group)}, and none for {kind or "all layers"}')
+    found = {key: value for key, value in group.items() if value is not None and key != "type"}
+    kind_of_rope = group["rope_type"] if "rope_type" in group else group["type"] if "type" in group else "default"
+    found["rope_type"] = "longrope" if kind_of_rope == "su" else kind_of_rope
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key not in found and (key in s or s.has_default(key)) and s[key] is not None:
+            found[key] = s[key]
+    return found
+
+
+def read_rope(
+    s: Settings,
+    head_width: int,
+    kind: str | None = None,
+    *,
+    interleaved: bool = False,
+    partial: bool = False,
+    theta: float | None = None,
+    original: int | None = None,
+    extra: frozenset[str] = frozenset(),
+) -> cfg.Rope:
+    """The rotation of heads of `head_width` in layers of `kind`.
+
+    `partial`: the family can rotate a part of each head. `theta` and `original`, the length before any
+    scaling, take the place of the group's. `extra` are keys of the group that the family reads itself.
+
+    Raises:
+      ConfigError: an unknown type or key, or what the family can't do.
+    """
+    group = rope_group(s, kind)
+    name = group["rope_type"]
+    if name not in OPTIONS:
+        raise ConfigError(f'config.json has the rope_type "{name}", and gpt_jax has {", ".join(OPTIONS)}')
+    for key in group:
+        if key not in COMMON | OPTIONS[name] | LEFT_OVER | extra:
+            raise ConfigError(f'config.json has an unknown key "{key}" for RoPE of type "{name}"')
+    share = float(group["partial_rotary_factor"]) if "partial_rotary_factor" in group else 1.0
+    rotated = int(head_width * share)
+    if rotated % 2 or (share != 1.0 and not partial):
+        raise ConfigError(
+            f'config.json has "partial_rotary_factor": {share}, with heads of width {head_width}: this family rotates '
+            + ("an even number of elements" if partial else "whole heads")
+        )
+    theta = float(group["rope_theta"]) if theta is None else theta
+    if original is not None:
+        group["original_max_position_embeddings"] = original
+    scaling = _read_scaling(group, s.integer("max_position_embeddings"))
+    return cfg.Rope(theta, fraction(rotated, head_width), interleaved, scaling)
+
+
+def fraction(rotated: int, width: int) -> float:
+    """The share of a head's width that is so many elements, also after rounding down its product with the width."""
+    share = rotated / width
+    while int(width * share) < rotated:
+        share = math.nextafter(share, 1.0)
+    return share
+
+
+def _read_scaling(group: Mapping[str, Any], length: int) -> cfg.RopeScaling | None:
+    """`length` is the model's context length, which stands for an original length that is missing."""
+
+    def number(key: str) -> float:
+        if key not in group:
+            raise ConfigError(f'config.json has RoPE of type "{group["rope_type"]}" without its "{key}"')
+        return float(group[key])
+
+    def optional(key: str) -> float | None:
+        return float(group[key]) if key in group and group[key] else None
+
+    key = "original_max_position_embeddings"
+    original = int(group[key]) if key in group else length
+    match group["rope_type"]:
+        case "linear":
+            return cfg.LinearScaling(number("factor"))
+        case "dynamic":
+            return cfg.DynamicNtk(number("factor"), length)
+        case "llama3":
+            return cfg.Llama3Scaling(number("factor"), number("low_freq_factor"), number("high_freq_factor"), original)
+        case "yarn":
+            given, scale, scale_all = (optional(name) for name in ("attention_factor", "mscale", "mscale_all_dim"))
+            both = given is None and scale is not None and scale_all is not None
+            return cfg.Yarn(
+                optional("factor") or length / original,
+                original,
+                optional("beta_fast") or 32.0,
+                optional("beta_slow") or 1.0,
+                given,
+                scale if both else None,
+                scale_all if both else None,
+                bool(group["truncate"]) if "truncate" in group else True,
+            )
+        case "longrope":
+            short, long = (tuple(float(x) for x in group[f"{name}_factor"]) for name in ("short", "long"))
+            factor, given = optional("factor") or length / original, optional("attention_factor")
+            if given is None and factor <= 1:
+                given = 1.0
+            return cfg.LongRope(short, long, original, factor if given is None else None, given)
+    return None
+
+
+def write_rope(rope: cfg.Rope) -> dict[str, Any]:
+    """The group of settings of a rotation."""
+    group: dict[str, Any] = {"rope_type": "default", "rope_theta": rope.theta}
+    if rope.fraction != 1.0:
+        group["partial_rotary_factor"] = rope.fraction
+    match rope.scaling:
+        case cfg.LinearScaling(factor):
+            group |= {"rope_type": "linear", "factor": factor}
+        case cfg.DynamicNtk(factor):
+            group |= {"rope_type": "dynamic", "factor": factor}
+        case cfg.Llama3Scaling(factor, low, high, original):
+            group |= {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high}
+            group |= {"original_max_position_embeddings": original}
+        case cfg.Yarn() as yarn:
+            group |= {"rope_type": "yarn", "factor": yarn.factor, "beta_fast": yarn.beta_fast}
+            group |= {"beta_slow": yarn.beta_slow, "truncate": yarn.truncate}
+            group |= {"original_max_position_embeddings": yarn.original_length}
+            for key in ("attention_factor", "mscale", "mscale_all_dim"):
+                if getattr(yarn, key) is not None:
+                    group[key] = getattr(yarn, key)
+        case cfg.LongRope() as long:
+            group |= {"rope_type": "longrope", "short_factor": list(long.short), "long_factor": list(long.long)}
+            group |= {"original_max_position_embeddings": long.original_length}
+            if long.attention_factor is not None:
+                group["attention_factor"] = long.attention_factor
+            else:
+                group["factor"] = long.factor
+    return group

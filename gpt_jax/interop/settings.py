@@ -1,0 +1,110 @@
+"""A published `config.json`, read strictly: no key is passed over without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from gpt_jax.conversion import ConfigError, nearest
+
+# Keys that any configuration of `transformers` may have and that change no logit: names, ids, labels of other tasks,
+# how a library runs or initialises the model, and settings of generation that older files keep here.
+HARMLESS = frozenset(
+    """
+    model_type architectures transformers_version torch_dtype dtype auto_map _name_or_path name_or_path _commit_hash
+    use_cache return_dict output_hidden_states output_attentions output_scores return_dict_in_generate torchscript
+    bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id
+    decoder_start_token_id eod_token_id id2label label2id num_labels problem_type finetuning_task
+    task_specific_params tokenizer_class prefix initializer_range gradient_checkpointing chunk_size_feed_forward
+    is_decoder cross_attention_hidden_size tie_encoder_decoder use_bfloat16 tf_legacy_loss _attn_implementation
+    attn_implementation _attn_implementation_autoset _flash_attn_2_enabled use_flash_attn pretraining_tp
+    cache_implementation max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups
+    diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id
+    remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+    """.split()
+)
+# Keys that any configuration may have and that must be as `transformers` leaves them: key → value
+EXPECTED: dict[str, Any] = {
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "pruned_heads": {},
+    "per_layer_config": None,
+}
+
+
+class Settings:
+    """The keys of a `config.json`, with the family's defaults for those that it lacks.
+
+    Attributes:
+      values: the keys that the file has.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Any], defaults: Mapping[str, Any], family: str, ignore: Collection[str] = ()
+    ) -> None:
+        self.values = {key: value for key, value in values.items() if key not in ignore}
+        self._defaults, self._family = defaults, family
+
+    def __getitem__(self, key: str) -> Any:
+        """The value of `key`, or the family's default."""
+        return self.values[key] if key in self.values else self._defaults[key]
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the file has `key`."""
+        return key in self.values
+
+    def has_default(self, key: str) -> bool:
+        """Whether `key` is one of the family's."""
+        return key in self._defaults
+
+    def number(self, key: str) -> float:
+        """A float, also where the file has 1 for 1.0."""
+        return float(self._typed(key, (int, float)))
+
+    def optional_number(self, key: str) -> float | None:
+        return None if self[key] is None else self.number(key)
+
+    def integer(self, key: str) -> int:
+        return int(self._typed(key, (int,)))
+
+    def optional_integer(self, key: str) -> int | None:
+        return None if self[key] is None else self.integer(key)
+
+    def flag(self, key: str) -> bool:
+        """True or False; null is False."""
+        value = self[key]
+        if value not in (None, True, False):
+            raise ConfigError(f'config.json has "{key}": {value!r}, which should be true or false')
+        return bool(value)
+
+    def expect(self, key: str, allowed: Collection[Any], why: str) -> Any:
+        """The value of `key`, which must be among `allowed`.
+
+        Raises:
+          ConfigError: another value; `why` says what there is no way to do.
+        """
+        if self[key] not in allowed:
+            raise ConfigError(f'config.json has "{key}": {self[key]!r}, and gpt_jax has no {why}')
+        return self[key]
+
+    def refuse_unknown(self) -> None:
+        """Raises ConfigError for a key that neither the family nor anyone is known to have."""
+        for key, value in self.values.items():
+            if key in EXPECTED and value not in (EXPECTED[key], None):
+                raise ConfigError(f'config.json has "{key}": {value!r}, which no decoder of gpt_jax has')
+            if key not in self._defaults and key not in HARMLESS and key not in EXPECTED:
+                raise ConfigError(
+                    f'config.json of the family {self._family} has an unknown key "{key}": {value!r}{self._near(key)}. '
+                    f'If it changes no logit, pass ignore=("{key}",)'
+                )
+
+    def _near(self, key: str) -> str:
+        hint = nearest(key, self._defaults)
+        return hint if hint.startswith("; did") else ""
+
+    def _typed(self, key: str, kinds: tuple[type, ...]) -> Any:
+        value = self[key]
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise ConfigError(f'config.json has "{key}": {value!r}, which should be a number')
+        return value

@@ -1,0 +1,135 @@
+"""Tensors in and out of safetensors files, one at a time: at no moment does a second copy of the model exist.
+
+The `safetensors` library maps files into memory or wants all tensors at once, and either doubles what a process holds;
+the format is a length, a JSON header and raw bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+HEADER_LIMIT = 100_000_000  # bytes, the format's own
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies: `offset` bytes into `file`."""
+
+    file: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    def read(self) -> np.ndarray:
+        """The tensor, in memory of its own."""
+        raw = np.empty(self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64)), np.uint8)
+        with self.file.open("rb") as f:
+            f.seek(self.offset)
+            if f.readinto(raw.data) != raw.size:
+                raise ValueError(f"{self.file} is damaged: it ends within a tensor; download it again")
+        return raw.view(self.dtype).reshape(self.shape)
+
+
+def open_weights(folder: Path) -> dict[str, Stored]:
+    """Name → place of every tensor in a folder's safetensors file, or in those that its index names.
+
+    Raises:
+      FileNotFoundError: there are none, or a file that the index names is missing.
+      ValueError: a damaged file, or one that lacks a tensor that the index places there.
+    """
+    if (folder / WEIGHTS).exists():
+        return read_header(folder / WEIGHTS)
+    if not (folder / INDEX).exists():
+        others = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack") for p in folder.glob(pattern)]
+        found = f" beside {others[0]}, which gpt_jax doesn't read: save the model as safetensors" if others else ""
+        raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {INDEX}{found}")
+    try:
+        places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{folder / INDEX} is damaged: download it again") from None
+    tensors: dict[str, Stored] = {}
+    for name in sorted(set(places.values())):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"{folder / name} is missing, and {INDEX} names it: download it too")
+        tensors |= read_header(folder / name)
+    for tensor, name in places.items():
+        if tensor not in tensors:
+            raise ValueError(f"{folder / name} lacks the tensor {tensor}, which {INDEX} places there")
+    return tensors
+
+
+def read_header(file: Path) -> dict[str, Stored]:
+    """Name → place of every tensor in one file.
+
+    Raises:
+      ValueError: no safetensors file, a damaged one, or a tensor of an unknown type.
+    """
+    damaged = ValueError(f"{file} is no whole safetensors file: download it again")
+    with file.open("rb") as f:
+        size = f.seek(0, 2)
+        f.seek(0)
+        length = int.from_bytes(f.read(8), "little")
+        if size < 8 or length > min(size - 8, HEADER_LIMIT):
+            raise damaged
+        try:
+            header = json.loads(f.read(length))
+        except ValueError:
+            raise damaged from None
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"{file} has the tensor {name} of type {entry['dtype']}, which is none of {[*DTYPES]}")
+        dtype, shape, (start, stop) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        if stop - start != dtype.itemsize * int(np.prod(shape, dtype=np.int64)) or 8 + length + stop > size:
+            raise damaged
+        tensors[name] = Stored(file, dtype, shape, 8 + length + start)
+    return tensors
+
+
+def write_weights(
+    file: Path, entries: Mapping[str, tuple[np.dtype, tuple[int, ...], Callable[[], np.ndarray]]]
+) -> None:
+    """Writes a safetensors file of name → (type, shape, what makes the tensor), making one tensor at a time."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (dtype, shape, _) in entries.items():
+        size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the data are aligned
+    with file.open("wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for dtype, shape, make in entries.values():
+            tensor = np.ascontiguousarray(make(), dtype)
+            assert tensor.shape == shape
+            f.write(tensor.reshape(-1).view(np.uint8).data)
