@@ -9,8 +9,7 @@ from experiments import cli, studies
 from gpt_jax.ablation.page import write_report
 from gpt_jax.ablation.plan import make_plan
 from gpt_jax.ablation.results import write_results
-from gpt_jax.ablation.runner import Runner, show_plan, write_plan
-from gpt_jax.ablation.together import choose
+from gpt_jax.ablation.runner import Runner, show_plan
 from gpt_jax.compilation import enable_compilation_cache
 from gpt_jax.training.programs import Programs
 
@@ -36,9 +35,8 @@ Run an ablation study, from a question to a report.
   --dry                  Print the arms, what they cost and how many runs they take, and stop.
   --helpfull             All flags, those of the libraries too.
 
-Arms of a seed have the same initial values where they share parameters, the same data in the same order and the same
-validation tokens. Arms may differ in the knobs that the study declares only. A copy of the baseline, "A/A", must come
-out bit-equal.
+Arms of a seed have the same initial values where they share parameters, the same data in the same order, the same
+validation tokens. They may differ in the study's declared knobs only. A copy of the baseline must come out bit-equal.
 
 Ctrl-C saves a checkpoint and stops, a crash or kill -9 costs what was done since the last checkpoint; the same command
 goes on. Exit codes: 0 finished, 1 failed, 2 wrong command line, configuration or study, 75 interrupted and saved.
@@ -62,17 +60,15 @@ def main() -> int:
     console, shard = Console(), studies.shard_from_flags()
     enable_compilation_cache()
     plan, programs = make_plan(studies.study_from_flags()), Programs()
-    show_plan(plan, console)
+    if shard is None or FLAGS.dry:
+        show_plan(plan, console)
     if FLAGS.dry:
         return 0
-    together = choose(plan, workdir, FLAGS.together, shard is not None, programs)
-    plan = make_plan(plan.study, together.count) if together.count > 1 else plan
-    write_plan(plan, workdir, cli.command(), together, FLAGS.force)
-    console.print(f"  seeds: {together.reason}", highlight=False)
+    plan = studies.begin(plan, workdir, shard is not None, programs)
     if FLAGS.jobs > 1:
         status = studies.run_jobs(FLAGS.jobs)
     else:
-        status = Runner(plan, workdir, console, programs).run((0, 1) if shard is None else shard)
+        status = Runner(plan, workdir, console, programs).run(shard or (0, 1))
     results = write_results(workdir)
     print(f"\n{results['verdict']}\nreport: {write_report(workdir)}")
     if status == "interrupted":

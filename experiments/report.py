@@ -8,7 +8,7 @@ from absl import flags
 from experiments import cli
 from gpt_jax.ablation.compare import write_comparison
 from gpt_jax.ablation.page import write_report
-from gpt_jax.ablation.results import STUDY, write_results
+from gpt_jax.ablation.results import RUNS, STUDY, write_results
 from gpt_jax.training.storage import RunFolder
 
 PAGE = """
@@ -42,7 +42,8 @@ def main() -> int:
     if FLAGS.compare is not None:
         print(write_comparison(FLAGS.compare, FLAGS.output))
         return 0
-    if RunFolder(FLAGS.workdir).exists(STUDY):
+    folder = RunFolder(FLAGS.workdir)
+    if folder.exists(STUDY) and folder.exists(RUNS):  # without its runs, what was collected once is all there is
         write_results(FLAGS.workdir)
     print(write_report(FLAGS.workdir))
     return 0

@@ -6,17 +6,21 @@ import dataclasses
 import importlib.util
 import re
 import shlex
+import signal
 import subprocess
 import sys
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from absl import flags
 
 from experiments import cli
-from gpt_jax.ablation.runner import Status
+from gpt_jax.ablation.plan import Plan, make_plan
+from gpt_jax.ablation.runner import Status, write_plan
 from gpt_jax.ablation.study import Study, change
+from gpt_jax.ablation.together import choose
 from gpt_jax.conversion import ConfigError
+from gpt_jax.training.programs import Programs
 
 # What --smoke makes of any study; its file may say more in SMOKE.
 SMOKE = {"train.steps": 12, "evaluation.every": 6, "checkpoint.every": 12}
@@ -73,6 +77,17 @@ def shard_from_flags() -> tuple[int, int] | None:
     return int(found[1]) - 1, int(found[2])
 
 
+def begin(plan: Plan, workdir: str, is_part: bool, programs: Programs) -> Plan:
+    """The plan with its seeds in groups that train together, written into the study's folder."""
+    together = choose(plan, workdir, flags.FLAGS.together, is_part, programs)
+    if together.count > 1:
+        plan = make_plan(plan.study, together.count)
+    write_plan(plan, workdir, cli.command(), together, flags.FLAGS.force)
+    if not is_part:
+        print(f"  seeds: {together.reason}")
+    return plan
+
+
 def run_jobs(count: int) -> Status:
     """Runs this command's study in `count` processes, each with its shard."""
     if flags.FLAGS.shard is not None:
@@ -81,11 +96,18 @@ def run_jobs(count: int) -> Status:
     for i in range(1, count + 1):
         command = shlex.split(cli.command("--jobs=1", f"--shard={i}/{count}"))[1:]
         processes.append(subprocess.Popen([sys.executable, *command]))
-    codes = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+    previous = signal.signal(signal.SIGTERM, forward)
     try:
         codes = [process.wait() for process in processes]
     except KeyboardInterrupt:  # the terminal's Ctrl-C reached them too: they save and stop
         codes = [process.wait() for process in processes]
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     if any(code in (cli.SAVED, cli.INTERRUPTED) for code in codes):
         return "interrupted"
     return "failed" if any(codes) else "finished"

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import gpt_jax
 from gpt_jax.ablation.matching import Matched, match_arms
+from gpt_jax.ablation.results import RUNS
 from gpt_jax.ablation.study import RATE, Study, change
 from gpt_jax.config import Config, learned_positions
 from gpt_jax.conversion import ConfigError, config_hash, difference, flatten, to_dict
@@ -212,7 +213,7 @@ def describe(plan: Plan, repeat: Mapping[str, Any], together: Mapping[str, Any],
                 "seed": run.seed,
                 "learning_rate": run.learning_rate,
                 "purpose": run.purpose,
-                "folder": f"runs/{run.folder}",
+                "folder": f"{RUNS}/{run.folder}",
                 "steps": run.config.train.steps,
                 "together": len(run.together),
                 "config_hash": config_hash(run.resolved),

@@ -17,7 +17,7 @@ from gpt_jax.training import metrics
 from gpt_jax.training.checkpoint import Checkpoints
 from gpt_jax.training.storage import METRICS, RunFolder
 
-STUDY, RESULTS = "study.json", "results.json"
+STUDY, RESULTS, RUNS = "study.json", "results.json", "runs"
 OUTCOME, MEASUREMENTS, FAILURE = "outcome.json", "measurements.json", "failure.txt"
 CURVE_POINTS = 150
 

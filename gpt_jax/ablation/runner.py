@@ -71,7 +71,7 @@ class Runner:
 
     def folder(self, run: PlannedRun) -> RunFolder:
         """The run's folder, an ordinary one that `load_run` opens."""
-        return RunFolder(RunFolder(self.workdir).file("runs") / run.folder)
+        return RunFolder(RunFolder(self.workdir).file(results.RUNS) / run.folder)
 
     def _finish(self, group: Sequence[PlannedRun]) -> bool:
         """Trains and measures the runs of a group; whether they came to their ends."""
@@ -153,7 +153,7 @@ def _name(group: Sequence[PlannedRun]) -> str:
 def write_plan(plan: Plan, workdir: Workdir, command: str, together: Together, forced: bool) -> RunFolder:
     """Writes `study.json` and returns the study's folder."""
     folder = RunFolder(workdir)
-    folder.make("runs")
+    folder.make(results.RUNS)
     repeat = {"command": command, "versions": record.versions(), "git": record.git_revision()}
     folder.write_json(results.STUDY, describe(plan, repeat, asdict(together), forced))
     return folder

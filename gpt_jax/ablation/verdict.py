@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpt_jax.ablation import statistics as st
+from gpt_jax.ablation.table import signed
 
 
 def compare_arms(arms: Sequence[dict[str, Any]], study: Mapping[str, Any]) -> None:
@@ -65,8 +66,8 @@ def verdict_sentence(arms: Sequence[Mapping[str, Any]], study: Mapping[str, Any]
 def _part(arm: Mapping[str, Any], study: Mapping[str, Any]) -> str:
     versus, name = arm["versus_baseline"], arm["name"]
     interval = versus["t_interval"]
-    within = "" if interval is None else f" ({interval[0]:+.4f} to {interval[1]:+.4f})"
-    difference = f"{versus['mean']:+.4f} nats{within}"
+    within = "" if interval is None else f" ({signed(interval[0])} to {signed(interval[1])})"
+    difference = f"{signed(versus['mean'])} nats{within}"
     match versus["verdict"]:
         case "better" | "worse" as word:
             return f"{name} is {word}: {difference}"

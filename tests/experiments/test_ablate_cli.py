@@ -106,12 +106,14 @@ def recorded_steps(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_study_survives_kill_9(study: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_study_survives_kill_9(together: int, study: str, tmp_path: Path) -> None:
     """Killed at three random moments, it ends in the table of one that was left alone; two processes find the same."""
-    flags = {name: [study, f"--workdir={tmp_path / name}"] for name in ("whole", "killed", "jobs")}
+    more = f"--together={together}"
+    flags = {name: [study, f"--workdir={tmp_path / name}", more] for name in ("whole", "killed", "jobs")}
     assert ablate(*flags["whole"]).returncode == 0
     steps = recorded_steps(tmp_path / "whole")
-    assert steps == 6 * 60
+    assert steps == 60 * (6 if together == 1 else 7), "the copy of a group is a group"
     for moment in sorted(random.Random(0).sample(range(10, steps - 60), 3)):
         process: Any = subprocess.Popen(
             command(*flags["killed"]), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
