@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.console import Console
 
 from gpt_jax.compilation import enable_compilation_cache
-from gpt_jax.config import Config
+from gpt_jax.config import Config, has_adapter
 from gpt_jax.conversion import to_dict
 from gpt_jax.data import Data, open_data
-from gpt_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt_jax.model.gpt import GPT
+from gpt_jax.opening import Base, OpenedRun, Workdir, load_run, open_base, open_run, reopen_base
 from gpt_jax.report import make_display, show_banner
+from gpt_jax.starting import check_base, with_vocabulary
 from gpt_jax.training import metrics, record
-from gpt_jax.training.checkpoint import PARAMS, Checkpoints
+from gpt_jax.training.checkpoint import Checkpoints
 from gpt_jax.training.evaluate import make_evaluate
 from gpt_jax.training.interrupt import Interrupts
 from gpt_jax.training.loop import Loop, Trace
@@ -32,7 +31,8 @@ from gpt_jax.training.sharding import make_mesh, place_batch, replicate
 from gpt_jax.training.step import TrainState
 from gpt_jax.training.storage import EVALUATION, PROFILE, TOKENIZER, RunFolder
 
-Workdir = str | os.PathLike[str]
+__all__ = ["Outcome", "OpenedRun", "Workdir", "evaluate_run", "load_run", "open_run", "train"]
+
 Status = Literal["finished", "already finished", "interrupted"]
 
 
@@ -67,7 +67,9 @@ def train(
       RunLocked: another process writes to the folder.
       ConfigChanged: the folder's run has another configuration (`train.steps` alone may grow).
       TrainingDiverged: after `train.max_skipped` updates in a row that were not finite; the good parameters are saved.
-      ValueError: the folder holds a run and not `resume`, its data has changed, or its checkpoints are all damaged.
+      FileNotFoundError: there is no run in `init_from`.
+      ValueError: the folder holds a run and not `resume`, its data has changed, or its checkpoints are all damaged; the
+        run in `init_from` has another model or tokenizer, or has changed since.
     """
     enable_compilation_cache()
     metrics.check_wandb(config)
@@ -80,19 +82,19 @@ def train(
         if earlier is not None:
             record.check_resumable(folder, earlier[0], config, resume)
         data = open_data(config.data, config.model.context_length, config.data_seed)
-        resolved = (
-            record.resolve(config, data) if earlier is None else record.lengthened(earlier[1], config.train.steps)
-        )
+        resolved, base = _begun(folder, config, data) if earlier is None else (earlier[1], None)
+        resolved = record.lengthened(resolved, config.train.steps)
         mesh = make_mesh()
         with Checkpoints(folder, resolved.checkpoint.keep) as checkpoints:
-            state, start = _state(resolved, checkpoints, mesh, programs)
+            state, start = _state(folder, resolved, checkpoints, mesh, programs, base)
             if start >= resolved.train.steps:
                 return _outcome("already finished", folder, start, checkpoints)
-            environment = record.record_start(folder, data, start)
+            environment = record.record_start(folder, data, start, None if base is None else base.record)
             record.write_config(folder, config, resolved)
             if folder.writes:
                 data.tokenizer.save(folder.file(TOKENIZER))
             show_banner(console, folder, resolved, data, environment, start)
+            del base
             step = _run_loop(
                 folder, resolved, data, mesh, state, start, checkpoints, console, environment, profile, programs
             )
@@ -100,12 +102,27 @@ def train(
             return _outcome("finished" if step == resolved.train.steps else "interrupted", folder, step, checkpoints)
 
 
-def _state(config: Config, checkpoints: Checkpoints, mesh: Mesh, programs: Programs) -> tuple[TrainState, int]:
+def _begun(folder: RunFolder, config: Config, data: Data) -> tuple[Config, Base | None]:
+    """A new run's resolved configuration, and what it begins with."""
+    if config.init_from is None:
+        return record.resolve(config, data), None
+    base = open_base(config.init_from, config, folder)
+    resolved = record.resolve(with_vocabulary(config, base), data)
+    check_base(base, resolved.model, data)
+    return resolved, base
+
+
+def _state(
+    folder: RunFolder, config: Config, checkpoints: Checkpoints, mesh: Mesh, programs: Programs, base: Base | None
+) -> tuple[TrainState, int]:
     """The state to begin with, on every device, and the number of its updates."""
     restored = checkpoints.restore_newest(programs.templates(config, mesh), move_damaged=True)
+    if base is None and config.init_from is not None and (restored is None or has_adapter(config.model)):
+        base = reopen_base(folder, config)
+    params = None if base is None else base.params
     if restored is None:
-        return replicate(programs.init(config), mesh), 0
-    return replicate(record.from_trees(config, restored.trees), mesh), restored.step
+        return replicate(programs.init(config, params), mesh), 0
+    return replicate(record.from_trees(config, restored.trees, params), mesh), restored.step
 
 
 def _run_loop(
@@ -170,55 +187,6 @@ def _outcome(status: Status, folder: RunFolder, step: int, checkpoints: Checkpoi
         checkpoint=checkpoints.path(step),
         loss_plot=plot_loss(folder),
     )
-
-
-# ── opening a run ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class OpenedRun(NamedTuple):
-    """A run's folder, its resolved configuration, and the model of a checkpoint with the step it is from."""
-
-    folder: RunFolder
-    config: Config
-    model: GPT
-    params: Any
-    step: int
-
-
-def open_run(workdir: Workdir, step: int | None = None) -> OpenedRun:
-    """As `load_run`, with all that the folder knows."""
-    enable_compilation_cache()
-    folder = RunFolder(workdir)
-    found = record.recorded(folder)
-    if found is None:
-        what = "there is no run in" if folder.exists() else "there is no folder"
-        raise FileNotFoundError(f"{what} {folder}: give the --workdir of a run")
-    config = found[1]
-    # Scanning is a choice of execution; per layer, names are canonical and decoding is faster.
-    model = GPT(dataclasses.replace(config.model, scan=False))
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    template = {
-        PARAMS: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
-    }
-    with Checkpoints(folder, read_only=True) as checkpoints:
-        restored = checkpoints.restore_newest(template) if step is None else checkpoints.restore(step, template)
-    if restored is None:
-        raise FileNotFoundError(f"the run in {folder} has no checkpoint yet: wait for its first one")
-    return OpenedRun(folder, config, model, restored.trees[PARAMS], restored.step)
-
-
-def load_run(workdir: Workdir, step: int | None = None) -> tuple[GPT, Any, Tokenizer]:
-    """Model, parameters and tokenizer of a run, from its newest good checkpoint or from the one of `step`.
-
-    Parameters have their per-layer names, and `model.config.scan` is False, whichever way the run was executed.
-
-    Raises:
-      FileNotFoundError: there is no run, or it has no checkpoint yet.
-      ValueError: there is no checkpoint of `step`, or none that is undamaged.
-    """
-    opened = open_run(workdir, step)
-    return opened.model, opened.params, load_tokenizer(opened.folder.file(TOKENIZER))
 
 
 def evaluate_run(workdir: Workdir, step: int | None = None) -> tuple[int, dict[str, float | int]]:

@@ -1,0 +1,40 @@
+"""What is added to a trained model's projections so that it alone trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt_jax.config.checks import require, require_positive, require_probability
+from gpt_jax.conversion import Variant
+
+
+class AdapterConfig(Variant):
+    """Parameters of a layer beside those of the trained model, which stay as they are.
+
+    `targets` are globs of the projections' paths below the layer, such as `attention/*`, `mlp/down` or `**`.
+    """
+
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Lora(AdapterConfig):
+    """x @ W + (alpha / rank) · dropout(x) @ A @ B with A (C, rank) normal, 1/√C, and B (rank, F) zero at first (Hu et
+    al. 2021, arXiv:2106.09685).
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("attention/query", "attention/value")
+
+    def __post_init__(self) -> None:
+        require_positive(self.rank, "adapter.rank")
+        require_positive(self.alpha, "adapter.alpha")
+        require_probability(self.dropout, "adapter.dropout")
+        require(len(self.targets) > 0, 'adapter.targets names no projection: give globs such as "attention/*"')
+
+    @property
+    def scale(self) -> float:
+        """What A @ B is multiplied by."""
+        return self.alpha / self.rank
