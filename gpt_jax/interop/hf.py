@@ -48,7 +48,8 @@ def load_pretrained(
         values, stored, tokenizer = open_gguf(folder, ignore)
     else:
         path = _existing(folder)
-        values, stored, tokenizer = _read_config(path / CONFIG), open_weights(path), read_pretrained(path)
+        values, tokenizer = _read_config(path / CONFIG), read_pretrained(path)
+        stored = open_weights(path)
     family = family_of(values)
     settings = family.settings(values, ignore)
     config = family.read(settings)
@@ -60,7 +61,7 @@ def load_pretrained(
 def save_pretrained(
     folder: str | Path, model: GPT, params: Any, tokenizer: Tokenizer | None = None, family: str | None = None
 ) -> None:
-    """Writes `config.json`, `model.safetensors` and, for a tokenizer, `tokenizer.json` and what says which of its tokens
+    """Writes `config.json`, `model.safetensors` and, for a tokenizer, `tokenizer.json` and what says which tokens
     end a text: a folder that `load_pretrained` and `transformers` open.
 
     `family` is a `model_type`; None chooses the first that has all that the model does. Tensors keep the parameters'

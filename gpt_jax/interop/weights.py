@@ -67,7 +67,7 @@ class Stored:
         return raw.view(self.dtype).reshape(self.shape)
 
 
-def open_weights(folder: Path) -> dict[str, Stored]:
+def open_weights(folder: Path) -> Mapping[str, Tensor]:
     """Name → place of every tensor in a folder's safetensors file, or in those that its index names.
 
     Raises:
@@ -84,7 +84,7 @@ def open_weights(folder: Path) -> dict[str, Stored]:
         places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{folder / INDEX} is damaged: download it again") from None
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder / name} is missing, and {INDEX} names it: download it too")
