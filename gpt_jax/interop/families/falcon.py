@@ -4,6 +4,7 @@ RefinedWeb models, with ALiBi and biases.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from gpt_jax import config as cfg
@@ -45,19 +46,25 @@ DEFAULTS: dict[str, Any] = ROPE_KEYS | {
     "multi_query": True,
     "parallel_attn": True,
     "bias": False,
+    "attn_implementation": None,
+    "transformers_version": None,
     "apply_residual_connection_post_layernorm": False,  # of older files
     "hidden_dropout": 0.0,  # on the sum of both sublayers, which nothing here is
     "attention_dropout": 0.0,  # not where positions are rotated
     "tie_word_embeddings": True,
 }
-UNWRITTEN = ("rope_scaling", "rope_theta", "apply_residual_connection_post_layernorm", "hidden_dropout")
+UNWRITTEN = (
+    "rope_scaling rope_theta attn_implementation transformers_version apply_residual_connection_post_layernorm"
+    " hidden_dropout"
+).split()
+EAGER_SINCE = "5."  # versions of transformers
 
 
 def read(s: Settings) -> cfg.ModelConfig:
     s.expect("apply_residual_connection_post_layernorm", (False, None), "residual stream that begins behind a norm")
     D, bias = head_width(s), s.flag("bias")
     norm = layer_norm(s)
-    position: cfg.PositionConfig = cfg.Alibi(scale=D**-0.5, rounded=True) if s.flag("alibi") else read_rope(s, D)
+    position: cfg.PositionConfig = _alibi(s, D) if s.flag("alibi") else read_rope(s, D)
     attention = cfg.Attention(
         s.integer("num_attention_heads"),
         _kv_heads(s),
@@ -66,6 +73,23 @@ def read(s: Settings) -> cfg.ModelConfig:
     )
     block = cfg.BlockConfig(attention, mlp(s, "activation", bias), norm, _residual(s))
     return decoder(s, block, norm)
+
+
+def _alibi(s: Settings, D: int) -> cfg.Alibi:
+    """ALiBi's penalties over √D, as everything is that goes into softmax.
+
+    The "eager" attention of `transformers` 5 adds them twice, its "sdpa" once, as Falcon was trained; config.json says
+    which one a model is for in `attn_implementation`, if at all.
+    """
+    implementation = s["attn_implementation"]
+    if implementation is None and (s["transformers_version"] or "").startswith(EAGER_SINCE):
+        warnings.warn(
+            'config.json of a Falcon with ALiBi has no "attn_implementation", and in transformers 5 "eager" adds ALiBi'
+            ' twice, "sdpa" once: it is read as "eager"; write "sdpa" there for the other',
+            stacklevel=2,
+        )
+        implementation = "eager"
+    return cfg.Alibi(scale=(2 if implementation == "eager" else 1) * D**-0.5, rounded=True)
 
 
 def _kv_heads(s: Settings) -> int:
@@ -85,11 +109,7 @@ def _kv_heads(s: Settings) -> int:
 
 
 def _residual(s: Settings) -> Any:
-    is_new, is_parallel, norms = (
-        s.flag("new_decoder_architecture"),
-        s.flag("parallel_attn"),
-        s["num_ln_in_parallel_attn"],
-    )
+    is_new, is_parallel = s.flag("new_decoder_architecture"), s.flag("parallel_attn")
     if is_new and not is_parallel:
         raise ConfigError('config.json has "new_decoder_architecture" without "parallel_attn", which no Falcon is')
     if not is_parallel:
@@ -98,7 +118,7 @@ def _residual(s: Settings) -> Any:
         s.expect("num_ln_in_parallel_attn", (None, 1), 'Falcon with two norms but "new_decoder_architecture"')
         return "parallel"
     s.expect("num_ln_in_parallel_attn", (None, 1, 2), "Falcon with other than one norm or two")
-    return "parallel" if norms == 1 else "parallel_norms"
+    return "parallel" if s["num_ln_in_parallel_attn"] == 1 else "parallel_norms"
 
 
 def write(model: cfg.ModelConfig) -> dict[str, Any]:
@@ -107,13 +127,17 @@ def write(model: cfg.ModelConfig) -> dict[str, Any]:
     attention = require_type(block.attention, cfg.Attention)
     H, K, residual = attention.heads, attention.resolved_kv_heads, block.residual
     is_new = residual == "parallel_norms" or K not in (1, H)
-    return spelled(
+    position, D = attention.position, attention.resolved_head_width(model.width)
+    implementation = {}
+    if isinstance(position, cfg.Alibi):
+        implementation["attn_implementation"] = "eager" if position.scale == 2 * D**-0.5 else "sdpa"
+    return implementation | spelled(
         model,
         {key: value for key, value in DEFAULTS.items() if key not in UNWRITTEN},
         SPELLING,
         num_kv_heads=K,
         num_ln_in_parallel_attn=(2 if residual == "parallel_norms" else 1) if is_new else None,
-        alibi=isinstance(attention.position, cfg.Alibi),
+        alibi=isinstance(position, cfg.Alibi),
         new_decoder_architecture=is_new,
         multi_query=K == 1,
         parallel_attn=residual != "pre",
@@ -143,6 +167,6 @@ FAMILIES = [
         rows,
         "transformer.",
         IGNORED,
-        aliases=SPELLING | {"n_embed": "hidden_size"},
+        aliases=SPELLING | {"n_embed": "hidden_size", "_attn_implementation": "attn_implementation"},
     ),
 ]

@@ -1,4 +1,6 @@
-"""GPT-J and CodeGen: attention and MLP side by side after one norm, a part of each head rotated in neighbouring pairs."""
+"""GPT-J and CodeGen: attention and MLP side by side after one norm, and a part of each head rotated, in neighbouring
+pairs.
+"""
 
 from __future__ import annotations
 

@@ -67,7 +67,8 @@ PHI3_DEFAULTS: dict[str, Any] = (
     }
 )
 UNWRITTEN = (
-    "rope_scaling rope_theta partial_rotary_factor attention_bias mlp_bias lm_head_bias full_attn_mod interpolate_factor"
+    "rope_scaling rope_theta partial_rotary_factor attention_bias mlp_bias lm_head_bias full_attn_mod"
+    " interpolate_factor"
 ).split()
 
 
