@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config import Dtype, ModelConfig
-from gpt_jax.conversion import ConfigError, difference, nearest
+from gpt_jax.conversion import ConfigError, nearest
 from gpt_jax.data.tokenizer import Tokenizer, as_hugging_face, read_pretrained, write_pretrained
 from gpt_jax.interop.families import FAMILIES
 from gpt_jax.interop.family import Family, Row, parameter_shapes, plain
-from gpt_jax.interop.normal import normal, without_dropout
+from gpt_jax.interop.normal import differences, normal, without_dropout
 from gpt_jax.interop.weights import WEIGHTS, Tensor, open_weights, write_weights
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.stack import canonical
@@ -141,9 +141,10 @@ def choose_family(model: ModelConfig, name: str | None = None) -> tuple[Family, 
         except ConfigError as error:
             misses.setdefault(family.model_type, [str(error)] * 99)
             continue
-        if without_dropout(found) == without_dropout(wanted):
+        lost = differences(without_dropout(wanted), without_dropout(found))
+        if not lost:
             return family, values
-        misses[family.model_type] = [f"{key} {was!r}" for key, (was, _) in difference(wanted, found).items()]
+        misses[family.model_type] = [f"{key} {value!r}" for key, value in lost.items()]
     best = min(misses, key=lambda name: len(misses[name]))
     reason = "; ".join(dict.fromkeys(misses[best][:3]))
     raise ConfigError(
