@@ -84,7 +84,7 @@ def run_config(folder: RunFolder) -> Config:
     found = record.recorded(folder)
     if found is None:
         what = "there is no run in" if folder.exists() else "there is no folder"
-        raise FileNotFoundError(f"{what} {folder}: give the --workdir of a run")
+        raise FileNotFoundError(f"{what} {folder}: give the folder of a run")
     return found[1]
 
 

@@ -19,7 +19,7 @@ from gpt_jax.data import Data, open_data
 from gpt_jax.model.gpt import GPT
 from gpt_jax.opening import Base, OpenedRun, Workdir, load_run, open_base, open_run, reopen_base
 from gpt_jax.report import make_display, show_banner
-from gpt_jax.starting import check_base, with_vocabulary
+from gpt_jax.starting import changed_settings, check_base, with_vocabulary
 from gpt_jax.training import metrics, record
 from gpt_jax.training.checkpoint import Checkpoints
 from gpt_jax.training.evaluate import make_evaluate
@@ -94,7 +94,6 @@ def train(
             if folder.writes:
                 data.tokenizer.save(folder.file(TOKENIZER))
             show_banner(console, folder, resolved, data, environment, start)
-            del base
             step = _run_loop(
                 folder, resolved, data, mesh, state, start, checkpoints, console, environment, profile, programs
             )
@@ -109,7 +108,7 @@ def _begun(folder: RunFolder, config: Config, data: Data) -> tuple[Config, Base 
     base = open_base(config.init_from, config, folder)
     resolved = record.resolve(with_vocabulary(config, base), data)
     check_base(base, resolved.model, data)
-    return resolved, base
+    return resolved, base._replace(record=base.record | {"changed": changed_settings(base, resolved.model)})
 
 
 def _state(

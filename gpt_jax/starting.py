@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict, config_dict
 
-from gpt_jax.config import Config, ModelConfig
-from gpt_jax.conversion import ConfigError, difference, overlay, to_dict
+from gpt_jax.config import Attention, BlockConfig, Config, Learned, ModelConfig, Text, learned_positions
+from gpt_jax.conversion import ConfigError, difference, overlay, to_config_dict, to_dict
 from gpt_jax.data import Data
 from gpt_jax.data.tokenizer import load_tokenizer
 from gpt_jax.model.adapter import without_adapter
@@ -34,7 +35,8 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     model, data = ((values[key] if key in values else {}) for key in ("model", "data"))
     takes_model = "layers" not in model
-    takes_tokenizer = "type" in data and data["type"] == "Text" and "tokenizer" not in data
+    tokenizer = data["tokenizer"] if "tokenizer" in data else {"type": None}
+    takes_tokenizer = "type" in data and data["type"] == "Text" and tokenizer["type"] is None
     if not (takes_model or takes_tokenizer):
         return dict(values)
     init_from = values["init_from"] if "init_from" in values else None
@@ -46,14 +48,28 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
             )
         return dict(values)
     folder = RunFolder(init_from)
-    base = to_dict(without_adapter(run_config(folder).model))
+    base = to_dict(_pinned(run_config(folder).model))
     result = dict(values)
     if takes_model:
         result["model"] = overlay(base, model)
     if takes_tokenizer:
-        tokenizer = {"type": "TokenizerFile", "path": str(folder.file(TOKENIZER))}
-        result["data"] = {**data, "tokenizer": tokenizer}
+        saved = {"type": "TokenizerFile", "path": str(folder.file(TOKENIZER))}
+        result["data"] = {**data, "tokenizer": saved}
     return result
+
+
+def to_partial_dict(changes: Mapping[str, Any], **run: Any) -> ConfigDict:
+    """What a file of configs/ returns for a run whose model is that of `init_from`: `changes` are what the model has
+    otherwise, `run` the other fields of `Config`. Text without a path to a tokenizer takes that run's.
+    """
+    any_model = ModelConfig(None, 1, 1, (BlockConfig(Attention(1), None),))
+    values = to_config_dict(Config(model=any_model, **run))
+    values.model = ConfigDict(
+        {key: to_config_dict(change) if dataclasses.is_dataclass(change) else change for key, change in changes.items()}
+    )
+    if isinstance(run["data"], Text) and run["data"].tokenizer == Text().tokenizer:
+        values.data.tokenizer = ConfigDict({"type": config_dict.placeholder(str)})
+    return values
 
 
 def with_vocabulary(config: Config, base: Base) -> Config:
@@ -91,9 +107,17 @@ def check_base(base: Base, model: ModelConfig, data: Data) -> None:
 
 def changed_settings(base: Base, model: ModelConfig) -> list[str]:
     """The settings of `model` that change what the base's parameters compute, as `model.key: before → after`."""
-    changes = difference(base.model.config, without_adapter(model))
+    changes = difference(_pinned(base.model.config), _pinned(model))
     kept = {key: pair for key, pair in changes.items() if key not in EXECUTION and not key.startswith("init.")}
     return [f"model.{key}: {before!r} → {after!r}" for key, (before, after) in kept.items()]
+
+
+def _pinned(model: ModelConfig) -> ModelConfig:
+    """The same without its adapter, and with the length of a learned table of positions no longer derived."""
+    position = model.embedding.position
+    if isinstance(position, Learned):
+        position = dataclasses.replace(position, length=learned_positions(model))
+    return without_adapter(dataclasses.replace(model, embedding=dataclasses.replace(model.embedding, position=position)))
 
 
 def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
