@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from gpt_jax.analysis.cost import parameter_shapes, parameter_table, peak_flops, training_flops_per_token
-from gpt_jax.config import Config
+from gpt_jax.config import Config, has_adapter
 from gpt_jax.data import Data
 from gpt_jax.data.tokenizer import Tokenizer
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Sampler
+from gpt_jax.model.adapter import is_adapter
 from gpt_jax.model.gpt import GPT
 from gpt_jax.training.progress import Display
 from gpt_jax.training.storage import RunFolder
@@ -59,6 +60,9 @@ def show_banner(
         "plan": f"{steps:,} steps × {per_step:,} tokens = {steps * per_step:,} tokens{epochs}",
         "cost": f"{flops:,} FLOPs per token, forward and backward; {flops * steps * per_step:.3g} in all",
     }
+    if config.init_from is not None:
+        began = environment["base"]
+        facts["begins with"] = "; ".join([f"{began['folder']}, step {began['step']:,}", *began["changed"]])
     if start:
         facts["resumes"] = f"after step {start:,}"
     console.print("[bold]gpt_jax[/bold]", highlight=False)
@@ -83,7 +87,11 @@ def parameters_table(config: Config) -> Table:
         table.add_row(
             row.path, " × ".join(map(str, row.shape)), str(row.layers) if row.layers > 1 else "", f"{row.count:,}"
         )
-    table.add_row("all", "", "", f"{sum(row.count for row in rows):,}", style="bold")
+    total = sum(row.count for row in rows)
+    table.add_row("all", "", "", f"{total:,}", style="bold")
+    if has_adapter(config.model):
+        trains = sum(row.count for row in rows if is_adapter(row.path))
+        table.add_row("that train", "", "", f"{trains:,} ({trains / total:.2%})", style="bold")
     return table
 
 

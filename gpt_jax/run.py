@@ -7,28 +7,27 @@ import math
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 from rich.console import Console
 
 from gpt_jax.compilation import enable_compilation_cache
 from gpt_jax.config import Config
 from gpt_jax.data import open_data
-from gpt_jax.data.tokenizer import Tokenizer, load_tokenizer
-from gpt_jax.model.gpt import GPT
-from gpt_jax.session import Outcome, Session, Workdir
+from gpt_jax.opening import OpenedRun, Workdir, load_run, open_run
+from gpt_jax.session import Outcome, Session
 from gpt_jax.training import record
-from gpt_jax.training.checkpoint import PARAMS, CheckpointError, Checkpoints, Restored
+from gpt_jax.training.checkpoint import CheckpointError, Restored
 from gpt_jax.training.evaluate import make_evaluate
 from gpt_jax.training.interrupt import Interrupts
 from gpt_jax.training.loop import TrainingDiverged
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.sharding import make_mesh, place_batch, replicate
 from gpt_jax.training.step import given_by
-from gpt_jax.training.storage import EVALUATION, TOKENIZER, RunFolder
+from gpt_jax.training.storage import EVALUATION
 from gpt_jax.training.together import run_together, stack, stack_rows
+
+__all__ = ["Outcome", "OpenedRun", "Workdir", "evaluate_run", "load_run", "open_run", "train", "train_together"]
 
 
 def train(
@@ -51,7 +50,9 @@ def train(
       RunLocked: another process writes to the folder.
       ConfigChanged: the folder's run has another configuration (`train.steps` alone may grow).
       TrainingDiverged: after `train.max_skipped` updates in a row that were not finite; the good parameters are saved.
-      ValueError: the folder holds a run and not `resume`, its data has changed, or its checkpoints are all damaged.
+      FileNotFoundError: there is no run in `init_from`.
+      ValueError: the folder holds a run and not `resume`, its data has changed, or its checkpoints are all damaged; the
+        run in `init_from` has another model or tokenizer, or has changed since.
     """
     enable_compilation_cache()
     programs, mesh = Programs() if programs is None else programs, make_mesh()
@@ -130,55 +131,6 @@ def _restore_together(runs: Sequence[Session], templates: Any) -> list[Restored]
         else:
             return found
     return [None] * len(runs)
-
-
-# ── opening a run ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class OpenedRun(NamedTuple):
-    """A run's folder, its resolved configuration, and the model of a checkpoint with the step it is from."""
-
-    folder: RunFolder
-    config: Config
-    model: GPT
-    params: Any
-    step: int
-
-
-def open_run(workdir: Workdir, step: int | None = None) -> OpenedRun:
-    """As `load_run`, with all that the folder knows."""
-    enable_compilation_cache()
-    folder = RunFolder(workdir)
-    found = record.recorded(folder)
-    if found is None:
-        what = "there is no run in" if folder.exists() else "there is no folder"
-        raise FileNotFoundError(f"{what} {folder}: give the --workdir of a run")
-    config = found[1]
-    # Scanning is a choice of execution; per layer, names are canonical and decoding is faster.
-    model = GPT(dataclasses.replace(config.model, scan=False))
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    template = {
-        PARAMS: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
-    }
-    with Checkpoints(folder, read_only=True) as checkpoints:
-        restored = checkpoints.restore_newest(template) if step is None else checkpoints.restore(step, template)
-    if restored is None:
-        raise FileNotFoundError(f"the run in {folder} has no checkpoint yet: wait for its first one")
-    return OpenedRun(folder, config, model, restored.trees[PARAMS], restored.step)
-
-
-def load_run(workdir: Workdir, step: int | None = None) -> tuple[GPT, Any, Tokenizer]:
-    """Model, parameters and tokenizer of a run, from its newest good checkpoint or from the one of `step`.
-
-    Parameters have their per-layer names, and `model.config.scan` is False, whichever way the run was executed.
-
-    Raises:
-      FileNotFoundError: there is no run, or it has no checkpoint yet.
-      ValueError: there is no checkpoint of `step`, or none that is undamaged.
-    """
-    opened = open_run(workdir, step)
-    return opened.model, opened.params, load_tokenizer(opened.folder.file(TOKENIZER))
 
 
 def evaluate_run(workdir: Workdir, step: int | None = None) -> tuple[int, dict[str, float | int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,11 +12,13 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from gpt_jax.config import Config
+from gpt_jax.config import Config, has_adapter
 from gpt_jax.conversion import to_dict
 from gpt_jax.data import Batch, Data, open_data
 from gpt_jax.model.gpt import GPT
+from gpt_jax.opening import Base, Workdir, open_base, reopen_base
 from gpt_jax.report import make_display, show_banner
+from gpt_jax.starting import changed_settings, check_base, with_vocabulary
 from gpt_jax.training import metrics, record
 from gpt_jax.training.checkpoint import Checkpoints, Restored
 from gpt_jax.training.evaluate import make_evaluate
@@ -29,7 +30,6 @@ from gpt_jax.training.sharding import replicate
 from gpt_jax.training.step import TrainState
 from gpt_jax.training.storage import PROFILE, TOKENIZER, RunFolder
 
-Workdir = str | os.PathLike[str]
 Status = Literal["finished", "already finished", "interrupted"]
 
 
@@ -53,6 +53,7 @@ class Session:
     config: Config
     data: Data
     checkpoints: Checkpoints
+    base: Base | None
 
     @classmethod
     def open(cls, config: Config, workdir: Workdir, resume: bool, stack: ExitStack) -> Session:
@@ -64,17 +65,20 @@ class Session:
         if earlier is not None:
             record.check_resumable(folder, earlier[0], config, resume)
         data = open_data(config.data, config.model.context_length, config.data_seed)
-        resolved = (
-            record.resolve(config, data) if earlier is None else record.lengthened(earlier[1], config.train.steps)
-        )
+        resolved, base = _resolved(folder, config, data) if earlier is None else (earlier[1], None)
+        resolved = record.lengthened(resolved, config.train.steps)
         checkpoints = stack.enter_context(Checkpoints(folder, resolved.checkpoint.keep))
-        return cls(folder, config, resolved, data, checkpoints)
+        return cls(folder, config, resolved, data, checkpoints, base)
 
     def state(self, restored: Restored | None, mesh: Mesh, programs: Programs) -> tuple[TrainState, int]:
         """The state to begin with, on every device, and the number of its updates."""
+        base = self.base
+        if base is None and self.config.init_from is not None and (restored is None or has_adapter(self.config.model)):
+            base = reopen_base(self.folder, self.config)
+        params = None if base is None else base.params
         if restored is None:
-            return replicate(programs.init(self.config), mesh), 0
-        return replicate(record.from_trees(self.config, restored.trees), mesh), restored.step
+            return replicate(programs.init(self.config, params), mesh), 0
+        return replicate(record.from_trees(self.config, restored.trees, params), mesh), restored.step
 
     def batches(self, start: int) -> Iterator[Batch]:
         """This process's part of those that remain."""
@@ -87,7 +91,7 @@ class Session:
     ) -> Iterator[Loop]:
         """Writes down that the run starts, and wires its loop up."""
         folder, config, data = self.folder, self.config, self.data
-        environment = record.record_start(folder, data, start)
+        environment = record.record_start(folder, data, start, None if self.base is None else self.base.record)
         record.write_config(folder, self.given, config)
         if folder.writes:
             data.tokenizer.save(folder.file(TOKENIZER))
@@ -122,6 +126,16 @@ class Session:
             checkpoint=self.checkpoints.path(step),
             loss_plot=plot_loss(self.folder),
         )
+
+
+def _resolved(folder: RunFolder, config: Config, data: Data) -> tuple[Config, Base | None]:
+    """A new run's resolved configuration, and what it begins with."""
+    if config.init_from is None:
+        return record.resolve(config, data), None
+    base = open_base(config.init_from, config, folder)
+    resolved = record.resolve(with_vocabulary(config, base), data)
+    check_base(base, resolved.model, data)
+    return resolved, base._replace(record=base.record | {"changed": changed_settings(base, resolved.model)})
 
 
 def _sinks(folder: RunFolder, config: Config, start: int, environment: Mapping[str, Any]) -> list[metrics.Sink]:

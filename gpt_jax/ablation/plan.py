@@ -24,7 +24,8 @@ from gpt_jax.training import record
 
 AA = "A/A"
 # What decides a run's numbers; analysis, decoding and this package only look at them.
-CODE = ("config", "data", "model", "training", "conversion.py", "paths.py", "run.py", "session.py")
+PARTS = ("config", "data", "model", "training")
+CODE = (*PARTS, "conversion.py", "paths.py", "opening.py", "starting.py", "session.py", "run.py")
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 Purpose = Literal["arm", "noise", "aa"]

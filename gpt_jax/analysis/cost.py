@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax import config
+from gpt_jax.model.adapter import is_adapter
 from gpt_jax.model.cache import init_cache
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.registry import mixer_of
@@ -77,8 +78,19 @@ def forward_flops_per_token(model: config.ModelConfig, context: int) -> int:
 
 
 def training_flops_per_token(model: config.ModelConfig, context: int) -> int:
-    """Forward and backward, each product of the forward pass being two in the backward; remat's repeats left out."""
-    return 3 * forward_flops_per_token(model, context)
+    """Forward and backward, each product of the forward pass being two in the backward; remat's repeats left out.
+
+    A kernel that an adapter keeps as it is needs no gradient, so its product is one there.
+    """
+    forward = forward_flops_per_token(model, context)
+    if not config.has_adapter(model):
+        return 3 * forward
+    table = parameter_table(parameter_shapes(model))
+    frozen = sum(row.count for row in table if row.path.endswith("/kernel") and not is_adapter(row.path))
+    if model.head.tied:
+        assert model.vocab_size is not None
+        frozen += model.vocab_size * model.width
+    return 3 * forward - 2 * frozen
 
 
 def kv_bytes_per_token(model: config.ModelConfig, length: int) -> float:

@@ -7,6 +7,7 @@ are refused at construction. Widths and lengths count elements, rates are per st
 """
 
 # ruff: noqa: F403 — each of these modules is a page of one list, and a new choice is written down once
+from gpt_jax.config.adapter import *
 from gpt_jax.config.attention import *
 from gpt_jax.config.checks import require as require
 from gpt_jax.config.data import *

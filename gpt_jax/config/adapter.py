@@ -9,15 +9,18 @@ from gpt_jax.conversion import Variant
 
 
 class AdapterConfig(Variant):
-    """Parameters of a layer beside those of the trained model, which stay as they are."""
+    """Parameters of a layer beside those of the trained model, which stay as they are.
+
+    `targets` are globs of the projections' paths below the layer, such as `attention/*`, `mlp/down` or `**`.
+    """
+
+    targets: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Lora(AdapterConfig):
     """x @ W + (alpha / rank) · dropout(x) @ A @ B with A (C, rank) normal, 1/√C, and B (rank, F) zero at first (Hu et
     al. 2021, arXiv:2106.09685).
-
-    `targets` are globs of the projections' paths below the layer, such as `attention/*`, `mlp/down` or `**`.
     """
 
     rank: int = 8

@@ -243,6 +243,11 @@ class ModelConfig:
         return {"layers": int, "pattern": str, "letters": dict} | typing.get_type_hints(BlockConfig) | own
 
 
+def has_adapter(model: ModelConfig) -> bool:
+    """Whether some layer has one, so that adapters alone train."""
+    return any(block.adapter is not None for block in model.blocks)
+
+
 def has_prefix(model: ModelConfig) -> bool:
     """Whether some layer lets the tokens of a prefix see one another."""
     return any(getattr(block.attention, "mask", None) == Prefix() for block in model.blocks)

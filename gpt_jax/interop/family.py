@@ -51,7 +51,8 @@ class Family:
     `ignored` are globs of tensors that carry nothing, such as masks; `copies` those that a tied head may have beside
     the table, which they must equal. `prefix` begins the name of every tensor but the head's; files of a model that was
     saved without a head lack it. `aliases` are other spellings of keys: theirs → the key. `renamed` are names that
-    tensors have in older files: how they begin → how they begin here.
+    tensors have in older files: how they begin → how they begin here. `fixed` are keys that some files have
+    and that must have this value, or null.
     """
 
     model_type: str
@@ -65,6 +66,7 @@ class Family:
     copies: tuple[str, ...] = ("lm_head.weight",)
     aliases: Mapping[str, str] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, values: Mapping[str, Any], ignore: Iterable[str] = ()) -> Settings:
         """`values` as this family reads them.
@@ -78,7 +80,7 @@ class Family:
             if name in found and found[name] != value:
                 raise ConfigError(f'config.json has "{key}": {value!r}, which "{name}" says otherwise: remove one')
             found[name] = value
-        return Settings(found, self.defaults, self.model_type, tuple(ignore))
+        return Settings(found, self.defaults, self.model_type, tuple(ignore), self.fixed)
 
 
 def same(theirs: str, *ours: str) -> Row:
@@ -89,6 +91,17 @@ def same(theirs: str, *ours: str) -> Row:
 def transposed(theirs: str, *ours: str) -> Row:
     """PyTorch's linear layers keep (outputs, inputs), ours (inputs, outputs)."""
     return Row(theirs, ours, lambda x: (x.T,), lambda x: x.T)
+
+
+def constant(theirs: str, value: np.generic) -> Row:
+    """A number that is no parameter of ours; `read` refuses another one."""
+
+    def read(x: np.ndarray) -> tuple[np.ndarray, ...]:
+        if not np.allclose(x.astype(np.float64), float(value), rtol=0.01, atol=0):
+            raise ConfigError(f"the tensor {theirs} holds {x}, and gpt_jax has {value} in its place")
+        return ()
+
+    return Row(theirs, (), read, lambda: np.asarray(value))
 
 
 def joined(theirs: str, ours: tuple[str, ...], widths: tuple[int, ...], *, axis: int = 0, groups: int = 1) -> Row:
@@ -137,8 +150,8 @@ def by_name(
 ) -> tuple[Row, ...]:
     """A row for each parameter of `model`, by a table of modules: ours → theirs, `{}` the layer.
 
-    Kernels, scales and tables are their `weight`, a bias their `bias`. Kernels are transposed; with `linear` False, as
-    in GPT-2, they are not. Parameters of the `special` rows are theirs.
+    Kernels, scales and tables are their `weight`, a bias their `bias`, other leaves the named tensor itself. Kernels
+    are transposed; with `linear` False, as in GPT-2, they are not. Parameters of the `special` rows are theirs.
     """
     special = tuple(special)
     taken = {path for row in special for path in row.ours}
@@ -156,10 +169,10 @@ def by_name(
             rows.append(same(f"{theirs}.bias", path))
         elif leaf == "kernel" and linear:
             rows.append(transposed(f"{theirs}.weight", path))
-        elif leaf == "vector":
-            rows.append(same(theirs, path))
-        else:
+        elif leaf in ("kernel", "scale", "table"):
             rows.append(same(f"{theirs}.weight", path))
+        else:
+            rows.append(same(theirs, path))
     return (*rows, *special)
 
 

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config import Dtype, ModelConfig
-from gpt_jax.conversion import ConfigError, difference, nearest
-from gpt_jax.data.tokenizer import TOKENIZER_JSON, HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from gpt_jax.conversion import ConfigError, nearest
+from gpt_jax.data.tokenizer import Tokenizer, as_hugging_face, read_pretrained, write_pretrained
 from gpt_jax.interop.families import FAMILIES
 from gpt_jax.interop.family import Family, Row, parameter_shapes, plain
-from gpt_jax.interop.normal import normal, without_dropout
-from gpt_jax.interop.weights import WEIGHTS, Stored, open_weights, write_weights
+from gpt_jax.interop.normal import differences, normal, without_dropout
+from gpt_jax.interop.weights import WEIGHTS, Tensor, open_weights, write_weights
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.stack import canonical
 from gpt_jax.paths import path_of
@@ -31,7 +31,8 @@ CONFIG = "config.json"
 def load_pretrained(
     folder: str | Path, dtype: Dtype = "float32", ignore: Collection[str] = ()
 ) -> tuple[GPT, Any, Tokenizer | None]:
-    """Model, parameters and tokenizer (None where there is no tokenizer.json) of a folder in Hugging Face's form.
+    """Model, parameters and tokenizer (None where there is no tokenizer.json) of a folder in Hugging Face's form, or of
+    a GGUF file, whose tensors are dequantized.
 
     Parameters and arithmetic are of `dtype`, whatever the files hold. `ignore` names keys of config.json to read as
     though they were absent, and tensors (globs) that need no place.
@@ -41,23 +42,27 @@ def load_pretrained(
       ValueError: a family or setting that gpt_jax doesn't have, a tensor without a place, a place without its tensor, a
         wrong shape, or a damaged file.
     """
-    path = _existing(folder)
-    values = _read_config(path / CONFIG)
+    if str(folder).endswith(".gguf"):
+        from gpt_jax.interop.gguf import open_gguf
+
+        values, stored, tokenizer = open_gguf(folder, ignore)
+    else:
+        path = _existing(folder)
+        values, tokenizer = _read_config(path / CONFIG), read_pretrained(path)
+        stored = open_weights(path)
     family = family_of(values)
     settings = family.settings(values, ignore)
     config = family.read(settings)
     settings.refuse_unknown()
     model = GPT(replace(config, dtype=dtype, param_dtype=dtype))
-    params = _read_params(family, model.config, open_weights(path), tuple(ignore))
-    tokenizer = load_tokenizer(path / TOKENIZER_JSON) if (path / TOKENIZER_JSON).exists() else None
-    return model, params, tokenizer
+    return model, _read_params(family, model.config, stored, tuple(ignore)), tokenizer
 
 
 def save_pretrained(
     folder: str | Path, model: GPT, params: Any, tokenizer: Tokenizer | None = None, family: str | None = None
 ) -> None:
-    """Writes `config.json`, `model.safetensors` and, for a tokenizer, `tokenizer.json`: a folder that `load_pretrained`
-    and `transformers` open.
+    """Writes `config.json`, `model.safetensors` and, for a tokenizer, `tokenizer.json` and what says which tokens
+    end a text: a folder that `load_pretrained` and `transformers` open.
 
     `family` is a `model_type`; None chooses the first that has all that the model does. Tensors keep the parameters'
     type.
@@ -67,8 +72,7 @@ def save_pretrained(
         form.
     """
     chosen, values = choose_family(model.config, family)
-    if tokenizer is not None and not isinstance(tokenizer, HuggingFaceTokenizer):
-        raise ValueError(f"a tokenizer of the kind {tokenizer.kind} has no {TOKENIZER_JSON}: save the model without it")
+    tokenizer = None if tokenizer is None else as_hugging_face(tokenizer)
     leaves = {path_of(keys): leaf for keys, leaf in jax.tree.leaves_with_path(canonical(params))}
     dtype = np.dtype(next(iter(leaves.values())).dtype)
     folder = Path(folder)
@@ -87,7 +91,7 @@ def save_pretrained(
             entries[name] = dtype, shape[1:], lambda row=row, i=i: tensor(row)[i]
     write_weights(folder / WEIGHTS, entries)
     if tokenizer is not None:
-        (folder / TOKENIZER_JSON).write_bytes(tokenizer._files()[TOKENIZER_JSON])
+        write_pretrained(tokenizer, folder)
     end = None if tokenizer is None else tokenizer.end_of_text
     ids = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": None}
     head = {"architectures": [chosen.architecture], "model_type": chosen.model_type, "dtype": dtype.name}
@@ -137,9 +141,10 @@ def choose_family(model: ModelConfig, name: str | None = None) -> tuple[Family, 
         except ConfigError as error:
             misses.setdefault(family.model_type, [str(error)] * 99)
             continue
-        if without_dropout(found) == without_dropout(wanted):
+        lost = differences(without_dropout(wanted), without_dropout(found))
+        if not lost:
             return family, values
-        misses[family.model_type] = [f"{key} {was!r}" for key, (was, _) in difference(wanted, found).items()]
+        misses[family.model_type] = [f"{key} {value!r}" for key, value in lost.items()]
     best = min(misses, key=lambda name: len(misses[name]))
     reason = "; ".join(dict.fromkeys(misses[best][:3]))
     raise ConfigError(
@@ -175,7 +180,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     return values
 
 
-def _read_params(family: Family, model: ModelConfig, stored: dict[str, Stored], ignore: tuple[str, ...]) -> Any:
+def _read_params(family: Family, model: ModelConfig, stored: Mapping[str, Tensor], ignore: tuple[str, ...]) -> Any:
     """Every parameter of `model`, each from its tensor; the largest first, while there is room for its copies."""
     shapes, rows = parameter_shapes(plain(model)), family.rows(model)
     stored = {_newer(family, name): place for name, place in stored.items()}
@@ -206,7 +211,7 @@ def _account(
     family: Family,
     model: ModelConfig,
     rows: tuple[Row, ...],
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
     ignore: tuple[str, ...],
 ) -> None:
@@ -239,7 +244,7 @@ def _newer(family: Family, name: str) -> str:
     return name
 
 
-def _check_copies(family: Family, rows: tuple[Row, ...], stored: Mapping[str, Stored]) -> None:
+def _check_copies(family: Family, rows: tuple[Row, ...], stored: Mapping[str, Tensor]) -> None:
     """Refuses a tied head that isn't the table."""
     table = next(row.theirs for row in rows if row.ours == ("embedding/table",))
     for name in family.copies:

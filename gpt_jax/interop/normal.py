@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import replace
 from typing import Any
 
 from gpt_jax import config as cfg
-from gpt_jax.conversion import from_dict, to_dict
+from gpt_jax.conversion import difference, from_dict, to_dict
 from gpt_jax.interop.family import plain
 from gpt_jax.interop.rope import fraction
 
@@ -27,6 +28,16 @@ def normal(model: cfg.ModelConfig) -> cfg.ModelConfig:
         embedding=embedding,
         head=replace(model.head, scale=_factor(model.head.scale)),
     )
+
+
+def differences(wanted: cfg.ModelConfig, found: cfg.ModelConfig) -> dict[str, Any]:
+    """The settings of `wanted` that `found` has otherwise, by more than the rounding of a quotient."""
+    pairs = difference(wanted, found)
+    return {key: was for key, (was, now) in pairs.items() if not _close(was, now)}
+
+
+def _close(a: Any, b: Any) -> bool:
+    return isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-12)
 
 
 def without_dropout(model: cfg.ModelConfig) -> cfg.ModelConfig:

@@ -91,6 +91,25 @@ def read_rope(
     return cfg.Rope(theta, fraction(rotated, head_width), interleaved, scaling)
 
 
+def by_kind(s: Settings, local_theta: float) -> Settings:
+    """The settings with a group for each kind of layer: an older file's theta and scaling are those of full attention,
+    and `local_theta` is that of layers with a window.
+
+    Raises:
+      ConfigError: one group for all.
+    """
+    groups = s["rope_parameters"] or {}
+    for key, value in groups.items():
+        if value is not None and not isinstance(value, Mapping):
+            raise ConfigError(
+                f'config.json has "rope_parameters" with "{key}", and this family has a group for each kind of layer'
+            )
+    thetas = {"full_attention": s["rope_theta"], "sliding_attention": local_theta}
+    found = {kind: {"rope_theta": thetas[kind], **(groups.get(kind) or {})} for kind in thetas}
+    found["full_attention"] |= s["rope_scaling"] or {}
+    return s.replaced(rope_parameters=found, rope_scaling=None)
+
+
 def fraction(rotated: int, width: int) -> float:
     """The share of a head's width that is so many elements, also after rounding down its product with the width."""
     share = rotated / width

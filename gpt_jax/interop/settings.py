@@ -11,17 +11,18 @@ from gpt_jax.conversion import ConfigError, nearest
 # how a library runs or initialises the model, and settings of generation that older files keep here.
 HARMLESS = frozenset(
     """
-    model_type architectures transformers_version torch_dtype dtype auto_map _name_or_path name_or_path _commit_hash
-    use_cache return_dict output_hidden_states output_attentions output_scores return_dict_in_generate torchscript
-    bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id
-    decoder_start_token_id eod_token_id id2label label2id num_labels problem_type finetuning_task
-    task_specific_params tokenizer_class prefix initializer_range gradient_checkpointing chunk_size_feed_forward
-    is_decoder cross_attention_hidden_size tie_encoder_decoder use_bfloat16 tf_legacy_loss _attn_implementation
-    attn_implementation _attn_implementation_autoset _flash_attn_2_enabled use_flash_attn pretraining_tp
-    cache_implementation max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups
-    diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
-    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id
-    remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+    model_type architectures transformers_version transformers.js_config is_llama_config torch_dtype dtype auto_map
+    _name_or_path name_or_path _commit_hash use_cache return_dict output_hidden_states output_attentions
+    output_scores return_dict_in_generate torchscript bos_token_id eos_token_id pad_token_id unk_token_id
+    sep_token_id cls_token_id mask_token_id decoder_start_token_id eod_token_id id2label label2id num_labels
+    problem_type finetuning_task task_specific_params tokenizer_class prefix initializer_range
+    gradient_checkpointing chunk_size_feed_forward is_decoder cross_attention_hidden_size tie_encoder_decoder
+    use_bfloat16 tf_legacy_loss _attn_implementation attn_implementation _attn_implementation_autoset
+    _flash_attn_2_enabled use_flash_attn pretraining_tp cache_implementation max_length min_length max_new_tokens
+    do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p
+    repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+    num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
     """.split()
 )
 # Keys that any configuration may have and that must be as `transformers` leaves them: key → value
@@ -30,6 +31,7 @@ EXPECTED: dict[str, Any] = {
     "add_cross_attention": False,
     "pruned_heads": {},
     "per_layer_config": None,
+    "rope_interleaved": False,
 }
 
 
@@ -41,10 +43,16 @@ class Settings:
     """
 
     def __init__(
-        self, values: Mapping[str, Any], defaults: Mapping[str, Any], family: str, ignore: Collection[str] = ()
+        self,
+        values: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        family: str,
+        ignore: Collection[str] = (),
+        fixed: Mapping[str, Any] | None = None,
     ) -> None:
         self.values = {key: value for key, value in values.items() if key not in ignore}
         self._defaults, self._family = defaults, family
+        self._fixed = EXPECTED | dict(fixed or {})
 
     def __getitem__(self, key: str) -> Any:
         """The value of `key`, or the family's default."""
@@ -57,6 +65,10 @@ class Settings:
     def has_default(self, key: str) -> bool:
         """Whether `key` is one of the family's."""
         return key in self._defaults
+
+    def replaced(self, **changes: Any) -> Settings:
+        """With other values of some keys."""
+        return Settings(self.values | changes, self._defaults, self._family, (), self._fixed)
 
     def number(self, key: str) -> float:
         """A float, also where the file has 1 for 1.0."""
@@ -91,9 +103,11 @@ class Settings:
     def refuse_unknown(self) -> None:
         """Raises ConfigError for a key that neither the family nor anyone is known to have."""
         for key, value in self.values.items():
-            if key in EXPECTED and value not in (EXPECTED[key], None):
-                raise ConfigError(f'config.json has "{key}": {value!r}, which no decoder of gpt_jax has')
-            if key not in self._defaults and key not in HARMLESS and key not in EXPECTED:
+            if key in self._fixed and value not in (self._fixed[key], None):
+                raise ConfigError(
+                    f'config.json has "{key}": {value!r}, and gpt_jax reads {self._family} models without'
+                )
+            if key not in self._defaults and key not in HARMLESS and key not in self._fixed:
                 raise ConfigError(
                     f'config.json of the family {self._family} has an unknown key "{key}": {value!r}{self._near(key)}. '
                     f'If it changes no logit, pass ignore=("{key}",)'

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -38,6 +38,16 @@ DTYPES: dict[str, np.dtype] = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
+class Tensor(Protocol):
+    """A tensor that is not in memory yet."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def read(self) -> np.ndarray:
+        """The tensor, in memory of its own."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """Where a tensor lies: `offset` bytes into `file`."""
@@ -57,7 +67,7 @@ class Stored:
         return raw.view(self.dtype).reshape(self.shape)
 
 
-def open_weights(folder: Path) -> dict[str, Stored]:
+def open_weights(folder: Path) -> Mapping[str, Tensor]:
     """Name → place of every tensor in a folder's safetensors file, or in those that its index names.
 
     Raises:
@@ -74,7 +84,7 @@ def open_weights(folder: Path) -> dict[str, Stored]:
         places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{folder / INDEX} is damaged: download it again") from None
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder / name} is missing, and {INDEX} names it: download it too")

@@ -6,11 +6,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from gpt_jax.conversion import implementation
+from gpt_jax.model.adapter import ADAPTERS, SCOPE, adapter_of
+
 
 class Linear(nn.Module):
     """x @ kernel (+ bias) over the last axis; `kernel` (C, F) in `param_dtype`, the product in x's dtype.
 
-    `std` · `scale` is the kernel's standard deviation at the start; `std` None is 1/√C (LeCun et al. 1998).
+    `std` · `scale` is the kernel's standard deviation at the start; `std` None is 1/√C (LeCun et al. 1998). Where the
+    adapter of its block names it, what that adds comes with it.
     """
 
     features: int
@@ -30,7 +34,10 @@ class Linear(nn.Module):
         )
         # Two axes, not three: XLA on CPU computes the kernel's gradient of a (B, T, ·) product through fused
         # transposing copies.
-        y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+        flat = x.reshape(-1, x.shape[-1])
+        y = flat @ kernel.astype(x.dtype)
+        if (adapter := adapter_of(self)) is not None:
+            y += implementation(ADAPTERS, adapter)(adapter, self.features, self.param_dtype, name=SCOPE)(flat)
         if self.bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,), jnp.dtype(self.param_dtype)).astype(
                 x.dtype

@@ -9,6 +9,7 @@ slice's name, `blocks/i:stop:p/…`; `canonical` and `stacked` convert.
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -18,10 +19,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
+from gpt_jax.conversion import ConfigError, nearest
+from gpt_jax.model.adapter import projections
 from gpt_jax.model.block import Block
 from gpt_jax.model.mixer import LayerCache, Shared
 from gpt_jax.model.row import Row
 from gpt_jax.model.taps import COLLECTION, tapped
+from gpt_jax.paths import matches
 
 Params = dict[str, Any]
 REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
@@ -76,6 +80,7 @@ def _init(model: cfg.ModelConfig, key: Array, x: Float[Array, "B T C"], row: Row
     """
 
     shared = _nothing_shared(model, x, row)
+    _check_targets(model, x, row, shared)
 
     def init_layer(block: cfg.BlockConfig, layer: Array) -> Params:
         here = row._replace(layer=layer)
@@ -92,6 +97,24 @@ def _init(model: cfg.ModelConfig, key: Array, x: Float[Array, "B T C"], row: Row
         together = jax.lax.map(partial(init_layer, block), jnp.array(layers))
         params |= {str(layer): jax.tree.map(lambda leaf, i=i: leaf[i], together) for i, layer in enumerate(layers)}
     return params
+
+
+def _check_targets(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row, shared: Shared) -> None:
+    """Refuses an adapter's target that names no projection in any of the layers that have it."""
+    blocks = [block for block in dict.fromkeys(model.blocks) if block.adapter is not None]
+    found: dict[str, set[str]] = {}  # target → the projections of the layers that have it
+    for block in blocks:
+        assert block.adapter is not None
+        every = dataclasses.replace(block, adapter=cfg.Lora(targets=("**",)))
+        arguments = (x, row._replace(layer=model.blocks.index(block)), None, shared, False)
+        params = jax.eval_shape(
+            lambda every=every, arguments=arguments: Block(every, model).init(jax.random.key(0), *arguments)
+        )
+        for target in block.adapter.targets:
+            found.setdefault(target, set()).update(projections(params))
+    for target, names in found.items():
+        if not any(matches(name, [target]) for name in names):
+            raise ConfigError(f'adapter.targets has "{target}", which names no projection{nearest(target, names)}')
 
 
 def _nothing_shared(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row) -> Shared:

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gpt_jax.config import Config
+from gpt_jax.config import Config, has_adapter
+from gpt_jax.model.adapter import grafted, pruned, trained
 from gpt_jax.model.gpt import GPT
+from gpt_jax.model.stack import canonical, stacked
 from gpt_jax.training import record
 from gpt_jax.training.evaluate import SumsByRow, compile_sums
 from gpt_jax.training.loop import HostBatch
@@ -74,14 +76,26 @@ class Programs:
         """What `make_evaluate` needs compiled."""
         return self._get(("sums", config.model), lambda: compile_sums(GPT(config.model), mesh))
 
-    def init(self, config: Config) -> TrainState:
-        """As `init_state`, from compiled programs."""
+    def init(self, config: Config, base: Any = None) -> TrainState:
+        """As `init_state`, from compiled programs. What `base` has, under canonical names, is not drawn; beside it are
+        adapters alone.
+        """
+        model = GPT(config.model)
+
+        def init_adapter(key: Any, tokens: Any) -> Any:
+            return pruned(canonical(trained(model.init(key, tokens)))) if has_adapter(config.model) else {}
+
         init, init_optimizer = self._get(
-            ("init", config.model, _without_rate(config)),
-            lambda: (jax.jit(GPT(config.model).init), jax.jit(make_optimizer(config.optimizer).init)),
+            ("init", config.model, _without_rate(config), base is None),
+            lambda: (
+                jax.jit(model.init if base is None else init_adapter),
+                jax.jit(make_optimizer(config.optimizer).init),
+            ),
         )
         params = init(jax.random.key(config.seed), jnp.zeros((1, config.model.context_length), jnp.int32))
-        return first_state(params, init_optimizer(params))
+        if base is not None:
+            params = stacked(config.model, grafted(base, params))
+        return first_state(params, init_optimizer(trained(params)))
 
     def templates(self, config: Config, mesh: Mesh) -> dict[str, Any]:
         """Shapes, types and places of what a checkpoint of the run holds."""

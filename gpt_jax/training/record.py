@@ -21,6 +21,7 @@ import jax
 from gpt_jax.config import Config
 from gpt_jax.conversion import ConfigError, difference, from_dict, to_dict
 from gpt_jax.data import Data
+from gpt_jax.model.adapter import grafted, pruned, trained
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.stack import canonical, stacked
 from gpt_jax.training.checkpoint import PARAMS, REST
@@ -96,14 +97,14 @@ def write_config(folder: RunFolder, config: Config, resolved: Config) -> None:
     folder.write_json(CONFIG, {"config": to_dict(config), "resolved": to_dict(resolved)})
 
 
-def record_start(folder: RunFolder, data: Data, step: int) -> dict[str, Any]:
+def record_start(folder: RunFolder, data: Data, step: int, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Adds this start to `environment.json` and returns its content: versions, devices, git revision, hashes of the
-    data.
+    data, and the `base` that a new run begins with.
 
     Raises:
       ValueError: the data is not what the run began with.
     """
-    environment: dict[str, Any] = {"id": uuid.uuid4().hex[:12], "hashes": hashes(data), "starts": []}
+    environment: dict[str, Any] = {"id": uuid.uuid4().hex[:12], "hashes": hashes(data), "base": base, "starts": []}
     if has_progress(folder):
         check_data(folder, data)
         environment = folder.read_json(ENVIRONMENT)
@@ -166,22 +167,26 @@ def git_revision() -> str | None:
 
 
 def to_trees(state: TrainState) -> dict[str, Any]:
-    """A state as the items of a checkpoint: parameters under canonical names, and everything else as a flat dict of
-    paths.
+    """A state as the items of a checkpoint: the parameters that train under canonical names, and everything else as a
+    flat dict of paths.
     """
     rest = canonical(
         {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "params"}
     )
-    return {PARAMS: canonical(state.params), REST: {_key(path): leaf for path, leaf in jax.tree.leaves_with_path(rest)}}
+    return {
+        PARAMS: pruned(canonical(trained(state.params))),
+        REST: {_key(path): leaf for path, leaf in jax.tree.leaves_with_path(rest)},
+    }
 
 
-def from_trees(config: Config, trees: Mapping[str, Any]) -> TrainState:
-    """Inverse of `to_trees`."""
+def from_trees(config: Config, trees: Mapping[str, Any], base: Any = None) -> TrainState:
+    """Inverse of `to_trees`; `base` holds the parameters that don't train, under canonical names."""
+    params = trees[PARAMS] if base is None else grafted(base, trees[PARAMS])
     shapes = jax.eval_shape(partial(init_state, GPT(config.model), config))
     fields = {field.name: getattr(shapes, field.name) for field in dataclasses.fields(shapes) if field.name != "params"}
     template = jax.eval_shape(canonical, fields)
     rest = jax.tree.map_with_path(lambda path, _: trees[REST][_key(path)], template)
-    return TrainState(params=stacked(config.model, trees[PARAMS]), **stacked(config.model, rest))
+    return TrainState(params=stacked(config.model, params), **stacked(config.model, rest))
 
 
 def templates(config: Config, sharding: jax.sharding.Sharding) -> dict[str, Any]:

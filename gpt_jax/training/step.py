@@ -13,6 +13,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from gpt_jax import config
+from gpt_jax.model.adapter import replaced, trained
 from gpt_jax.model.gpt import GPT
 from gpt_jax.training.loss import Sums, cross_entropy_sums
 from gpt_jax.training.optimizer import make_optimizer
@@ -25,7 +26,8 @@ TrainStep = Callable[..., tuple["TrainState", Metrics]]
 
 @struct.dataclass
 class TrainState:
-    """All that a training step changes. `params` is what `model.init` returns.
+    """All that a training step changes. `params` is what `model.init` returns; `optimizer` is about those that train
+    (`model.adapter.trained`).
 
     `step` counts batches. `skipped` counts those whose loss or gradient was not finite, `skipped_in_row` those of them
     since the last good one.
@@ -55,7 +57,7 @@ def init_state(model: nn.Module, c: config.Config) -> TrainState:
     """The state before the first step, a function of the configuration alone."""
     tokens = jnp.zeros((1, c.model.context_length), jnp.int32)
     params = model.init(jax.random.key(c.seed), tokens)
-    return first_state(params, jax.jit(make_optimizer(c.optimizer).init)(params))
+    return first_state(params, jax.jit(make_optimizer(c.optimizer).init)(trained(params)))
 
 
 def first_state(params: Any, optimizer: Any) -> TrainState:
@@ -95,27 +97,29 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
         weight = over_devices(jnp.sum(batch["weights"].astype(jnp.float32)))
         scale = 1.0 / jnp.where(weight > 0, weight, 1.0)  # a batch without targets has loss 0 and gradient 0
 
-        def loss_of(params: Any, micro: Batch, key: Array) -> tuple[Float[Array, ""], Sums]:
-            rngs = {"dropout": key}
+        own = trained(state.params)
+
+        def loss_of(own: Any, micro: Batch, key: Array) -> tuple[Float[Array, ""], Sums]:
+            params, rngs = replaced(state.params, own), {"dropout": key}
             logits: Any = model.apply(params, micro["tokens"], **placement(model, micro), train=True, rngs=rngs)
             sums = cross_entropy_sums(logits, micro["targets"], micro["weights"])
             z_loss = 0.0 if train.z_loss is None else train.z_loss * sums.z_loss
             return scale * (sums.loss + z_loss), sums
 
-        gradients, sums = over_devices(accumulate(loss_of, state.params, batch, key, train.accumulate))
+        gradients, sums = over_devices(accumulate(loss_of, own, batch, key, train.accumulate))
 
         norm = optax.tree.norm(gradients)
         good = jnp.isfinite(norm) & jnp.isfinite(sums.loss)  # the norm is finite only if every gradient is
         if train.clip_norm is not None:
             factor = jnp.where(norm > train.clip_norm, train.clip_norm / norm, 1.0)
             gradients = jax.tree.map(lambda g: (factor * g).astype(g.dtype), gradients)
-        changes, moments = optimizer.update(gradients, state.optimizer, state.params)
+        changes, moments = optimizer.update(gradients, state.optimizer, own)
         rate = given.learning_rate * schedule(state.step)
-        params = jax.tree.map(lambda p, change: (p + rate * change).astype(p.dtype), state.params, changes)
+        moved = jax.tree.map(lambda p, change: (p + rate * change).astype(p.dtype), own, changes)
 
         # `where`, not a multiplication by 0, which would keep the NaN.
-        params, moments = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old), (params, moments), (state.params, state.optimizer)
+        moved, moments = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), (moved, moments), (own, state.optimizer)
         )
         skipped = state.skipped + (1 - good.astype(jnp.int32))
         in_row = jnp.where(good, 0, state.skipped_in_row + 1)
@@ -128,7 +132,7 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
             "skipped": skipped,
             "skipped_in_row": in_row,
         }
-        return TrainState(state.step + 1, params, moments, skipped, in_row), metrics
+        return TrainState(state.step + 1, replaced(state.params, moved), moments, skipped, in_row), metrics
 
     return train_step
 

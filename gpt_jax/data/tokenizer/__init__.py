@@ -15,7 +15,8 @@ from gpt_jax.data.tokenizer.bpe import ENCODINGS, PATTERNS, RANKS, BpeTokenizer
 from gpt_jax.data.tokenizer.byte import ByteTokenizer
 from gpt_jax.data.tokenizer.character import CharacterTokenizer
 from gpt_jax.data.tokenizer.chunks import chunks, read_chunks
-from gpt_jax.data.tokenizer.huggingface import TOKENIZER_JSON, HuggingFaceTokenizer
+from gpt_jax.data.tokenizer.huggingface import TOKENIZER_JSON, HuggingFaceTokenizer, Roles
+from gpt_jax.data.tokenizer.pretrained import as_hugging_face, read_pretrained, write_pretrained
 from gpt_jax.data.tokenizer.show import describe
 
 __all__ = [
@@ -27,13 +28,17 @@ __all__ = [
     "ByteTokenizer",
     "CharacterTokenizer",
     "HuggingFaceTokenizer",
+    "Roles",
     "StreamDecoder",
     "Tokenizer",
+    "as_hugging_face",
     "chunks",
     "describe",
     "load_tokenizer",
     "make_tokenizer",
     "read_chunks",
+    "read_pretrained",
+    "write_pretrained",
 ]
 
 _KINDS: dict[str, type[PieceTokenizer]] = {
@@ -59,7 +64,7 @@ def load_tokenizer(path: epath.PathLike, encoding: str | None = None) -> Tokeniz
     """The tokenizer at `path`, which is one of
 
     - a folder that a tokenizer's `save` wrote (its content is checked against the hash in it);
-    - a `tokenizer.json`, or a folder that holds one;
+    - a `tokenizer.json`, or a folder that holds one (a published model's, with its chat template);
     - a tiktoken rank file. It names neither split pattern nor special tokens: `encoding`, a name in `ENCODINGS`, does,
       and may be left out where the file is called so (`cl100k_base.tiktoken`).
 
@@ -71,8 +76,8 @@ def load_tokenizer(path: epath.PathLike, encoding: str | None = None) -> Tokeniz
     if path.is_dir():
         if (path / MANIFEST).exists():
             return _load_saved(path)
-        if (path / TOKENIZER_JSON).exists():
-            return load_tokenizer(path / TOKENIZER_JSON)
+        if (found := read_pretrained(path)) is not None:
+            return found
         raise ValueError(f"The folder {path} holds no tokenizer: neither {MANIFEST} nor {TOKENIZER_JSON} is in it.")
     if path.name == MANIFEST:
         return _load_saved(path.parent)

@@ -50,6 +50,14 @@ class Tokenizer(Protocol):
     def end_of_text(self) -> int | None:
         """The id that ends a document, or None where the vocabulary has no such token."""
 
+    @property
+    def prefix(self) -> list[int]:
+        """What a text to continue begins with, such as Llama's `<s>`; mostly nothing. `encode` doesn't add it."""
+
+    @property
+    def stop(self) -> list[int]:
+        """The ids after which there is nothing more to sample: of the end of a text, and of an assistant's turn."""
+
     def encode(self, text: str, allowed_special: AllowedSpecial = "none_raise") -> list[int]:
         """The ids of `text`."""
 
@@ -97,6 +105,14 @@ class PieceTokenizer:
     @property
     def end_of_text(self) -> int | None:
         return next((self.special_tokens[name] for name in END_OF_TEXT_NAMES if name in self.special_tokens), None)
+
+    @property
+    def prefix(self) -> list[int]:
+        return []
+
+    @property
+    def stop(self) -> list[int]:
+        return [] if self.end_of_text is None else [self.end_of_text]
 
     def encode(self, text: str, allowed_special: AllowedSpecial = "none_raise") -> list[int]:
         return self.encode_batch([text], allowed_special)[0].tolist()

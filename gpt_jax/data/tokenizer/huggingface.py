@@ -1,8 +1,10 @@
 """Any Hugging Face `tokenizer.json`, run by the `tokenizers` library."""
 
+import functools
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import tokenizers
 
 from gpt_jax.data.tokenizer.base import ByteStream, PieceTokenizer, StreamDecoder, TokenIds, as_ids
 from gpt_jax.data.tokenizer.bpe import LETTER_BYTES
+from gpt_jax.data.tokenizer.chat import Message, render_chat
 
 TOKENIZER_JSON = "tokenizer.json"
 
@@ -30,8 +33,24 @@ _LOSSY_NORMALISERS = {
 }
 
 
+@dataclass(frozen=True)
+class Roles:
+    """What a published model's other files say of its tokens.
+
+    `tokens`: role (`bos_token`, `eos_token`, `pad_token`, …) → the token's text; `stop`: further ids that end what the
+    model says; `chat_template`: a conversation as text, in Jinja.
+    """
+
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    stop: tuple[int, ...] = ()
+    chat_template: str | None = None
+
+
+NO_ROLES = Roles()
+
+
 class HuggingFaceTokenizer(PieceTokenizer):
-    """A `tokenizer.json`: its own normaliser, splitting, model and decoder; no template adds special tokens.
+    """A `tokenizer.json`: its own normaliser, splitting, model and decoder; `encode` adds no special tokens.
 
     Truncation and padding stored in the file are ignored. `losses` names what the vocabulary does not give back; where
     there is any, loading warns, naming the normalisers at fault.
@@ -39,11 +58,12 @@ class HuggingFaceTokenizer(PieceTokenizer):
     Args:
         definition: the text of the file.
         name: what to call the file in messages.
+        roles: what other files say of its tokens.
     """
 
     kind = "huggingface"
 
-    def __init__(self, definition: str, name: str = TOKENIZER_JSON):
+    def __init__(self, definition: str, name: str = TOKENIZER_JSON, roles: Roles = NO_ROLES):
         try:
             self._definition = json.loads(definition)
             self._decoder = tokenizers.Tokenizer.from_str(definition)
@@ -63,6 +83,9 @@ class HuggingFaceTokenizer(PieceTokenizer):
             for token, index in vocab.items()
         }
         super().__init__(pieces, special)
+        self.roles = replace(roles, tokens={role: token for role, token in roles.tokens.items() if token in vocab})
+        if lost := [index for index in roles.stop if not 0 <= index < self.vocab_size]:
+            raise ValueError(f"{name} has no token {lost[0]}, at which the model is said to stop.")
         model = self._definition["model"]
         unknown = model["unk_token"] if "unk_token" in model else None
         self._unknown = None if unknown is None else self._decoder.token_to_id(unknown)
@@ -71,6 +94,58 @@ class HuggingFaceTokenizer(PieceTokenizer):
         if self.losses:
             by = f" (normalised by {', '.join(self.normalisers)})" if self.normalisers else ""
             warnings.warn(f"{name} does not give every text back{by}: it loses {', '.join(self.losses)}.", stacklevel=2)
+
+    @property
+    def end_of_text(self) -> int | None:
+        named = super().end_of_text
+        if named is None and "eos_token" in self.roles.tokens:
+            return self._id("eos_token")
+        return named
+
+    @functools.cached_property
+    def prefix(self) -> list[int]:  # type: ignore[override]
+        """What the file's own template puts before a text."""
+        plain = self._decoder.encode("a", add_special_tokens=False).ids
+        whole = self._decoder.encode("a", add_special_tokens=True).ids
+        return next(
+            (whole[:start] for start in range(len(whole) - len(plain) + 1) if whole[start:][: len(plain)] == plain), []
+        )
+
+    @functools.cached_property
+    def stop(self) -> list[int]:  # type: ignore[override]
+        """The ends of a text and of an assistant's turn: what the chat template puts behind the assistant's words."""
+        ends = [self._id("eos_token")] if "eos_token" in self.roles.tokens else []
+        return sorted({*super().stop, *self.roles.stop, *ends, *self._end_of_turn()})
+
+    def _id(self, role: str) -> int:
+        index = self._decoder.token_to_id(self.roles.tokens[role])
+        assert index is not None  # roles of unknown tokens were left out
+        return index
+
+    def _end_of_turn(self) -> list[int]:
+        if self.roles.chat_template is None:
+            return []
+        said = "what-was-said"
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
+        try:
+            text = render_chat(self.roles.chat_template, turns, self.roles.tokens, add_generation_prompt=False)
+        except ValueError:
+            return []
+        behind = self.encode(text.rpartition(said)[2].lstrip(), "all")[:1] if said in text else []
+        return [index for index in behind if index in self.special_tokens.values()]
+
+    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+        """The ids of a conversation by the model's own template, as `transformers` encodes it.
+
+        Raises:
+          ValueError: the tokenizer has no chat template, or one that refuses these messages.
+        """
+        if self.roles.chat_template is None:
+            raise ValueError("this tokenizer has no chat template: the model was not trained on conversations")
+        text = render_chat(
+            self.roles.chat_template, messages, self.roles.tokens, add_generation_prompt=add_generation_prompt
+        )
+        return self.encode(text, "all")
 
     def decode(self, ids: TokenIds) -> str:
         if self._bytewise:
@@ -120,7 +195,7 @@ class HuggingFaceTokenizer(PieceTokenizer):
         return self.decode(self.encode(probe, "none")) == probe
 
     def manifest(self) -> dict[str, Any]:
-        return {}
+        return {} if self.roles == NO_ROLES else {"roles": asdict(self.roles) | {"stop": [*self.roles.stop]}}
 
     def _files(self) -> dict[str, bytes]:
         # One form for the hash, whatever the file's own layout.
@@ -128,7 +203,11 @@ class HuggingFaceTokenizer(PieceTokenizer):
 
     @classmethod
     def _load(cls, manifest: dict[str, Any], files: dict[str, bytes]) -> "HuggingFaceTokenizer":
-        return cls(files[TOKENIZER_JSON].decode("utf-8"))
+        roles = NO_ROLES
+        if "roles" in manifest:
+            saved = manifest["roles"]
+            roles = Roles(saved["tokens"], tuple(saved["stop"]), saved["chat_template"])
+        return cls(files[TOKENIZER_JSON].decode("utf-8"), roles=roles)
 
 
 class TextStream:

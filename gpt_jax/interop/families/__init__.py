@@ -2,7 +2,46 @@
 tries them.
 """
 
-from gpt_jax.interop.families import llama
+from gpt_jax.interop.families import (
+    alibi,
+    apertus,
+    cohere,
+    falcon,
+    gemma,
+    glm,
+    gpt2,
+    gpt_neox,
+    gptj,
+    granite,
+    kin,
+    latent,
+    llama,
+    olmo,
+    opt,
+    phi,
+    qwen,
+    starcoder2,
+)
 from gpt_jax.interop.family import Family
 
-FAMILIES: dict[str, Family] = {family.model_type: family for module in (llama,) for family in module.FAMILIES}
+MODULES = (
+    llama,
+    qwen,
+    granite,
+    olmo,
+    gemma,
+    cohere,
+    glm,
+    apertus,
+    latent,
+    kin,
+    phi,
+    starcoder2,
+    gpt2,
+    gptj,
+    gpt_neox,
+    opt,
+    alibi,
+    falcon,
+)
+FAMILIES: dict[str, Family] = {family.model_type: family for module in MODULES for family in module.FAMILIES}

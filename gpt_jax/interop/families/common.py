@@ -41,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": False,
     "attention_bias": False,
     "attention_dropout": 0.0,
+    "head_dim": None,
     **ROPE_KEYS,
 }
 
@@ -60,6 +61,14 @@ MLP = {
 PRE = {
     "blocks/{}/attention_norm": "model.layers.{}.input_layernorm",
     "blocks/{}/mlp_norm": "model.layers.{}.post_attention_layernorm",
+}
+QK = {
+    "blocks/{}/attention/query_norm": "model.layers.{}.self_attn.q_norm",
+    "blocks/{}/attention/key_norm": "model.layers.{}.self_attn.k_norm",
+}
+OUTPUT = {
+    "blocks/{}/attention_output_norm": "model.layers.{}.post_attention_layernorm",
+    "blocks/{}/mlp_output_norm": "model.layers.{}.post_feedforward_layernorm",
 }
 LLAMA = STEM | QKVO | MLP | PRE
 
@@ -112,7 +121,8 @@ def attention(s: Settings, kind: Any = cfg.Attention, *, partial: bool = False, 
         changes["position"] = read_rope(s, D, partial=partial)
     if "bias" not in changes:
         changes["bias"] = cfg.PROJECTIONS if s.has_default("attention_bias") and s.flag("attention_bias") else ()
-    return kind(H, H if K is None else K, D, dropout=s.number("attention_dropout"), **changes)
+    dropout = s.number("attention_dropout") if s.has_default("attention_dropout") else 0.0
+    return kind(H, H if K is None else K, D, dropout=dropout, **changes)
 
 
 def gated(s: Settings, key: str = "hidden_act") -> cfg.GatedMlp:
@@ -144,6 +154,11 @@ def rms(s: Settings, **changes: Any) -> cfg.RmsNorm:
     return cfg.RmsNorm(s.number("rms_norm_eps"), **changes)
 
 
+def number_as_written(value: float) -> float:
+    """The number that `value`, a quotient, was meant to be: without the last digits, which rounding made."""
+    return float(f"{value:.14g}")
+
+
 def require_type(value: Any, kind: type[T]) -> T:
     """`value`, which a family that is to be written needs to be of this kind.
 
@@ -155,13 +170,22 @@ def require_type(value: Any, kind: type[T]) -> T:
     return value
 
 
+def first(model: cfg.ModelConfig) -> cfg.Attention:
+    """The first layer's attention.
+
+    Raises:
+      ConfigError: it is of another type.
+    """
+    return require_type(model.attentions[0], cfg.Attention)
+
+
 def written(model: cfg.ModelConfig, defaults: Mapping[str, Any], **own: Any) -> dict[str, Any]:
     """What most families spell alike, as far as `defaults` has the key, and the family's `own`.
 
     It may leave out what the family can't say: who writes reads it again and compares.
     """
     block = model.blocks[0]
-    attention = require_type(block.attention, cfg.Attention)
+    attention = first(model)
     mlp: Any = require_type(block.mlp, cfg.MlpConfig)
     masks = [getattr(other, "mask", None) for other in model.attentions]
     windows = [mask.size for mask in masks if isinstance(mask, cfg.Window)]

@@ -2,19 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpt_jax import config as cfg
-from gpt_jax.interop.families.common import DEFAULTS, LLAMA, attention, decoder, gated, rms, written
+from gpt_jax.conversion import ConfigError
+from gpt_jax.interop.families.common import (
+    DEFAULTS,
+    LLAMA,
+    SLIDING,
+    attention,
+    decoder,
+    first,
+    gated,
+    head_width,
+    layer_types,
+    rms,
+    window,
+    written,
+    written_ropes,
+)
 from gpt_jax.interop.family import Family, Row, by_name
+from gpt_jax.interop.rope import read_rope, rope_group
 from gpt_jax.interop.settings import Settings
+
+LLAMA_DEFAULTS = DEFAULTS | {"mlp_bias": False}
+QKV: tuple[cfg.Projection, ...] = ("query", "key", "value")
 
 
 def llama_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
     return by_name(model, LLAMA)
 
 
-LLAMA_DEFAULTS = DEFAULTS | {"mlp_bias": False, "head_dim": None}
+def of_llamas_make(
+    model_type: str,
+    architecture: str,
+    defaults: Mapping[str, Any],
+    read: Callable[[Settings], cfg.ModelConfig],
+    write: Callable[[cfg.ModelConfig], dict[str, Any]] | None = None,
+    rows: Callable[[cfg.ModelConfig], tuple[Row, ...]] = llama_rows,
+    fixed: Mapping[str, Any] | None = None,
+) -> Family:
+    """A family whose tensors are called as Llama's are and whose settings say all that `written` writes."""
+
+    def plainly(model: cfg.ModelConfig) -> dict[str, Any]:
+        return written(model, defaults)
+
+    return Family(model_type, architecture, defaults, read, write or plainly, rows, fixed=fixed or {})
 
 
 def read_llama(s: Settings) -> cfg.ModelConfig:
@@ -22,8 +56,74 @@ def read_llama(s: Settings) -> cfg.ModelConfig:
     return decoder(s, cfg.BlockConfig(attention(s), gated(s), rms(s)), rms(s))
 
 
-def write_llama(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written(model, LLAMA_DEFAULTS)
+def read_mistral(s: Settings) -> cfg.ModelConfig:
+    """A window in every layer (Jiang et al. 2023, arXiv:2310.06825)."""
+    mask = cfg.Causal() if s["sliding_window"] is None else window(s)
+    return decoder(s, cfg.BlockConfig(attention(s, mask=mask), gated(s), rms(s)), rms(s))
 
 
-FAMILIES = [Family("llama", "LlamaForCausalLM", LLAMA_DEFAULTS, read_llama, write_llama, llama_rows)]
+def read_ministral(s: Settings) -> cfg.ModelConfig:
+    """A window in some layers."""
+    default = "full_attention" if s["sliding_window"] is None else SLIDING
+    kinds = layer_types(s, [default] * s.integer("num_hidden_layers"))
+    blocks = [cfg.BlockConfig(attention(s, mask=window(s, kind)), gated(s), rms(s)) for kind in kinds]
+    return decoder(s, blocks, rms(s))
+
+
+BETA = "llama_4_scaling_beta"
+
+
+def read_ministral3(s: Settings) -> cfg.ModelConfig:
+    """Queries are sharper the further on they stand."""
+    group = rope_group(s)
+    position = read_rope(s, head_width(s), extra=frozenset({BETA}))
+    temperature = None
+    if BETA in group:
+        if "original_max_position_embeddings" not in group:
+            raise ConfigError(f'config.json has "{BETA}" without its "original_max_position_embeddings"')
+        temperature = cfg.LogTemperature(float(group[BETA]), int(group["original_max_position_embeddings"]))
+    mask = cfg.Causal() if s["sliding_window"] is None else window(s)
+    mixer = attention(s, position=position, mask=mask, score=cfg.Score(temperature=temperature))
+    return decoder(s, cfg.BlockConfig(mixer, gated(s), rms(s)), rms(s))
+
+
+def write_ministral3(model: cfg.ModelConfig) -> dict[str, Any]:
+    group, temperature = written_ropes(model), first(model).score.temperature
+    if isinstance(temperature, cfg.LogTemperature):
+        group |= {BETA: temperature.strength}
+        group.setdefault("original_max_position_embeddings", temperature.length)
+    return written(model, MINISTRAL3, rope_parameters=group)
+
+
+MISTRAL = {key: value for key, value in DEFAULTS.items() if key != "attention_bias"} | {
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+}
+MINISTRAL = MISTRAL | {"layer_types": None}
+MINISTRAL3 = MISTRAL | {
+    "vocab_size": 131072,
+    "num_hidden_layers": 34,
+    "head_dim": 128,
+    "max_position_embeddings": 262144,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": None,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 1_000_000.0,
+        "factor": 16.0,
+        "original_max_position_embeddings": 16384,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        BETA: 0.1,
+    },
+}
+FAMILIES = [
+    of_llamas_make("llama", "LlamaForCausalLM", LLAMA_DEFAULTS, read_llama),
+    of_llamas_make("mistral", "MistralForCausalLM", MISTRAL, read_mistral),
+    of_llamas_make("ministral", "MinistralForCausalLM", MINISTRAL, read_ministral),
+    of_llamas_make("ministral3", "Ministral3ForCausalLM", MINISTRAL3, read_ministral3, write_ministral3),
+]

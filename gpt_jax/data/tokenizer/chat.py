@@ -1,0 +1,75 @@
+"""Conversations as text, by the Jinja template that a published model brings.
+
+Templates are other people's programs: they run in Jinja's sandbox, and see plain values alone. What they may use beside
+Jinja itself is what `transformers` gives them: `raise_exception`, `strftime_now`, a `tojson` without HTML's escapes,
+loop controls, and `{% generation %}` around what the assistant says.
+"""
+
+import datetime
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+Message = Mapping[str, str]  # "role" ("system", "user" or "assistant") and "content"
+
+
+def render_chat(
+    template: str, messages: Sequence[Message], tokens: Mapping[str, str], *, add_generation_prompt: bool
+) -> str:
+    """The text of a conversation; with `add_generation_prompt`, up to where the assistant is to speak.
+
+    `tokens` are the special tokens that the template may name, such as `bos_token`.
+
+    Raises:
+      ValueError: the template is damaged, or refuses these messages.
+    """
+    plain = [{str(key): str(value) for key, value in message.items()} for message in messages]
+    values = {"messages": plain, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+    try:
+        return _compile(template).render(**values, **tokens)
+    except jinja2.TemplateError as error:
+        raise ValueError(f"the chat template can't render this conversation: {error}") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(template: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment.from_string(template)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> str:
+    raise jinja2.TemplateError(message)
+
+
+class _Generation(Extension):
+    """`{% generation %}` … `{% endgeneration %}`: marks what the assistant says, and changes no text."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_text"), [], [], body).set_lineno(line)
+
+    def _text(self, caller: Callable[[], str]) -> str:
+        return caller()

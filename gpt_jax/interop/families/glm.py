@@ -1,0 +1,62 @@
+"""GLM 4: a part of each head rotates, in interleaved pairs, and the MLP's gate and input are one tensor."""
+
+from __future__ import annotations
+
+from gpt_jax import config as cfg
+from gpt_jax.interop.families.common import (
+    DEFAULTS,
+    LLAMA,
+    attention,
+    decoder,
+    gated,
+    head_width,
+    require_type,
+    rms,
+)
+from gpt_jax.interop.families.llama import QKV, of_llamas_make
+from gpt_jax.interop.family import Row, by_name, fused
+from gpt_jax.interop.rope import read_rope
+from gpt_jax.interop.settings import Settings
+
+
+def read_glm(s: Settings) -> cfg.ModelConfig:
+    return _read(s, "pre")
+
+
+def read_glm4(s: Settings) -> cfg.ModelConfig:
+    """With norms on both sides."""
+    return _read(s, "sandwich")
+
+
+def _read(s: Settings, residual: str) -> cfg.ModelConfig:
+    rope = read_rope(s, head_width(s), interleaved=True, partial=True)
+    mixer = attention(s, position=rope, bias=QKV if s.flag("attention_bias") else ())
+    return decoder(s, cfg.BlockConfig(mixer, gated(s), rms(s), residual), rms(s))  # type: ignore[arg-type]
+
+
+def glm_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+    width = require_type(model.blocks[0].mlp, cfg.GatedMlp).width
+    both = fused(model, "model.layers.{}.mlp.gate_up_proj", ("mlp/gate", "mlp/up"), (width, width))
+    return by_name(model, LLAMA | (SANDWICH if model.blocks[0].residual == "sandwich" else {}), both)
+
+
+SANDWICH = {
+    "blocks/{}/attention_output_norm": "model.layers.{}.post_self_attn_layernorm",
+    "blocks/{}/mlp_output_norm": "model.layers.{}.post_mlp_layernorm",
+}
+GLM = DEFAULTS | {
+    "vocab_size": 151552,
+    "intermediate_size": 13696,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1.5625e-7,
+    "partial_rotary_factor": 0.5,
+    "attention_bias": True,
+}
+
+FAMILIES = [
+    of_llamas_make("glm", "GlmForCausalLM", GLM, read_glm, rows=glm_rows),
+    of_llamas_make("glm4", "Glm4ForCausalLM", GLM, read_glm4, rows=glm_rows),
+]

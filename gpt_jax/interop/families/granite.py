@@ -1,0 +1,110 @@
+"""Granite: Llama with multipliers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpt_jax import config as cfg
+from gpt_jax.conversion import ConfigError
+from gpt_jax.interop.families.common import (
+    DEFAULTS,
+    FULL,
+    LLAMA,
+    SLIDING,
+    attention,
+    decoder,
+    first,
+    gated,
+    head_width,
+    layer_types,
+    number_as_written,
+    rms,
+    window,
+    written,
+)
+from gpt_jax.interop.families.llama import of_llamas_make
+from gpt_jax.interop.family import Row, by_name
+from gpt_jax.interop.rope import read_rope
+from gpt_jax.interop.settings import Settings
+
+
+def read_granite(s: Settings) -> cfg.ModelConfig:
+    """Multipliers of the embedding, the scores, the residual stream and the logits."""
+    return granite_decoder(s, granite_block(s, attention(s, score=cfg.Score(s.number("attention_multiplier")))))
+
+
+def granite_block(s: Settings, mixer: cfg.Attention) -> cfg.BlockConfig:
+    return cfg.BlockConfig(mixer, gated(s), rms(s), residual_scale=s.number("residual_multiplier"))
+
+
+def granite_decoder(s: Settings, blocks: cfg.BlockConfig | list[cfg.BlockConfig]) -> cfg.ModelConfig:
+    embedding = cfg.Embedding(scale=s.number("embedding_multiplier"))
+    return decoder(s, blocks, rms(s), embedding, scale=1 / s.number("logits_scaling"))
+
+
+def read_granite_swa(s: Settings) -> cfg.ModelConfig:
+    """Beside that windows, sinks, and a theta for each layer, of which 0 is no rotation."""
+    L = s.integer("num_hidden_layers")
+    kinds = layer_types(s, [FULL if i % 4 == 0 else SLIDING for i in range(L)])
+    thetas = [None] * L if s["layer_rope_theta"] is None else s["layer_rope_theta"]
+    if len(thetas) != L:
+        raise ConfigError(f'config.json has {len(thetas)} of "layer_rope_theta" for {L} layers')
+    score = cfg.Score(s.number("attention_multiplier"), normalizer="sinks")
+
+    def mixer(kind: str, theta: float | None) -> cfg.Attention:
+        position = None if theta == 0 else read_rope(s, head_width(s), theta=theta)
+        return attention(s, position=position, mask=window(s, kind), score=score)
+
+    pairs = zip(kinds, thetas, strict=True)
+    return granite_decoder(s, [granite_block(s, mixer(kind, theta)) for kind, theta in pairs])
+
+
+def granite_multipliers(model: cfg.ModelConfig) -> dict[str, Any]:
+    block = model.blocks[0]
+    mixer, head = first(model), model.head.scale
+    scale = mixer.resolved_head_width(model.width) ** -0.5 if mixer.score.scale is None else mixer.score.scale
+    return {
+        "attention_multiplier": scale,
+        "embedding_multiplier": 1.0 if model.embedding.scale is None else model.embedding.scale,
+        "residual_multiplier": 1.0 if block.residual_scale is None else block.residual_scale,
+        "logits_scaling": 1.0 if head is None else number_as_written(1 / head),
+    }
+
+
+def write_granite(model: cfg.ModelConfig) -> dict[str, Any]:
+    return written(model, GRANITE, **granite_multipliers(model))
+
+
+def write_granite_swa(model: cfg.ModelConfig) -> dict[str, Any]:
+    ropes = [getattr(mixer, "position", None) for mixer in model.attentions]
+    thetas = [rope.theta if isinstance(rope, cfg.Rope) else 0 for rope in ropes]
+    return written(model, GRANITE_SWA, layer_rope_theta=thetas, **granite_multipliers(model))
+
+
+def granite_swa_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+    return by_name(model, LLAMA | {"blocks/{}/attention/sinks": "model.layers.{}.self_attn.sinks"})
+
+
+MULTIPLIERS = ("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier")
+GRANITE = DEFAULTS | {"mlp_bias": False} | dict.fromkeys(MULTIPLIERS, 1.0)
+GRANITE_SWA = GRANITE | {
+    "vocab_size": 100352,
+    "hidden_size": 2560,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 20,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "sliding_window": 128,
+    "layer_types": None,
+    "layer_rope_theta": None,
+}
+
+FAMILIES = [
+    of_llamas_make("granite", "GraniteForCausalLM", GRANITE, read_granite, write_granite),
+    of_llamas_make(
+        "granite_swa", "GraniteSWAForCausalLM", GRANITE_SWA, read_granite_swa, write_granite_swa, granite_swa_rows
+    ),
+]

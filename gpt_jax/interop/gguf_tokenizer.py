@@ -1,0 +1,160 @@
+"""The tokenizer in a GGUF file's keys, as a `tokenizer.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from gpt_jax.conversion import ConfigError
+from gpt_jax.data.tokenizer import HuggingFaceTokenizer, Roles
+
+GGML = "tokenizer.ggml."
+TEMPLATE, WHOLE = "tokenizer.chat_template", "tokenizer.huggingface.json"
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # types of tokens that are no pieces of text
+NUMBERS = {"model": None, "pre": None, "tokens": None, "token_type": None, "merges": None, "scores": None}
+SWITCHES = {"add_bos_token": None, "add_eos_token": False, "add_space_prefix": None}
+ROLES = {
+    "bos_token_id": "bos_token",
+    "eos_token_id": "eos_token",
+    "unknown_token_id": "unk_token",
+    "padding_token_id": "pad_token",
+    "seperator_token_id": "sep_token",  # the format's own spelling
+    "cls_token_id": "cls_token",
+    "mask_token_id": "mask_token",
+}
+STOPS = ("eos_token_id", "eot_token_id", "eom_token_id")
+# Keys that change no id here: of filling in the middle, and what other kinds of vocabularies need.
+HARMLESS = {"token_type_count", "add_sep_token", "remove_extra_whitespaces", "precompiled_charsmap"}
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+def _split(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
+    return [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")]
+
+
+def _digits() -> list[pre_tokenizers.PreTokenizer]:
+    return [pre_tokenizers.Digits(individual_digits=True), *_split(GPT2)]
+
+
+# What `tokenizer.ggml.pre` names: how text is cut before merging.
+SPLITS: dict[str, Callable[[], list[pre_tokenizers.PreTokenizer]]] = {
+    **dict.fromkeys(("default", "gpt-2", "phi-2", "olmo", "mpt", "jais", "gigachat"), lambda: _split(GPT2)),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "codeshell", "exaone", "command-r"), _digits),
+    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "dbrx", "smaug-bpe"), lambda: _split(LLAMA3)),
+    **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen"), lambda: _split(QWEN2)),
+}
+WHOLE_WORDS = ("llama3", "llama-v3", "llama-bpe")  # a piece that is a token is not merged up to
+COMPOSED = ("qwen2", "stablelm2", "deepseek-r1-qwen", "olmo")  # letters and accents as one character (NFC)
+
+
+def read_tokenizer(values: Mapping[str, Any], name: str) -> HuggingFaceTokenizer | None:
+    """The tokenizer of a file with the keys `values`, None where there is none.
+
+    Raises:
+      ConfigError: a kind, a splitting or a key that gpt_jax doesn't know.
+    """
+    found = {key.removeprefix(GGML): value for key, value in values.items() if key.startswith(GGML)}
+    if "model" not in found or found["model"] == "no_vocab":
+        return None
+    _refuse_unknown(values)
+    found = NUMBERS | SWITCHES | found
+    if WHOLE in values:
+        definition = values[WHOLE]
+    elif found["model"] == "gpt2":
+        definition = _bytewise(found).to_str()
+    elif found["model"] == "llama":
+        definition = _with_spaces(found).to_str()
+    else:
+        raise ConfigError(f'the file has a tokenizer of the kind "{found["model"]}", and gpt_jax reads gpt2 and llama')
+    tokens = found["tokens"]
+    roles = {role: tokens[found[key]] for key, role in ROLES.items() if key in found}
+    stops = {found[key] for key in STOPS if key in found}
+    template = values[TEMPLATE] if TEMPLATE in values else None
+    return HuggingFaceTokenizer(definition, name, Roles(roles, tuple(sorted(stops)), template))
+
+
+def _refuse_unknown(values: Mapping[str, Any]) -> None:
+    for key in values:
+        if not key.startswith("tokenizer.") or key == WHOLE or key.startswith(TEMPLATE):
+            continue
+        short = key.removeprefix(GGML)
+        known = NUMBERS.keys() | SWITCHES.keys() | ROLES.keys() | HARMLESS | {*STOPS}
+        if short not in known and not (short.startswith(("fim_", "prefix_", "suffix_", "middle_"))):
+            raise ConfigError(f'the file has an unknown key "{key}". If it changes no token, pass ignore=("{key}",)')
+
+
+def _bytewise(found: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """Byte-level BPE, as GPT-2's."""
+    split = "default" if found["pre"] is None else found["pre"]
+    if split not in SPLITS:
+        raise ConfigError(f'the file\'s text is split as "{split}", and gpt_jax knows {", ".join(SPLITS)}')
+    vocab = {token: index for index, token in enumerate(found["tokens"])}
+    merges = [tuple(merge.split(" ")) for merge in found["merges"] or ()]
+    library = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=split in WHOLE_WORDS))
+    if split in COMPOSED:
+        library.normalizer = normalizers.NFC()
+    spaced = bool(found["add_space_prefix"])
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [*SPLITS[split](), pre_tokenizers.ByteLevel(add_prefix_space=spaced, use_regex=False)]
+    )
+    library.decoder = decoders.ByteLevel()
+    return _with_tokens(library, found, False)
+
+
+def _with_spaces(found: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """SentencePiece's BPE, as Llama 2's: spaces are ▁, what the vocabulary lacks is bytes."""
+    tokens, scores = found["tokens"], found["scores"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    unknown = tokens[found["unknown_token_id"]] if "unknown_token_id" in found else "<unk>"
+    # Of all pairs whose union is a piece, those of the best score are merged first.
+    pairs = [
+        (-scores[index], -cut, (token[:cut], token[cut:]))
+        for index, token in enumerate(tokens)
+        for cut in range(1, len(token))
+        if token[:cut] in vocab and token[cut:] in vocab
+    ]
+    merges = [pair for _, _, pair in sorted(pairs)]
+    library = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token=unknown, byte_fallback=True, fuse_unk=True))
+    spaced = found["add_space_prefix"] is not False
+    steps: list[Any] = [normalizers.Prepend("▁")] if spaced else []
+    library.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    strip = [decoders.Strip(" ", 1, 0)] if spaced else []
+    library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    return _with_tokens(library, found, True)
+
+
+def _with_tokens(library: tokenizers.Tokenizer, found: Mapping[str, Any], begins: bool) -> tokenizers.Tokenizer:
+    """`library` with its special tokens, and what it puts around a text: `begins` says whether that is a beginning
+    where the file says nothing.
+    """
+    tokens = found["tokens"]
+    kinds = found["token_type"] or ()
+    for kinds_wanted, special in (((UNKNOWN, CONTROL), True), ((USER_DEFINED,), False)):
+        library.add_tokens(
+            [
+                tokenizers.AddedToken(token, special=special, normalized=False)
+                for token, kind in zip(tokens, kinds, strict=False)
+                if kind in kinds_wanted
+            ]
+        )
+    begins = found["add_bos_token"] if found["add_bos_token"] is not None else begins
+    around = []
+    for key, adds in (("bos_token_id", begins), ("eos_token_id", found["add_eos_token"])):
+        around.append(tokens[found[key]] if adds and key in found else None)
+    if any(around):
+        first, last = ([token] if token else [] for token in around)
+        library.post_processor = processors.TemplateProcessing(
+            single=[*first, "$A", *last],
+            pair=[*first, "$A", *last, *first, "$B:1", *last],
+            special_tokens=[(token, tokens.index(token)) for token in {*first, *last}],
+        )
+    return library

@@ -1,0 +1,45 @@
+"""Adapters made one with the model, and files of them alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gpt_jax.model.adapter import SCOPE, without_adapter
+from gpt_jax.model.gpt import GPT
+
+
+def merge_adapter(model: GPT, params: Any) -> tuple[GPT, Any]:
+    """The model without its adapter that computes the same: each kernel W becomes W + (alpha / rank) · A @ B.
+
+    A model that has none comes back as it is. Parameters may be per layer or stacked.
+    """
+    if without_adapter(model.config) == model.config:
+        return model, params
+    blocks = {
+        name: _merged(layer, model.config.blocks[int(name.split(":")[0])].adapter)
+        for name, layer in params["params"]["blocks"].items()
+    }
+    merged = {**params, "params": {**params["params"], "blocks": blocks}}
+    return GPT(without_adapter(model.config)), merged
+
+
+def _merged(tree: Any, adapter: Any) -> Any:
+    """A layer's parameters, or a part of them, with the adapters in it merged."""
+    if not isinstance(tree, dict):
+        return tree
+    if SCOPE not in tree:
+        return {name: _merged(child, adapter) for name, child in tree.items()}
+    low = tree[SCOPE]
+    return {name: leaf for name, leaf in tree.items() if name != SCOPE} | {
+        "kernel": _sum(tree["kernel"], low["a"]["kernel"], low["b"]["kernel"], adapter.scale)
+    }
+
+
+@jax.jit
+def _sum(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+    wide = jnp.float32
+    product = jnp.matmul(a.astype(wide), b.astype(wide), precision="highest")
+    return (kernel.astype(wide) + scale * product).astype(kernel.dtype)

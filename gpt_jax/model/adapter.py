@@ -1,0 +1,101 @@
+"""Low-rank adapters: what they add to a projection, and which parameters train where a model has them.
+
+A block's adapter (`BlockConfig.adapter`) reaches every `Linear` below it whose path its targets name, so a kind of
+attention or MLP has nothing to do for it. Its parameters have a scope of their own, `…/query/adapter/a/kernel`: those
+of the model keep their names and their initial values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from gpt_jax import config as cfg
+from gpt_jax.model.parameter import Parameter
+from gpt_jax.paths import map_with_path, matches, path_of
+
+SCOPE = "adapter"
+
+
+class LowRank(nn.Module):
+    """scale · dropout(x) @ A @ B over the last axis, zero at first."""
+
+    config: cfg.Lora
+    features: int
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N C"]) -> Float[Array, "N F"]:
+        c, C = self.config, x.shape[-1]
+        a = Parameter("kernel", nn.initializers.normal(C**-0.5), (C, c.rank), self.param_dtype, name="a")()
+        b = Parameter("kernel", nn.initializers.zeros, (c.rank, self.features), self.param_dtype, name="b")()
+        # A layer has this key in training only.
+        x = nn.Dropout(c.dropout, name="dropout")(x, deterministic=not self.has_rng("dropout"))
+        return c.scale * ((x @ a.astype(x.dtype)) @ b.astype(x.dtype))
+
+
+ADAPTERS: dict[type[cfg.AdapterConfig], type[nn.Module]] = {cfg.Lora: LowRank}
+
+
+def adapter_of(linear: nn.Module) -> cfg.AdapterConfig | None:
+    """The adapter of the block that `linear` stands in, where its targets name it."""
+    block = linear
+    while isinstance(block.parent, nn.Module):
+        block = block.parent
+    config = getattr(block, "config", None)
+    adapter = config.adapter if isinstance(config, cfg.BlockConfig) else None
+    return adapter if adapter is not None and matches("/".join(linear.path), adapter.targets) else None
+
+
+def without_adapter(model: cfg.ModelConfig) -> cfg.ModelConfig:
+    """The model that the adapter was added to."""
+    blocks = tuple(dataclasses.replace(block, adapter=None) for block in model.blocks)
+    return dataclasses.replace(model, blocks=blocks)
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a parameter is one of an adapter's."""
+    return SCOPE in path.split("/")
+
+
+def trained(params: Any) -> Any:
+    """The parameters that train: all of them or, where there are adapters, theirs with None for the others.
+
+    The tree keeps its form, so that names, layers and stacks are found in it as in the whole one.
+    """
+    if not any(is_adapter(path_of(keys)) for keys, _ in jax.tree.leaves_with_path(params)):
+        return params
+    return map_with_path(lambda path, leaf: leaf if is_adapter(path) else None, params)
+
+
+def replaced(params: Any, part: Any) -> Any:
+    """`params` with what `part`, a tree of the same form, has in the place of None."""
+    return jax.tree.map(lambda new, old: old if new is None else new, part, params, is_leaf=lambda leaf: leaf is None)
+
+
+def pruned(tree: Any) -> Any:
+    """Nested dicts without their Nones and without what is empty then."""
+    kept = {name: pruned(child) if isinstance(child, dict) else child for name, child in tree.items()}
+    return {
+        name: child
+        for name, child in kept.items()
+        if child is not None and not (isinstance(child, dict) and len(child) == 0)
+    }
+
+
+def grafted(base: Any, part: Any) -> Any:
+    """Nested dicts with the leaves of both."""
+    if not isinstance(part, dict):
+        return part
+    both = {name: grafted(base[name], part[name]) if name in base else part[name] for name in part}
+    return {**base, **both}
+
+
+def projections(block: Any) -> list[str]:
+    """The paths below a layer, given its parameters, of the projections that have an adapter."""
+    paths = [path_of(keys) for keys, _ in jax.tree.leaves_with_path(block)]
+    return [path.removesuffix(f"/{SCOPE}/a/kernel") for path in paths if path.endswith(f"/{SCOPE}/a/kernel")]
