@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from gpt_jax.compilation import enable_compilation_cache
-from gpt_jax.config import Config, has_adapter
+from gpt_jax.config import Config, Text, TokenizerFile, has_adapter
 from gpt_jax.conversion import to_dict
 from gpt_jax.data import Data, open_data
 from gpt_jax.model.gpt import GPT
@@ -188,15 +188,27 @@ def _outcome(status: Status, folder: RunFolder, step: int, checkpoints: Checkpoi
     )
 
 
-def evaluate_run(workdir: Workdir, step: int | None = None) -> tuple[int, dict[str, float | int]]:
+def evaluate_run(
+    workdir: Workdir, step: int | None = None, text: str | None = None, context_length: int | None = None
+) -> tuple[int, dict[str, float | int]]:
     """Evaluates a checkpoint on the run's whole validation set, writes `evaluation.json`, and returns (step, metrics).
+
+    `text` is a path to evaluate on in place of the run's own data, on the part that training would hold out;
+    `context_length` is the length of a row, in place of the model's.
 
     Raises:
       FileNotFoundError, ValueError: as `load_run`; or the data is not what the run was trained on.
     """
     opened = open_run(workdir, step)
-    data = open_data(opened.config.data, opened.config.model.context_length, opened.config.data_seed)
-    record.check_data(opened.folder, data)
+    source, length = opened.config.data, opened.config.model.context_length
+    tokenizer = TokenizerFile(str(opened.folder.file(TOKENIZER)))  # the run's own copy, wherever the folder is now
+    if text is not None:
+        source = Text(path=text, tokenizer=tokenizer)
+    elif isinstance(source, Text) and isinstance(source.tokenizer, TokenizerFile):
+        source = dataclasses.replace(source, tokenizer=tokenizer)
+    data = open_data(source, length if context_length is None else context_length, opened.config.data_seed)
+    if text is None:
+        record.check_data(opened.folder, data)
     mesh = make_mesh()
     result = make_evaluate(opened.model, data, opened.config.evaluation.batch_size, mesh)(
         replicate(opened.params, mesh)
