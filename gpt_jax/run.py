@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from gpt_jax.compilation import enable_compilation_cache
-from gpt_jax.config import Config
+from gpt_jax.config import Config, Text, TokenizerFile
 from gpt_jax.data import open_data
 from gpt_jax.opening import OpenedRun, Workdir, load_run, open_run
 from gpt_jax.session import Outcome, Session
@@ -24,7 +24,7 @@ from gpt_jax.training.loop import TrainingDiverged
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.sharding import make_mesh, place_batch, replicate
 from gpt_jax.training.step import given_by
-from gpt_jax.training.storage import EVALUATION
+from gpt_jax.training.storage import EVALUATION, TOKENIZER
 from gpt_jax.training.together import run_together, stack, stack_rows
 
 __all__ = ["Outcome", "OpenedRun", "Workdir", "evaluate_run", "load_run", "open_run", "train", "train_together"]
@@ -133,15 +133,27 @@ def _restore_together(runs: Sequence[Session], templates: Any) -> list[Restored]
     return [None] * len(runs)
 
 
-def evaluate_run(workdir: Workdir, step: int | None = None) -> tuple[int, dict[str, float | int]]:
+def evaluate_run(
+    workdir: Workdir, step: int | None = None, text: str | None = None, context_length: int | None = None
+) -> tuple[int, dict[str, float | int]]:
     """Evaluates a checkpoint on the run's whole validation set, writes `evaluation.json`, and returns (step, metrics).
+
+    `text` is a path to evaluate on in place of the run's own data, on the part that training would hold out;
+    `context_length` is the length of a row, in place of the model's.
 
     Raises:
       FileNotFoundError, ValueError: as `load_run`; or the data is not what the run was trained on.
     """
     opened = open_run(workdir, step)
-    data = open_data(opened.config.data, opened.config.model.context_length, opened.config.data_seed)
-    record.check_data(opened.folder, data)
+    source, length = opened.config.data, opened.config.model.context_length
+    tokenizer = TokenizerFile(str(opened.folder.file(TOKENIZER)))  # the run's own copy, wherever the folder is now
+    if text is not None:
+        source = Text(path=text, tokenizer=tokenizer)
+    elif isinstance(source, Text) and isinstance(source.tokenizer, TokenizerFile):
+        source = dataclasses.replace(source, tokenizer=tokenizer)
+    data = open_data(source, length if context_length is None else context_length, opened.config.data_seed)
+    if text is None:
+        record.check_data(opened.folder, data)
     mesh = make_mesh()
     result = make_evaluate(opened.model, data, opened.config.evaluation.batch_size, mesh)(
         replicate(opened.params, mesh)

@@ -129,8 +129,9 @@ def hashes(data: Data) -> dict[str, str]:
 
 
 def check_data(folder: RunFolder, data: Data) -> None:
-    """Raises ValueError where the data is not what the run in the folder began with."""
-    if folder.read_json(ENVIRONMENT)["hashes"] != hashes(data):
+    """Raises ValueError where the data is not what the run in the folder began with; a converted one began with none."""
+    began, here = folder.read_json(ENVIRONMENT)["hashes"], hashes(data)
+    if any(began[name] not in (None, here[name]) for name in here):
         raise ValueError(
             f"the text or the tokenizer is not the one that the run in {folder} began with: restore it, or start in"
             " another folder"
