@@ -129,7 +129,7 @@ def hashes(data: Data) -> dict[str, str]:
 
 
 def check_data(folder: RunFolder, data: Data) -> None:
-    """Raises ValueError where the data is not what the run in the folder began with; a converted one began with none."""
+    """Raises ValueError where the data is not what the run in the folder began with; one converted began with none."""
     began, here = folder.read_json(ENVIRONMENT)["hashes"], hashes(data)
     if any(began[name] not in (None, here[name]) for name in here):
         raise ValueError(

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 from etils import epath
 
+from gpt_jax.data.tokenizer.chat import Message
+
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 MANIFEST = "gpt_jax_tokenizer.json"
@@ -57,6 +59,17 @@ class Tokenizer(Protocol):
     @property
     def stop(self) -> list[int]:
         """The ids after which there is nothing more to sample: of the end of a text, and of an assistant's turn."""
+
+    @property
+    def chats(self) -> bool:
+        """Whether there is a template for conversations."""
+
+    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+        """The ids of a conversation, up to where the assistant is to speak.
+
+        Raises:
+          ValueError: there is no template for conversations, or it refuses these messages.
+        """
 
     def encode(self, text: str, allowed_special: AllowedSpecial = "none_raise") -> list[int]:
         """The ids of `text`."""
@@ -113,6 +126,13 @@ class PieceTokenizer:
     @property
     def stop(self) -> list[int]:
         return [] if self.end_of_text is None else [self.end_of_text]
+
+    @property
+    def chats(self) -> bool:
+        return False
+
+    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+        raise ValueError("this tokenizer has no chat template: the model was not trained on conversations")
 
     def encode(self, text: str, allowed_special: AllowedSpecial = "none_raise") -> list[int]:
         return self.encode_batch([text], allowed_special)[0].tolist()

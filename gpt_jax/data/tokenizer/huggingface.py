@@ -134,17 +134,16 @@ class HuggingFaceTokenizer(PieceTokenizer):
         behind = self.encode(text.rpartition(said)[2].lstrip(), "all")[:1] if said in text else []
         return [index for index in behind if index in self.special_tokens.values()]
 
-    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
-        """The ids of a conversation by the model's own template, as `transformers` encodes it.
+    @property
+    def chats(self) -> bool:
+        return self.roles.chat_template is not None
 
-        Raises:
-          ValueError: the tokenizer has no chat template, or one that refuses these messages.
-        """
-        if self.roles.chat_template is None:
-            raise ValueError("this tokenizer has no chat template: the model was not trained on conversations")
-        text = render_chat(
-            self.roles.chat_template, messages, self.roles.tokens, add_generation_prompt=add_generation_prompt
-        )
+    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+        """By the model's own template, as `transformers` encodes it."""
+        template = self.roles.chat_template
+        if template is None:
+            return super().chat(messages)
+        text = render_chat(template, messages, self.roles.tokens, add_generation_prompt=add_generation_prompt)
         return self.encode(text, "all")
 
     def decode(self, ids: TokenIds) -> str:
