@@ -240,8 +240,8 @@ class Latent(AttentionConfig):
     `rotary_width` elements of one key that all heads share and RoPE turns (MLA: DeepSeek-V2 2024, arXiv:2405.04434).
 
     Each head has `head_width` elements beside the rotary ones. `query_rank` None makes queries directly.
-    `value_width` None: `head_width`. `norm` is on the latents. `bias` is on the products into and out of the latent
-    space as DeepSeek has it: those that read x, and the output's.
+    `value_width` None: `head_width`. `norm` is on the latents. `bias` is where DeepSeek has it: on the products that
+    make latents and the rotated key of x, and on the output's; never on the queries'.
     """
 
     heads: int

@@ -201,7 +201,7 @@ def _read_params(family: Family, model: ModelConfig, stored: Mapping[str, Tensor
             for group in groups:
                 node = node.setdefault(group, {})
             assert value.shape == shapes[path], f"{row.theirs} gives {path} of shape {value.shape}, not {shapes[path]}"
-            node[leaf] = jnp.asarray(np.ascontiguousarray(value, jnp.dtype(model.param_dtype))).block_until_ready()
+            node[leaf] = jnp.asarray(np.asarray(value, jnp.dtype(model.param_dtype), order="C")).block_until_ready()
             del value
     _check_copies(family, rows, stored)
     return {"params": params}

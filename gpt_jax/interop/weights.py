@@ -141,6 +141,6 @@ def write_weights(
     with file.open("wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for dtype, shape, make in entries.values():
-            tensor = np.ascontiguousarray(make(), dtype)
+            tensor = np.asarray(make(), dtype, order="C")
             assert tensor.shape == shape
             f.write(tensor.reshape(-1).view(np.uint8).data)

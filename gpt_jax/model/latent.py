@@ -44,8 +44,7 @@ class LatentAttention(Mixer):
         if c.query_rank is not None:
             down = Linear(c.query_rank, c.bias, std, dtype, name="query_latent")(x)
             down = make_norm(c.norm, dtype, name="query_latent_norm")(down)
-        query_bias = c.bias and c.query_rank is None
-        query = Linear(H * (D + P), query_bias, std, dtype, name="query")(down).reshape(B, T, H, D + P)
+        query = Linear(H * (D + P), False, std, dtype, name="query")(down).reshape(B, T, H, D + P)
 
         def turn(y: Float[Array, "B T N P"]) -> Float[Array, "B T N P"]:
             return rotate(y, row.positions, c.position, row.context) if isinstance(c.position, cfg.Rope) else y
