@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from gpt_jax.config import Config
 from gpt_jax.conversion import ConfigError, from_config_dict
+from gpt_jax.starting import completed
 
 FAILURE, USAGE_ERROR, INTERRUPTED, SAVED = 1, 2, 130, 75
 OUR_PACKAGES = ("gpt_jax", "experiments", "configs", "__main__")
@@ -82,7 +83,7 @@ def config_from_flags() -> Config:
         with group.ignore_type():
             group[name] = None
         overridden[key] = None
-    return from_config_dict(Config, values, overridden)
+    return from_config_dict(Config, ConfigDict(completed(values.to_dict())), overridden)
 
 
 def required(name: str, what: str) -> Any:

@@ -61,13 +61,14 @@ def main() -> int:
         show_sample(console, *load_run(workdir), config)
     folder, prompt = shlex.quote(workdir), shlex.quote(config.prompt if config.prompt.isprintable() else "A")
     show_end(console, outcome.validation, {"checkpoint": outcome.checkpoint, "loss curve": outcome.loss_plot})
-    ablated = cli.command(f"--workdir={workdir}-mqa", "--config.model.attention.kv_heads=1")
     following = {
         "sample more": f"python -m experiments.sample --workdir={folder} --prompt={prompt} --top_k=40",
         "evaluate": f"python -m experiments.evaluate --workdir={folder}",
         "train longer": cli.command(f"--workdir={workdir}", f"--config.train.steps={2 * config.train.steps}"),
-        "ablate: one key/value head": ablated,
     }
+    if config.init_from is None:
+        ablated = cli.command(f"--workdir={workdir}-mqa", "--config.model.attention.kv_heads=1")
+        following["ablate: one key/value head"] = ablated
     show_next(console, following)
     return 0
 

@@ -34,12 +34,12 @@ def _merged(tree: Any, adapter: Any) -> Any:
         return {name: _merged(child, adapter) for name, child in tree.items()}
     low = tree[SCOPE]
     return {name: leaf for name, leaf in tree.items() if name != SCOPE} | {
-        "kernel": _sum(tree["kernel"], low["a"]["kernel"], low["b"]["kernel"], adapter.scale)
+        "kernel": _sum(tree["kernel"], low["a"]["kernel"], low["b"]["kernel"], jnp.asarray(adapter.scale, jnp.float32))
     }
 
 
 @jax.jit
-def _sum(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+def _sum(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
     wide = jnp.float32
     product = jnp.matmul(a.astype(wide), b.astype(wide), precision="highest")
     return (kernel.astype(wide) + scale * product).astype(kernel.dtype)

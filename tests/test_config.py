@@ -31,6 +31,7 @@ from gpt_jax.config import (
     LayerNorm,
     Learned,
     LogTemperature,
+    Lora,
     Mlp,
     ModelConfig,
     RmsNorm,
@@ -344,6 +345,11 @@ ILLEGAL = {
     "names a projection twice": lambda: Attention(4, bias=("query", "query")),
     "clip must be positive": lambda: Attention(4, clip=0.0),
     "value_width must be positive": lambda: Attention(4, value_width=0),
+    "adapter.rank must be positive": lambda: Lora(rank=0),
+    "adapter.alpha must be positive": lambda: Lora(alpha=0.0),
+    "adapter.dropout must lie": lambda: Lora(dropout=1.0),
+    "adapter.targets names no projection": lambda: Lora(targets=()),
+    "model.adapter adapts a trained model: give init_from": lambda: run_config(model=tiny(block={"adapter": Lora()})),
     "shared_kv makes no keys and values of its own, so attention.forget_gate can't act": lambda: Attention(
         4, shared_kv=True, forget_gate=True
     ),

@@ -70,6 +70,7 @@ PLACES: dict[type, Place] = {
     knobs.AttentionConfig: lambda c, v: in_block(c, attention=v),
     knobs.MlpConfig: lambda c, v: in_block(c, mlp=v),
     knobs.AbsolutePositionConfig: lambda c, v: in_model(embedding=knobs.Embedding(position=v)),
+    knobs.AdapterConfig: lambda c, v: in_block(dataclasses.replace(c, init_from="a run"), adapter=v),
     knobs.TokenizerConfig: lambda c, v: dataclasses.replace(c, data=text(tokenizer=v)),
     knobs.DataConfig: lambda c, v: dataclasses.replace(c, data=v),
     knobs.ScheduleConfig: lambda c, v: dataclasses.replace(c, schedule=v),
@@ -174,6 +175,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "Delta.heads": lambda: 4,
     "Delta.key_heads": lambda: 1,
     "Delta.bias": lambda: ("query",),
+    "Lora.targets": lambda: ("mlp/up",),
     "Attention.head_width": lambda: 12,
     "BlockConfig.attention": lambda: Attention(heads=4),
     "ModelConfig.width": lambda: 32,
@@ -291,6 +293,14 @@ def wandb_wanted(config: Config, folder: Path) -> bool:
     return False
 
 
+def base_wanted(config: Config, folder: Path) -> bool:
+    try:
+        train(config, folder, console=Console(quiet=True))
+    except FileNotFoundError:
+        return True
+    return False
+
+
 def placed(config: Config, folder: Path) -> Any:
     data = open_data(config.data, config.model.context_length, 0)
     batch = place_batch(data.batch(0, 8)._asdict(), make_mesh(), config.train.parallel)
@@ -325,6 +335,7 @@ IN_THE_RUN: dict[str, tuple[Config, Any, Callable[[Config, Path], Any]]] = {
     "Config.evaluation": (BASE, knobs.Evaluation(every=3), written),
     "Config.checkpoint": (BASE, knobs.Checkpoint(every=3), written),
     "Config.prompt": (dataclasses.replace(BASE, prompt="AB"), "BA", sampled),
+    "Config.init_from": (BASE, "nowhere", base_wanted),
     "Config.wandb": (BASE, "project", wandb_wanted),
 }
 
