@@ -1,0 +1,84 @@
+"""Writes docs/families.md: how far the logits of each family are from those of `transformers`.
+
+    python -m tests.interop.make_page
+
+Measured on the fixtures, and on the folder of oracles beside the checkout where there is one.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import defaultdict
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax.interop import load_pretrained
+from gpt_jax.interop.families import FAMILIES
+from tests.interop.make_fixtures import FIXTURES
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE, ORACLES = ROOT / "docs" / "families.md", ROOT / "../shared/oracles"
+HEAD = """\
+# Families of published models
+
+`gpt_jax.load_pretrained(folder)` reads them and `gpt_jax.save_pretrained(folder, model, params)` writes them, for
+`transformers` to open. The largest difference of any logit, in float32, from what `transformers` computes, on tiny
+random models with every switch of the family in use (logits are of order 1; the tests allow 1e-4): on the fixtures in
+`tests/interop/fixtures`, and on oracles that were made apart from them. "Greedy" says of how many rows the greedy
+continuation is the same token by token.
+
+This page is written by `python -m tests.interop.make_page`.
+
+| `model_type` | fixtures | max \\|Δ logit\\| | oracles | max \\|Δ logit\\| | greedy |
+|---|---|---|---|---|---|
+"""
+Measured = tuple[float, int, int]  # the largest difference, rows continued alike, rows
+
+
+def measure(folder: Path, ids: np.ndarray, logits: np.ndarray, greedy: np.ndarray) -> Measured:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model, params, _ = load_pretrained(folder)
+    apply = jax.jit(model.apply)
+    difference = float(np.abs(apply(params, jnp.asarray(ids, jnp.int32)) - logits).max())
+    longer = apply(params, jnp.asarray(np.concatenate([ids, greedy], axis=1), jnp.int32))
+    same = np.asarray(longer[:, ids.shape[1] - 1 : -1].argmax(-1)) == greedy
+    return difference, int(same.all(axis=1).sum()), len(ids)
+
+
+def measured() -> tuple[dict[str, list[Measured]], dict[str, list[Measured]]]:
+    """By `model_type`: of the fixtures, and of the oracles."""
+    fixtures, oracles = defaultdict(list), defaultdict(list)
+    for folder in sorted(FIXTURES.iterdir()):
+        with np.load(folder / "expected.npz") as file:
+            fixtures[_model_type(folder)].append(measure(folder, file["ids"], file["logits"], file["greedy"]))
+    for folder in sorted(ORACLES.iterdir()) if ORACLES.is_dir() else ():
+        ids, logits, generated = (np.load(folder / f"{name}.npy") for name in ("input_ids", "logits", "generated"))
+        oracles[_model_type(folder)].append(measure(folder, ids, logits, generated[:, ids.shape[1] :]))
+    return fixtures, oracles
+
+
+def _model_type(folder: Path) -> str:
+    return str(json.loads((folder / "config.json").read_text())["model_type"])
+
+
+def page(fixtures: dict[str, list[Measured]], oracles: dict[str, list[Measured]]) -> str:
+    lines = []
+    for family in sorted(FAMILIES):
+        cells = [f"`{family}`"]
+        for results in (fixtures[family], oracles[family]):
+            cells += [str(len(results)), f"{max(r[0] for r in results):.1e}"] if results else ["", ""]
+        both = fixtures[family] + oracles[family]
+        cells.append(f"{sum(r[1] for r in both)} of {sum(r[2] for r in both)}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return HEAD + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page(*measured()), encoding="utf-8")
+    print(PAGE)

@@ -1,0 +1,211 @@
+"""Each family's fixtures, made and computed by `transformers` (`make_fixtures.py`): read, and written to be read."""
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_jax import Greedy, generate
+from gpt_jax.conversion import ConfigError
+from gpt_jax.interop import load_pretrained, save_pretrained
+from gpt_jax.interop.families import FAMILIES
+from gpt_jax.interop.hf import choose_family
+from gpt_jax.interop.normal import normal
+from tests.interop.make_fixtures import FIXTURES
+
+NAMES = sorted(folder.name for folder in FIXTURES.iterdir())
+TOLERANCE = 1e-4
+needs_transformers = pytest.mark.skipif(
+    not (importlib.util.find_spec("transformers") and importlib.util.find_spec("torch")),
+    reason='needs transformers: pip install -e ".[oracles]"',
+)
+
+
+def model_type(name: str) -> str:
+    return settings(FIXTURES / name)["model_type"]
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def expected(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    with np.load(FIXTURES / name / "expected.npz") as file:
+        return file["ids"], file["logits"], file["greedy"]
+
+
+def test_every_family_has_fixtures() -> None:
+    assert {model_type(name) for name in NAMES} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_and_greedy_tokens_are_those_of_transformers(name: str) -> None:
+    """In a plain forward pass, and greedily from a cache."""
+    model, params, tokenizer = load_pretrained(FIXTURES / name)
+    assert tokenizer is None
+    ids, logits, greedy = expected(name)
+    np.testing.assert_allclose(model.apply(params, jnp.asarray(ids, jnp.int32)), logits, atol=TOLERANCE)
+    if not greedy.size:
+        return
+    ours = generate(model, params, ids, key=jax.random.key(0), max_new_tokens=greedy.shape[1], sampler=Greedy())
+    np.testing.assert_array_equal(ours.tokens, greedy)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_saved_is_read_again_bit_for_bit(name: str, tmp_path: Path) -> None:
+    model, params, _ = load_pretrained(FIXTURES / name)
+    save_pretrained(tmp_path, model, params, family=model_type(name))
+    assert settings(tmp_path)["model_type"] == model_type(name)
+    again, back, _ = load_pretrained(tmp_path)
+    assert normal(again.config) == normal(model.config)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+@needs_transformers
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_transformers_opens_what_is_saved_with_equal_logits(name: str, tmp_path: Path) -> None:
+    """As the model's own family, and as the one that is chosen for it."""
+    from tests.interop.make_fixtures import logits_of, reopened
+
+    model, params, _ = load_pretrained(FIXTURES / name)
+    ids, logits, _ = expected(name)
+    for family in {model_type(name), choose_family(model.config)[0].model_type}:
+        save_pretrained(tmp_path / family, model, params, family=family)
+        np.testing.assert_allclose(logits_of(reopened(tmp_path / family), ids), logits, atol=TOLERANCE)
+
+
+@needs_transformers
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_missing_keys_take_transformers_defaults(family: str) -> None:
+    """A family's settings with no keys at all are those with every key that transformers writes for a default."""
+    from transformers import AutoConfig
+
+    chosen = FAMILIES[family]
+    every = json.loads(AutoConfig.for_model(family).to_json_string(use_diff=False))
+    known = {key: value for key, value in every.items() if chosen.aliases.get(key, key) in chosen.defaults}
+    read = [normal(chosen.read(chosen.settings(values))) for values in ({}, known)]
+    assert read[0] == read[1]
+
+
+ORACLES = [
+    "bloom", "codegen", "cohere", "cohere2", "diffllama", "exaone4", "falcon_40b_style", "falcon_7b_style",
+    "falcon_rw_style", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox",
+    "gptj", "granite", "llama", "llama_rope_llama3", "llama_rope_yarn", "mistral", "mpt", "nanochat", "nemotron",
+    "olmo", "olmo2", "olmo3", "opt", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm", "starcoder2", "xglm",
+    "youtu",
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*ALiBi twice")
+@pytest.mark.parametrize("name", ORACLES)
+def test_oracles(name: str, shared: Path) -> None:
+    folder = shared / "oracles" / name
+    if not folder.is_dir():
+        pytest.skip(f"needs the oracle {folder}")
+    model, params, _ = load_pretrained(folder)
+    ids, wanted, generated = (np.load(folder / f"{name}.npy") for name in ("input_ids", "logits", "generated"))
+    np.testing.assert_allclose(model.apply(params, jnp.asarray(ids, jnp.int32)), wanted, atol=TOLERANCE)
+    longer = model.apply(params, jnp.asarray(generated, jnp.int32))
+    prompt = ids.shape[1]
+    np.testing.assert_array_equal(longer[:, prompt - 1 : -1].argmax(-1), generated[:, prompt:])
+
+
+def with_settings(tmp_path: Path, name: str, **changes: Any) -> Path:
+    """A copy of a fixture with other settings; None leaves a key out."""
+    shutil.copytree(FIXTURES / name, tmp_path, dirs_exist_ok=True)
+    values = {key: value for key, value in (settings(tmp_path) | changes).items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    return tmp_path
+
+
+# What a family's settings can say and gpt_jax can't do: fixture, key, value, what the error says.
+REFUSED = [
+    ("gpt2", "add_cross_attention", True, "add_cross_attention"),
+    ("gpt2", "activation_function", "quick_gelu", "no such activation"),
+    ("gpt_neo", "attention_types", [[["global"], 3]], "attention_types"),
+    ("gptj", "rotary_dim", 3, "no even part"),
+    ("codegen", "n_head", 2, "multiples of 4"),
+    ("opt", "word_embed_proj_dim", 8, "no projection between embeddings"),
+    ("xglm", "pad_token_id", 4, "position 2 of XGLM has no code"),
+    ("bloom", "apply_residual_connection_post_layernorm", True, "residual stream"),
+    ("mpt", "attn_config", {"alibi": False}, "MPT without ALiBi"),
+    ("mpt", "attn_config", {"alibi_bias_max": 4}, "MPT with other slopes"),
+    ("mpt", "attn_config", {"rope": True}, 'unknown key "rope"'),
+    ("mpt", "logit_scale", 0.5, "logit_scale"),
+    ("falcon_7b", "num_ln_in_parallel_attn", 2, "two norms"),
+    ("falcon_40b", "parallel_attn", False, "no Falcon is"),
+    ("falcon_rw", "num_kv_heads", 2, "num_kv_heads"),
+    ("gpt_neox", "rope_parameters", {"rope_type": "proportional"}, "proportional"),
+    ("phi3", "mlp_bias", True, "biases in Phi-3"),
+    ("starcoder2", "norm_type", "rms_norm", "no such norm"),
+    ("stablelm", "qk_layer_norm", True, 'unknown key "qk_layer_norm"'),
+]
+
+
+@pytest.mark.parametrize("name, key, value, message", REFUSED, ids=lambda x: str(x)[:20])
+def test_what_cannot_be_done_is_refused(name: str, key: str, value: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_pretrained(with_settings(tmp_path, name, **{key: value}))
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("gpt2", {"n_layer": None, "num_hidden_layers": 2, "n_embd": None, "hidden_size": 16}),
+        ("gpt_neox", {"rope_parameters": None, "rotary_pct": 0.25, "rotary_emb_base": 10_000}),
+        ("phi", {"rope_parameters": None, "partial_rotary_factor": 0.5, "rope_theta": 10_000.0}),
+        ("phi3_longrope", {"rope_parameters": None, "partial_rotary_factor": 0.75, "rope_theta": 500.0} | {
+            "rope_scaling": {"type": "su", "short_factor": [1.0, 1.1, 1.2], "long_factor": [1.0, 2.5, 4.0]}
+        }),
+        ("bloom", {"hidden_size": None, "n_embed": 16, "masked_softmax_fusion": True, "pretraining_tp": 4}),
+        ("falcon_7b", {"hidden_size": None, "n_embed": 16}),
+    ],
+)  # fmt: skip
+def test_older_spellings_are_read_alike(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    new, _, _ = load_pretrained(FIXTURES / name)
+    old, _, _ = load_pretrained(with_settings(tmp_path, name, **changes))
+    assert normal(old.config) == normal(new.config)
+
+
+def test_a_key_in_two_spellings_with_two_values_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match='"hidden_size"'):
+        load_pretrained(with_settings(tmp_path, "gpt2", hidden_size=20))
+
+
+def test_falcon_reads_which_attention_its_alibi_is_for(tmp_path: Path) -> None:
+    """transformers 5 adds it twice in "eager" attention; files that don't say so are told apart by their version."""
+
+    def scale(**changes: Any) -> float:
+        model, _, _ = load_pretrained(with_settings(tmp_path, "falcon_rw", **changes))
+        return model.config.blocks[0].attention.position.scale
+
+    once = 4**-0.5
+    assert scale() == scale(attn_implementation=None, transformers_version="4.27.0.dev0") == once
+    assert scale(attn_implementation="eager") == 2 * once
+    with pytest.warns(UserWarning, match='"eager" adds ALiBi'):
+        assert scale(attn_implementation=None, transformers_version="5.23.0") == 2 * once
+
+
+def test_a_dropout_that_the_family_lacks_keeps_nothing_from_being_saved(tmp_path: Path) -> None:
+    model, params, _ = load_pretrained(FIXTURES / "nemotron")
+    block = dataclasses.replace(model.config.blocks[0], dropout=0.1)
+    dropped = type(model)(dataclasses.replace(model.config, blocks=(block,) * model.config.layers))
+    save_pretrained(tmp_path, dropped, params, family="nemotron")
+    again, _, _ = load_pretrained(tmp_path)
+    assert normal(again.config) == normal(model.config)
+
+
+def test_dropout_is_where_transformers_has_it(tmp_path: Path) -> None:
+    folder = with_settings(tmp_path, "gpt2", resid_pdrop=0.2, embd_pdrop=0.3, attn_pdrop=0.4)
+    config = load_pretrained(folder)[0].config
+    block = config.blocks[0]
+    assert (block.dropout, config.embedding.dropout, block.attention.dropout) == (0.2, 0.3, 0.4)
