@@ -167,7 +167,7 @@ def by_name(
         theirs = names[general].format(place.group() if place else "")
         if leaf == "bias":
             rows.append(same(f"{theirs}.bias", path))
-        elif leaf == "kernel" and linear:
+        elif leaf == "kernel" and (linear or module == "head"):
             rows.append(transposed(f"{theirs}.weight", path))
         elif leaf in ("kernel", "scale", "table"):
             rows.append(same(f"{theirs}.weight", path))

@@ -74,6 +74,12 @@ def save_pretrained(
     chosen, values = choose_family(model.config, family)
     tokenizer = None if tokenizer is None else as_hugging_face(tokenizer)
     leaves = {path_of(keys): leaf for keys, leaf in jax.tree.leaves_with_path(canonical(params))}
+    shapes = parameter_shapes(plain(model.config))
+    for path in leaves.keys() | shapes.keys():
+        given = leaves[path].shape if path in leaves else None
+        if path not in shapes or given != shapes[path]:
+            wanted = f"needs the shape {shapes[path]} there" if path in shapes else "has no such parameter"
+            raise ValueError(f"the parameters have {path} of shape {given}, and the model {wanted}: are they its own?")
     dtype = np.dtype(next(iter(leaves.values())).dtype)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +87,6 @@ def save_pretrained(
     def tensor(row: Row) -> np.ndarray:
         return row.write(*(np.asarray(leaves[path]) for path in row.ours))
 
-    shapes = parameter_shapes(plain(model.config))
     entries: dict[str, Any] = {}
     for row in chosen.rows(model.config):
         shape = _their_shape(row, shapes)

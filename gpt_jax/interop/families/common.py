@@ -207,7 +207,8 @@ def written(model: cfg.ModelConfig, defaults: Mapping[str, Any], **own: Any) -> 
         "attention_bias": "query" in attention.bias,
         "attention_dropout": attention.dropout,
         "mlp_bias": mlp.bias,
-        "sliding_window": windows[0] if windows else None,
+        # where layers choose, transformers wants a window though none chooses it
+        "sliding_window": windows[0] if windows else model.context_length if "layer_types" in defaults else None,
         "layer_types": [SLIDING if isinstance(mask, cfg.Window) else FULL for mask in masks],
         "rope_parameters": written_ropes(model),
     } | own

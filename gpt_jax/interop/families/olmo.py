@@ -85,6 +85,12 @@ def read_exaone4(s: Settings) -> cfg.ModelConfig:
     return decoder(s, [block(kind) for kind in kinds], rms(s))
 
 
+def write_exaone4(model: cfg.ModelConfig) -> dict[str, Any]:
+    """Where every layer rotates and none has a window, the family has none."""
+    plain = all(isinstance(x, cfg.Attention) and x.mask == cfg.Causal() and x.position for x in model.attentions)
+    return written(model, EXAONE4, **({"sliding_window": None} if plain else {}))
+
+
 OLMO = {key: value for key, value in DEFAULTS.items() if key != "rms_norm_eps"} | {
     "vocab_size": 50304,
     "clip_qkv": None,
@@ -105,5 +111,5 @@ FAMILIES = [
     of_llamas_make("olmo", "OlmoForCausalLM", OLMO, read_olmo, write_olmo),
     of_llamas_make("olmo2", "Olmo2ForCausalLM", OLMO2, read_olmo2, rows=olmo2_rows),
     of_llamas_make("olmo3", "Olmo3ForCausalLM", OLMO3, read_olmo3, write_olmo3, olmo2_rows),
-    of_llamas_make("exaone4", "Exaone4ForCausalLM", EXAONE4, read_exaone4, rows=olmo2_rows),
+    of_llamas_make("exaone4", "Exaone4ForCausalLM", EXAONE4, read_exaone4, write_exaone4, olmo2_rows),
 ]
