@@ -151,7 +151,7 @@ def by_name(
     """A row for each parameter of `model`, by a table of modules: ours → theirs, `{}` the layer.
 
     Kernels, scales and tables are their `weight`, a bias their `bias`, other leaves the named tensor itself. Kernels
-    are transposed; with `linear` False, as in GPT-2, they are not. Parameters of the `special` rows are theirs.
+    are transposed; with `linear` False, as in GPT-2, the head's alone is. Parameters of the `special` rows are theirs.
     """
     special = tuple(special)
     taken = {path for row in special for path in row.ours}
