@@ -16,11 +16,13 @@ from absl import flags
 
 from experiments import cli
 from gpt_jax.ablation.plan import Plan, make_plan
+from gpt_jax.ablation.results import STUDY
 from gpt_jax.ablation.runner import Status, write_plan
 from gpt_jax.ablation.study import Study, change
 from gpt_jax.ablation.together import choose
 from gpt_jax.conversion import ConfigError
 from gpt_jax.training.programs import Programs
+from gpt_jax.training.storage import RunFolder
 
 # What --smoke makes of any study; its file may say more in SMOKE.
 SMOKE = {"train.steps": 12, "evaluation.every": 6, "checkpoint.every": 12}
@@ -82,7 +84,10 @@ def begin(plan: Plan, workdir: str, is_part: bool, programs: Programs) -> Plan:
     together = choose(plan, workdir, flags.FLAGS.together, is_part, programs)
     if together.count > 1:
         plan = make_plan(plan.study, together.count)
-    write_plan(plan, workdir, cli.command(), together, flags.FLAGS.force)
+    folder = RunFolder(workdir)
+    is_known = is_part and folder.exists(STUDY)  # a part's own command makes no study
+    command = folder.read_json(STUDY)["repeat"]["command"] if is_known else cli.command()
+    write_plan(plan, workdir, command, together, flags.FLAGS.force)
     if not is_part:
         print(f"  seeds: {together.reason}")
     return plan

@@ -10,7 +10,7 @@ from gpt_jax.model.cache import init_cache
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.mixer import Mixer
 from gpt_jax.model.registry import register_attention
-from gpt_jax.run import load_run, train
+from gpt_jax.run import load_run, train, train_together
 
 __all__ = [
     "GPT",
@@ -27,4 +27,5 @@ __all__ = [
     "save_pretrained",
     "stream",
     "train",
+    "train_together",
 ]

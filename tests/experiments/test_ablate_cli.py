@@ -129,3 +129,5 @@ def test_a_study_survives_kill_9(together: int, study: str, tmp_path: Path) -> N
     shown = ablate(*flags["jobs"], "--jobs=2")
     assert shown.returncode == 0, shown.stderr
     assert table(tmp_path / "jobs") == table(tmp_path / "whole")
+    command_line = json.loads((tmp_path / "jobs" / "results.json").read_text())["repeat"]["command"]
+    assert "--jobs=2" in command_line and "--shard" not in command_line
