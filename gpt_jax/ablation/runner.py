@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.markup import escape
 
 from gpt_jax.ablation import results
 from gpt_jax.ablation.measure import Measure, decode_rate
@@ -52,8 +53,11 @@ class Runner:
             start = time.monotonic()
             is_done = all(results.outcome(self.folder(run)) is not None for run in group)
             try:
-                if not is_done and not self._finish(group):
-                    return "interrupted"
+                if not is_done:
+                    with self.console.status(escape(f"[{number}/{count}] {_name(group)} …")):  # on a terminal alone
+                        has_ended = self._finish(group)
+                    if not has_ended:
+                        return "interrupted"
             except RunLocked:
                 self._say(f"{_name(group)}: another process is at it")
                 continue
