@@ -154,6 +154,15 @@ def rms(s: Settings, **changes: Any) -> cfg.RmsNorm:
     return cfg.RmsNorm(s.number("rms_norm_eps"), **changes)
 
 
+def require_whole_heads(model: cfg.ModelConfig) -> None:
+    """Raises ConfigError for a model whose width is no multiple of its heads, which `transformers` refuses in some
+    families, also where the heads' width doesn't follow from it.
+    """
+    heads = getattr(model.attentions[0], "heads", 1)
+    if model.width % heads:
+        raise ConfigError(f"a width ({model.width}) that is a multiple of the heads ({heads})")
+
+
 def number_as_written(value: float) -> float:
     """The number that `value`, a quotient, was meant to be: without the last digits, which rounding made."""
     return float(f"{value:.14g}")
