@@ -67,7 +67,7 @@ def granite_multipliers(model: cfg.ModelConfig) -> dict[str, Any]:
         "attention_multiplier": scale,
         "embedding_multiplier": 1.0 if model.embedding.scale is None else model.embedding.scale,
         "residual_multiplier": 1.0 if block.residual_scale is None else block.residual_scale,
-        "logits_scaling": 1.0 if head is None else number_as_written(1 / head),
+        "logits_scaling": 1.0 if head is None else number_as_written(1 / head, lambda x: 1 / x, head),
     }
 
 
