@@ -76,7 +76,9 @@ PLACES: dict[type, Place] = {
     knobs.ScheduleConfig: lambda c, v: dataclasses.replace(c, schedule=v),
     knobs.OptimizerConfig: lambda c, v: dataclasses.replace(c, optimizer=v),
     knobs.Score: lambda c, v: in_attention(c, score=v),
-    knobs.BlockConfig: lambda c, v: dataclasses.replace(c, model=dataclasses.replace(c.model, blocks=(v,) * 2)),
+    knobs.BlockConfig: lambda c, v: dataclasses.replace(
+        c, model=dataclasses.replace(c.model, blocks=(v,) * 2), init_from=None if v.adapter is None else "a run"
+    ),
     knobs.Embedding: lambda c, v: in_model(embedding=v),
     knobs.Head: lambda c, v: in_model(head=v),
     knobs.Init: lambda c, v: in_model(init=v, head=knobs.Head(tied=False)),

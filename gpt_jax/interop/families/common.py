@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from gpt_jax import config as cfg
@@ -154,9 +154,19 @@ def rms(s: Settings, **changes: Any) -> cfg.RmsNorm:
     return cfg.RmsNorm(s.number("rms_norm_eps"), **changes)
 
 
-def number_as_written(value: float) -> float:
-    """The number that `value`, a quotient, was meant to be: without the last digits, which rounding made."""
-    return float(f"{value:.14g}")
+def require_whole_heads(model: cfg.ModelConfig) -> None:
+    """Raises ConfigError for a model whose width is no multiple of its heads, which `transformers` refuses in some
+    families, also where the heads' width doesn't follow from it.
+    """
+    heads = getattr(model.attentions[0], "heads", 1)
+    if model.width % heads:
+        raise ConfigError(f"a width ({model.width}) that is a multiple of the heads ({heads})")
+
+
+def number_as_written(value: float, read: Callable[[float], float], wanted: float) -> float:
+    """Of the numbers that are `value` but for rounding, the shortest of which `read` makes `wanted`."""
+    rounded = [float(f"{value:.{digits}g}") for digits in range(1, 18)]
+    return next((number for number in rounded if read(number) == wanted), value)
 
 
 def require_type(value: Any, kind: type[T]) -> T:

@@ -46,7 +46,7 @@ def read_granite_swa(s: Settings) -> cfg.ModelConfig:
     """Beside that windows, sinks, and a theta for each layer, of which 0 is no rotation."""
     L = s.integer("num_hidden_layers")
     kinds = layer_types(s, [FULL if i % 4 == 0 else SLIDING for i in range(L)])
-    thetas = [None] * L if s["layer_rope_theta"] is None else s["layer_rope_theta"]
+    thetas = [None] * L if s["layer_rope_theta"] is None else [float(theta) for theta in s["layer_rope_theta"]]
     if len(thetas) != L:
         raise ConfigError(f'config.json has {len(thetas)} of "layer_rope_theta" for {L} layers')
     score = cfg.Score(s.number("attention_multiplier"), normalizer="sinks")
@@ -67,7 +67,7 @@ def granite_multipliers(model: cfg.ModelConfig) -> dict[str, Any]:
         "attention_multiplier": scale,
         "embedding_multiplier": 1.0 if model.embedding.scale is None else model.embedding.scale,
         "residual_multiplier": 1.0 if block.residual_scale is None else block.residual_scale,
-        "logits_scaling": 1.0 if head is None else number_as_written(1 / head),
+        "logits_scaling": 1.0 if head is None else number_as_written(1 / head, lambda x: 1 / x, head),
     }
 
 
@@ -77,7 +77,7 @@ def write_granite(model: cfg.ModelConfig) -> dict[str, Any]:
 
 def write_granite_swa(model: cfg.ModelConfig) -> dict[str, Any]:
     ropes = [getattr(mixer, "position", None) for mixer in model.attentions]
-    thetas = [rope.theta if isinstance(rope, cfg.Rope) else 0 for rope in ropes]
+    thetas = [rope.theta if isinstance(rope, cfg.Rope) else 0.0 for rope in ropes]
     return written(model, GRANITE_SWA, layer_rope_theta=thetas, **granite_multipliers(model))
 
 

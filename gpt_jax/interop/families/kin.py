@@ -110,7 +110,7 @@ HELIUM = LLAMA_DEFAULTS | {
     "head_dim": 128,
 }
 FAMILIES = [
-    of_llamas_make("arcee", "ArceeForCausalLM", ARCEE, read_arcee),
+    of_llamas_make("arcee", "ArceeForCausalLM", ARCEE, read_arcee, whole_heads=True),
     of_llamas_make("seed_oss", "SeedOssForCausalLM", SEED_OSS, read_seed_oss, write_seed_oss),
     of_llamas_make("ernie4_5", "Ernie4_5ForCausalLM", ERNIE4_5, read_ernie4_5, write_ernie4_5),
     of_llamas_make("helium", "HeliumForCausalLM", HELIUM, read_helium),

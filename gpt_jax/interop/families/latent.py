@@ -97,7 +97,9 @@ def write_youtu(model: cfg.ModelConfig) -> dict[str, Any]:
 def write_minicpm3(model: cfg.ModelConfig) -> dict[str, Any]:
     block, head = model.blocks[0], model.head.scale
     residual, scale = (1.0 if x is None else x for x in (block.residual_scale, model.embedding.scale))
-    own = {"scale_emb": scale, "scale_depth": number_as_written(residual * math.sqrt(model.layers))}
+    root = math.sqrt(model.layers)
+    depth = number_as_written(residual * root, lambda x: x / root, residual)
+    own = {"scale_emb": scale, "scale_depth": depth}
     base = model.width if head is None else round(head * model.width)
     return written_latent(model, MINICPM3, dim_model_base=base, **own)
 
@@ -168,5 +170,7 @@ MINICPM3 |= {
 
 FAMILIES = [
     of_llamas_make("youtu", "YoutuForCausalLM", YOUTU, read_youtu, write_youtu, latent_rows),
-    of_llamas_make("minicpm3", "MiniCPM3ForCausalLM", MINICPM3, read_minicpm3, write_minicpm3, latent_rows),
+    of_llamas_make(
+        "minicpm3", "MiniCPM3ForCausalLM", MINICPM3, read_minicpm3, write_minicpm3, latent_rows, whole_heads=True
+    ),
 ]

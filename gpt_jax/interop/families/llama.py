@@ -17,6 +17,7 @@ from gpt_jax.interop.families.common import (
     gated,
     head_width,
     layer_types,
+    require_whole_heads,
     rms,
     window,
     written,
@@ -42,13 +43,19 @@ def of_llamas_make(
     write: Callable[[cfg.ModelConfig], dict[str, Any]] | None = None,
     rows: Callable[[cfg.ModelConfig], tuple[Row, ...]] = llama_rows,
     fixed: Mapping[str, Any] | None = None,
+    whole_heads: bool = False,
 ) -> Family:
-    """A family whose tensors are called as Llama's are and whose settings say all that `written` writes."""
+    """A family whose tensors are called as Llama's are and whose settings say all that `written` writes.
 
-    def plainly(model: cfg.ModelConfig) -> dict[str, Any]:
-        return written(model, defaults)
+    `whole_heads`: `transformers` refuses a width that is no multiple of the heads.
+    """
 
-    return Family(model_type, architecture, defaults, read, write or plainly, rows, fixed=fixed or {})
+    def checked(model: cfg.ModelConfig) -> dict[str, Any]:
+        if whole_heads:
+            require_whole_heads(model)
+        return written(model, defaults) if write is None else write(model)
+
+    return Family(model_type, architecture, defaults, read, checked, rows, fixed=fixed or {})
 
 
 def read_llama(s: Settings) -> cfg.ModelConfig:
@@ -122,7 +129,7 @@ MINISTRAL3 = MISTRAL | {
     },
 }
 FAMILIES = [
-    of_llamas_make("llama", "LlamaForCausalLM", LLAMA_DEFAULTS, read_llama),
+    of_llamas_make("llama", "LlamaForCausalLM", LLAMA_DEFAULTS, read_llama, whole_heads=True),
     of_llamas_make("mistral", "MistralForCausalLM", MISTRAL, read_mistral),
     of_llamas_make("ministral", "MinistralForCausalLM", MINISTRAL, read_ministral),
     of_llamas_make("ministral3", "Ministral3ForCausalLM", MINISTRAL3, read_ministral3, write_ministral3),

@@ -118,9 +118,7 @@ def read_xglm(s: Settings) -> cfg.ModelConfig:
     """`transformers` gives the position that falls on the padding's row no code."""
     pad = s.optional_integer("pad_token_id")
     if pad is not None and pad >= OFFSET:
-        raise ConfigError(
-            f'config.json has "pad_token_id": {pad}, and XGLM has no code for position {pad - OFFSET} then'
-        )
+        raise ConfigError(f'config.json has "pad_token_id": {pad}, so that position {pad - OFFSET} of XGLM has no code')
     norm, dropout = cfg.LayerNorm(), s.number("dropout")
     attention = cfg.Attention(
         s.integer("num_attention_heads"), bias=cfg.PROJECTIONS, dropout=s.number("attention_dropout")
