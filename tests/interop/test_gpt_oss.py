@@ -16,7 +16,11 @@ from tests.interop.make_gpt_oss import FILE
 @pytest.mark.parametrize("layer, mask", [(0, Window(5)), (1, Causal())])
 def test_its_attention_is_that_of_transformers(layer: int, mask: Window | Causal) -> None:
     with np.load(FILE) as file:
-        theirs = {name.removeprefix(f"{layer}/"): file[name] for name in file.files if name.startswith(f"{layer}/")}
+        theirs = {
+            name.removeprefix(f"{layer}/"): jnp.asarray(file[name])
+            for name in file.files
+            if name.startswith(f"{layer}/")
+        }
         x = file["x"]
     rope = Rope(100.0, scaling=Yarn(factor=4.0, original_length=8, truncate=False))
     config = Attention(4, 2, 8, mask=mask, position=rope, score=Score(normalizer="sinks"), bias=PROJECTIONS)
