@@ -70,7 +70,7 @@ def run(rounds: int, model: str) -> dict[str, Any]:
         results[name][f"{unit}_per_second"] = amount / results[name]["median_seconds"]
         results[name][f"best_{unit}_per_second"] = amount / results[name]["best_seconds"]
     for name in arms:
-        if (kind := name.partition("_")[2]) in weights:
+        if (kind := name.rpartition("_")[2]) in weights:
             rate = results[name]["tokens_per_second"] * weights[kind]
             results[name]["share_of_read_rate"] = rate / results["read"]["bytes_per_second"]
     for dtype in DTYPES:
