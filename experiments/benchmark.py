@@ -12,11 +12,12 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.benchmarks import attention, compilation, data, decode, loop, step
+from experiments.benchmarks import attention, compilation, data, decode, loop, pretrained, step
 
 SUITES: dict[str, Callable[..., Any]] = {
     "step": step.run,
     "decode": decode.run,
+    "pretrained": pretrained.run,
     "data": data.run,
     "compile": compilation.run,
     "loop": loop.run,
@@ -26,11 +27,13 @@ SUITES: dict[str, Callable[..., Any]] = {
 PAGE = """
 Measure speed on this machine; the result is one JSON object on standard output.
 
-  python -m experiments.benchmark --suite=step|decode|data|compile|loop|attention [--rounds=N] [--output=FILE.json]
+  python -m experiments.benchmark --suite=step|decode|pretrained|data|compile|loop|attention [--rounds=N]
 
   --suite=step      The bare training step of a plain GPT-2 at two sizes, against a straightforward Linen model of
                     the same sizes and, if PyTorch is installed, against that, by turns in one process.
   --suite=decode    Tokens per second of generate, one row at a time and sixteen, at two sizes.
+  --suite=pretrained Tokens per second of --model=PATH, a published model, in float32 and bfloat16, by turns with
+                    transformers where it is installed; and the memory that loading it takes.
   --suite=data      Batches per second, and a tokenizer's training and encoding, on --text=FILE.
   --suite=compile   Seconds from a configuration to the end of its first step, without a compilation cache, for 12 and
                     48 scanned layers.
@@ -38,19 +41,22 @@ Measure speed on this machine; the result is one JSON object on standard output.
   --suite=attention Attention alone by blocks: its memory and time against the einsum's, and what a window saves.
   --rounds=N        Turns of each arm (default 10); best and median are reported. Use more on a busy machine.
   --text=FILE       The text for --suite=data.
+  --model=PATH      The folder or GGUF file for --suite=pretrained.
   --output=FILE     Write the JSON there too.
 """
 
 flags.DEFINE_enum("suite", None, list(SUITES), "What to measure.")
 flags.DEFINE_integer("rounds", 10, "Turns of each arm.", lower_bound=1)
 flags.DEFINE_string("text", None, "The text for --suite=data.")
+flags.DEFINE_string("model", None, "The folder or GGUF file for --suite=pretrained.")
 flags.DEFINE_string("output", None, "A file for the JSON.")
 FLAGS = flags.FLAGS
 
 
 def main() -> None:
     suite = cli.required("suite", "one of " + ", ".join(SUITES))
-    options = {"text": cli.required("text", "a text file to measure with")} if suite == "data" else {}
+    needs = {"data": ("text", "a text file to measure with"), "pretrained": ("model", "a folder or GGUF file")}
+    options = {needs[suite][0]: cli.required(*needs[suite])} if suite in needs else {}
     results = SUITES[suite](rounds=FLAGS.rounds, **options)
     result = {
         "suite": suite,

@@ -12,7 +12,7 @@ from gpt_jax.config.adapter import AdapterConfig
 from gpt_jax.config.attention import AttentionConfig, Prefix
 from gpt_jax.config.checks import require, require_positive, require_probability, require_taps
 from gpt_jax.config.norm import NormConfig, RmsNorm
-from gpt_jax.config.position import AbsolutePositionConfig, Learned, Sinusoidal
+from gpt_jax.config.position import AbsolutePositionConfig, DynamicNtk, Learned, LongRope, Rope, Sinusoidal
 from gpt_jax.config.sharing import check_shared
 from gpt_jax.conversion import Variant, convert, from_dict, join, nearest, overlay, overlay_between, to_dict
 
@@ -251,6 +251,12 @@ def has_adapter(model: ModelConfig) -> bool:
 def has_prefix(model: ModelConfig) -> bool:
     """Whether some layer lets the tokens of a prefix see one another."""
     return any(getattr(block.attention, "mask", None) == Prefix() for block in model.blocks)
+
+
+def depends_on_length(model: ModelConfig) -> bool:
+    """Whether some layer's rotation goes by the declared length of a row, so that room left over changes numbers."""
+    positions = [getattr(block.attention, "position", None) for block in model.blocks]
+    return any(isinstance(p, Rope) and isinstance(p.scaling, DynamicNtk | LongRope) for p in positions)
 
 
 def pattern(letters: str, **blocks: BlockConfig) -> tuple[BlockConfig, ...]:

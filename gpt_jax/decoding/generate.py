@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from gpt_jax.config import has_prefix
+from gpt_jax.config import depends_on_length, has_prefix
 from gpt_jax.decoding.sampling import Greedy, Sampler
 from gpt_jax.decoding.stages import Choice, State, again, append, choose, forward, prefill, start, step_keys
 from gpt_jax.model.cache import Cache, init_cache
@@ -219,7 +219,9 @@ class _Run:
         self.keys = _row_keys(key, len(rows))
         self.max_new_tokens, self.chunk, self.stop = max_new_tokens, chunk, jnp.asarray(stops)
         self.sampler = _as_pytree(sampler)
-        width = min(bucket(longest), context if slide else context - max_new_tokens)
+        # Where numbers go by the declared length, it is what is asked for, though each length be compiled anew.
+        room = longest if depends_on_length(config) else bucket(longest)
+        width = min(room, context if slide else context - max_new_tokens)
         self.prompts = np.stack([np.pad(row, (width - len(row), 0)) for row in rows])
         self.padding = np.array([width - len(row) for row in rows], np.int32)
         # New tokens that a cache of the context's length has room for; the last one is chosen and never read.

@@ -16,6 +16,7 @@ from gpt_jax.config import (
     Embedding,
     GatedMlp,
     Learned,
+    LongRope,
     ModelConfig,
     Rope,
     Window,
@@ -110,6 +111,18 @@ def test_unequal_prompts_in_one_batch_equal_each_alone(model: tuple[GPT, Any]) -
         parts = generate(*model, prompts, key=KEY, max_new_tokens=12, sampler=SAMPLER, chunk=chunk)
         np.testing.assert_array_equal(parts.tokens, out.tokens)
         np.testing.assert_allclose(parts.logprobs, out.logprobs, atol=2e-5)
+
+
+def test_rotations_go_by_the_tokens_that_were_asked_for_not_by_what_they_are_padded_to() -> None:
+    scaling = LongRope((1.0, 1.2), (3.0, 9.0), original_length=12, factor=4.0)
+    gpt = GPT(tiny(Attention(2, head_width=4, position=Rope(scaling=scaling)), context_length=CONTEXT))
+    params, prompts = random_params(gpt), ids(2, 8).tolist()
+    out = generate(gpt, params, prompts, key=KEY, max_new_tokens=4, sampler=Greedy())
+    text = np.concatenate([prompts, out.tokens], axis=1)
+    full = gpt.apply(params, jnp.asarray(text))  # 12 tokens: still the short factors
+    np.testing.assert_array_equal(full[:, 7:-1].argmax(-1), out.tokens)
+    chosen = np.take_along_axis(jax.nn.log_softmax(full[:, 7:-1]), out.tokens[..., None], -1)[..., 0]
+    np.testing.assert_allclose(chosen, out.logprobs, atol=2e-5)
 
 
 def test_a_prompt_that_fills_the_context(model: tuple[GPT, Any]) -> None:

@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ml_collections import ConfigDict
 
 from gpt_jax.config import Config
 from gpt_jax.conversion import from_config_dict
+from gpt_jax.starting import completed
+from gpt_jax.training.record import write_config
+from gpt_jax.training.storage import RunFolder
+from tests.tiny import tiny_config
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(path for path in FOLDER.rglob("*.py") if "def get_config" in path.read_text())
@@ -25,10 +30,23 @@ def load(path: Path) -> Any:
     return module
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run, as far as a configuration looks at it."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = tiny_config(model={"vocab_size": 9})
+    write_config(RunFolder(folder), config, config)
+    return folder
+
+
 @pytest.mark.parametrize("path, arg", ARMS, ids=[f"{path.relative_to(FOLDER)}:{arg}" for path, arg in ARMS])
-def test_a_configuration_file_is_one(path: Path, arg: str) -> None:
+def test_a_configuration_file_is_one(path: Path, arg: str, trained: Path) -> None:
     module = load(path)
-    assert isinstance(from_config_dict(Config, module.get_config(*([arg] if arg else []))), Config)
+    values = module.get_config(*([arg] if arg else []))
+    if "layers" not in values.model:  # its model is another run's
+        values.init_from = str(trained)
+        values = ConfigDict(completed(values.to_dict()))
+    assert isinstance(from_config_dict(Config, values), Config)
     assert module.__doc__ and "python -m experiments." in module.__doc__  # its command stands on top
 
 

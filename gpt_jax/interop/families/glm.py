@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gpt_jax import config as cfg
 from gpt_jax.interop.families.common import (
     DEFAULTS,
@@ -12,6 +14,8 @@ from gpt_jax.interop.families.common import (
     head_width,
     require_type,
     rms,
+    written,
+    written_ropes,
 )
 from gpt_jax.interop.families.llama import QKV, of_llamas_make
 from gpt_jax.interop.family import Row, by_name, fused
@@ -32,6 +36,11 @@ def _read(s: Settings, residual: str) -> cfg.ModelConfig:
     rope = read_rope(s, head_width(s), interleaved=True, partial=True)
     mixer = attention(s, position=rope, bias=QKV if s.flag("attention_bias") else ())
     return decoder(s, cfg.BlockConfig(mixer, gated(s), rms(s), residual), rms(s))  # type: ignore[arg-type]
+
+
+def write_glm(model: cfg.ModelConfig) -> dict[str, Any]:
+    """The family rotates a half where its files don't say, so they say it where it is the whole, too."""
+    return written(model, GLM, rope_parameters={"partial_rotary_factor": 1.0} | written_ropes(model))
 
 
 def glm_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
@@ -57,6 +66,6 @@ GLM = DEFAULTS | {
 }
 
 FAMILIES = [
-    of_llamas_make("glm", "GlmForCausalLM", GLM, read_glm, rows=glm_rows),
-    of_llamas_make("glm4", "Glm4ForCausalLM", GLM, read_glm4, rows=glm_rows),
+    of_llamas_make("glm", "GlmForCausalLM", GLM, read_glm, write_glm, glm_rows),
+    of_llamas_make("glm4", "Glm4ForCausalLM", GLM, read_glm4, write_glm, glm_rows),
 ]

@@ -1,0 +1,149 @@
+"""What a published model's folder says of its tokens, and conversations."""
+
+import importlib.util
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt_jax.data.tokenizer import (
+    BpeTokenizer,
+    ByteTokenizer,
+    CharacterTokenizer,
+    HuggingFaceTokenizer,
+    Roles,
+    load_tokenizer,
+    read_pretrained,
+    write_pretrained,
+)
+from gpt_jax.data.tokenizer.chat import render_chat
+
+TEXT = "the quick brown fox\n jumps wörld " * 4
+BPE = BpeTokenizer.train([TEXT], 290, "gpt2", ["<|endoftext|>", "<s>", "<end>"])
+TEMPLATE = (
+    "{{ bos_token }}{%- for message in messages %}\n"
+    "    {%- if message.role == 'system' and not loop.first %}{{ raise_exception('no') }}{% endif %}\n"
+    "{{ '<' + message['role'] + '>' + message['content'] | trim }}<end>\n"
+    "{%- endfor %}\n"
+    "{% if add_generation_prompt %}\n<assistant>\n{%- endif %}"
+)
+TURNS = [{"role": "user", "content": " fox <b> & é"}, {"role": "assistant", "content": "brown"}]
+ROLES = Roles({"bos_token": "<s>", "eos_token": "<end>", "pad_token": "<end>"}, (3,), TEMPLATE)
+
+
+def chatting() -> HuggingFaceTokenizer:
+    return HuggingFaceTokenizer(BPE.to_hugging_face().to_str(), roles=ROLES)
+
+
+def test_a_conversation() -> None:
+    tokenizer = chatting()
+    assert tokenizer.chats and not BPE.chats
+    text = render_chat(TEMPLATE, TURNS, ROLES.tokens, add_generation_prompt=True)
+    assert text.startswith("<s>") and "<user>fox <b> & é<end>" in text and text.endswith("<assistant>")
+    assert tokenizer.chat(TURNS) == tokenizer.encode(text, "all")
+    assert tokenizer.chat(TURNS)[0] == BPE.special_tokens["<s>"]
+    assert len(tokenizer.chat(TURNS, add_generation_prompt=False)) < len(tokenizer.chat(TURNS))
+    with pytest.raises(ValueError, match="can't render this conversation: no"):
+        tokenizer.chat([*TURNS, {"role": "system", "content": "a"}])
+    with pytest.raises(ValueError, match="no chat template"):
+        BPE.chat(TURNS)
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{% for i in [1, 2, 3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "13"),
+        ("{{ messages | tojson }}", json.dumps(TURNS, ensure_ascii=False)),
+        ("{% generation %}{{ 1 }}{% endgeneration %}", "1"),
+        ("{{ strftime_now('x') }}{{ tools is none }}", "xTrue"),
+    ],
+)
+def test_what_templates_may_use(template: str, text: str) -> None:
+    assert render_chat(template, TURNS, {}, add_generation_prompt=False) == text
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{% for", "{{ messages.x.y }}"]
+)
+def test_templates_are_other_peoples_programs(template: str) -> None:
+    with pytest.raises(ValueError, match="chat template"):
+        render_chat(template, TURNS, {}, add_generation_prompt=False)
+
+
+def test_where_sampling_stops() -> None:
+    """At the end of a text, the end-of-sequence token, what generation_config.json adds, and a turn's end."""
+    special = BPE.special_tokens
+    assert chatting().stop == sorted([3, special["<end>"], special["<|endoftext|>"]])
+    without = HuggingFaceTokenizer(BPE.to_hugging_face().to_str(), roles=Roles({}, (), TEMPLATE))
+    assert without.stop == sorted([special["<end>"], special["<|endoftext|>"]])  # found in the template
+    assert ByteTokenizer().stop == [256] and ByteTokenizer(()).stop == []
+    with pytest.raises(ValueError, match="no token 999"):
+        HuggingFaceTokenizer(BPE.to_hugging_face().to_str(), roles=Roles({}, (999,)))
+
+
+def test_saved_in_a_run(tmp_path: Path) -> None:
+    tokenizer = chatting()
+    tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.content_hash() == tokenizer.content_hash() and again.roles == tokenizer.roles
+    assert again.chat(TURNS) == tokenizer.chat(TURNS)
+    plain = HuggingFaceTokenizer(BPE.to_hugging_face().to_str())
+    assert plain.manifest() == {} and plain.content_hash() != tokenizer.content_hash()
+
+
+def test_a_folder_out_and_in(tmp_path: Path) -> None:
+    write_pretrained(chatting(), tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.roles.tokens == ROLES.tokens and again.roles.chat_template == TEMPLATE
+    assert again.stop == chatting().stop and again.chat(TURNS) == chatting().chat(TURNS)
+
+
+def test_a_folders_other_files(tmp_path: Path) -> None:
+    write_pretrained(BPE, tmp_path)
+    config = {
+        "bos_token": {"content": "<s>"},
+        "eos_token": None,
+        "mask_token": "<unheard of>",
+        "chat_template": [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}],
+        "added_tokens_decoder": {str(BPE.vocab_size): {"content": "<new>", "special": True}},
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
+    (tmp_path / "config.json").write_text('{"eos_token_id": 9}')
+    tokenizer = read_pretrained(tmp_path)
+    assert tokenizer is not None
+    assert tokenizer.roles == Roles({"bos_token": "<s>"}, (7, 8, 9), "d")
+    assert tokenizer.encode("<new>", "all") == [BPE.vocab_size] and tokenizer.vocab_size == BPE.vocab_size + 1
+    (tmp_path / "chat_template.jinja").write_text("j")
+    assert read_pretrained(tmp_path).roles.chat_template == "j"
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match="tokenizer_config.json is not JSON"):
+        read_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").rename(tmp_path / "tokenizer.model")
+    with pytest.warns(UserWarning, match="tokenizer.model and no tokenizer.json"):
+        assert read_pretrained(tmp_path) is None
+
+
+@pytest.mark.parametrize("tokenizer", [BPE, ByteTokenizer(), CharacterTokenizer.train([TEXT])], ids=lambda t: t.kind)
+def test_each_of_our_kinds_for_transformers(tokenizer: BpeTokenizer, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_pretrained(tokenizer, tmp_path)
+        again = load_tokenizer(tmp_path)
+    assert again.encode(TEXT) == tokenizer.encode(TEXT) and again.end_of_text == tokenizer.end_of_text
+    assert again.decode(again.encode(TEXT)) == TEXT
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs transformers")
+def test_transformers_renders_and_encodes_alike(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import AutoTokenizer
+    write_pretrained(chatting(), tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for prompt in (True, False):
+        ids = theirs.apply_chat_template(TURNS, add_generation_prompt=prompt)["input_ids"]
+        np.testing.assert_array_equal(ids, chatting().chat(TURNS, add_generation_prompt=prompt))
+    assert theirs.eos_token == "<end>" and theirs.bos_token == "<s>"

@@ -1,0 +1,110 @@
+"""`experiments.convert`, and what works on the run that it writes: loading, sampling, conversations, evaluation."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from gpt_jax.interop import load_pretrained
+from gpt_jax.run import evaluate_run, load_run
+from tests.experiments.test_train_cli import ROOT, environment, many
+from tests.interop.gguf_files import TEXT, tensors, write
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    write(folder / "model.gguf", tensors())
+    write(folder / "mute.gguf", tensors(), tokenizer=False)
+    (folder / "text.txt").write_text(TEXT * 20)
+    return folder
+
+
+def test_in_and_out_and_all_that_works_on_it(place: Path, tmp_path: Path) -> None:
+    gguf, run, hf = place / "model.gguf", place / "run", place / "hf"
+    convert = {
+        "in": [f"--from={gguf}", f"--workdir={run}", f"--data={place / 'text.txt'}"],
+        "again": [f"--from={gguf}", f"--workdir={run}"],
+        "out": [f"--workdir={run}", f"--to={hf}"],
+        "both": [f"--from={gguf}", f"--workdir={run}", f"--to={hf}"],
+        "no tokenizer": [f"--from={place / 'mute.gguf'}", f"--workdir={place / 'other'}"],
+        "absent": ["--from=org/name", f"--workdir={place / 'other'}"],
+        "family": [f"--workdir={run}", f"--to={place / 'x'}", "--family=gpt2"],
+    }
+    results = dict(zip(convert, many(place, tmp_path / "convert", "convert", list(convert.values())), strict=True))
+    for name, code, message in [
+        ("again", 1, "holds a run already"),
+        ("both", 2, "exactly one of them"),
+        ("no tokenizer", 2, "--tokenizer=PATH"),
+        ("absent", 1, "hf download org/name"),
+        ("family", 2, "gpt2 can't be this model"),
+    ]:
+        actual, _, error = results[name]
+        assert actual == code and message in error and len(error.splitlines()) == 1, (name, results[name])
+    assert results["in"][0] == 0 and "--chat" in results["in"][1], results["in"]
+    assert results["out"][0] == 0, results["out"]
+
+    model, params, tokenizer = load_run(run)
+    original, theirs, _ = load_pretrained(gguf)
+    assert model.config == original.config and tokenizer.chats
+    jax.tree.map(np.testing.assert_array_equal, params, theirs)
+    back, ours, written = load_pretrained(hf)
+    assert back.config == model.config and written is not None
+    jax.tree.map(np.testing.assert_array_equal, ours, params)
+    assert written.stop == tokenizer.stop and written.encode(TEXT) == tokenizer.encode(TEXT)
+
+    loss = evaluate_run(run)[1]["loss"]
+    assert np.isfinite(loss)
+    run.rename(place / "moved")
+    assert evaluate_run(place / "moved")[1]["loss"] == loss
+    (place / "others.txt").write_text("fox " * 300)
+    other = evaluate_run(place / "moved", text=str(place / "others.txt"), context_length=16)[1]
+    assert other["loss"] != loss and json.loads((place / "moved" / "evaluation.json").read_text())["step"] == 0
+
+    lines = {
+        "said": ["--chat", "--prompt=fox", "--max_new_tokens=5", "--temperature=0"],
+        "text": ["--prompt=fox", "--max_new_tokens=5", "--temperature=0"],
+        "told": ["--chat", "--prompt=fox", "--max_new_tokens=5", "--temperature=0", "--system=the lazy dog"],
+    }
+    work = [[f"--workdir={place / 'moved'}", *line] for line in lines.values()]
+    said = dict(zip(lines, many(place, tmp_path / "sample", "sample", work), strict=True))
+    assert all(code == 0 for code, _, _ in said.values()), said
+    assert not said["said"][1].startswith("fox") and said["text"][1].startswith("fox")
+    assert said["said"][1] != said["told"][1]
+
+    talk = [sys.executable, "-m", "experiments.sample", f"--workdir={place / 'moved'}", "--chat", "--temperature=0"]
+    done = subprocess.run(
+        [*talk, "--max_new_tokens=5"], cwd=ROOT, env=environment(place) | os.environ, input="fox\n\ndog\n/quit\nno\n",
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(said["said"][1]) and len(done.stdout) > len(said["said"][1])
+
+
+def test_a_run_of_ones_own_goes_out(place: Path, tmp_path: Path) -> None:
+    """And `--chat` without a template is refused."""
+    from gpt_jax.config import Adamw, Attention, BlockConfig, Config, GatedMlp, ModelConfig, Rope, Text, Train
+    from gpt_jax.run import train
+
+    block = BlockConfig(Attention(heads=2, position=Rope()), GatedMlp(32))
+    model = ModelConfig(None, 32, 16, (block,) * 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPT_JAX_CACHE", str(place / "cache"))
+        data = Text(path=str(place / "text.txt"), validation_fraction=0.2)
+        train(Config(model, data, Adamw(), Train(steps=2, batch_size=4)), str(tmp_path / "run"))
+    code, _, error = many(
+        place, tmp_path / "a", "convert", [[f"--workdir={tmp_path / 'run'}", f"--to={tmp_path / 'hf'}"]]
+    )[0]
+    assert code == 0, error
+    model, params, tokenizer = load_pretrained(tmp_path / "hf")
+    jax.tree.map(np.testing.assert_array_equal, params, load_run(tmp_path / "run")[1])
+    assert tokenizer is not None and tokenizer.encode("é") == [0xC3, 0xA9] and tokenizer.stop == [256]
+    code, _, error = many(place, tmp_path / "b", "sample", [[f"--workdir={tmp_path / 'run'}", "--chat", "--prompt=a"]])[
+        0
+    ]
+    assert code == 2 and "--chat needs a tokenizer with a chat template" in error
