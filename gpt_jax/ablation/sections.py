@@ -75,7 +75,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
     copy = "not compared" if results["aa"] is None else "bit-equal" if results["aa"].get("equal") else "not equal"
     found.append(("A/A copy of the baseline", copy))
     if results["repeat"].get("wall_seconds") is not None:
-        found.append(("Time", table.seconds(results["repeat"]["wall_seconds"])))
+        found.append(("Time of all runs", table.seconds(results["repeat"]["wall_seconds"])))
     return found
 
 

@@ -57,10 +57,8 @@ def _versus(c: st.Comparison, p_holm: float | None, smallest: float, why_not: st
 def verdict_sentence(arms: Sequence[Mapping[str, Any]], study: Mapping[str, Any], done: int, runs: int) -> str:
     """The answer so far: each arm against the baseline, in nats per token with 95% intervals."""
     parts = [_part(arm, study) for arm in arms if arm["versus_baseline"] is not None]
-    begun = f"So far ({done} of {runs} runs are done): " if done < runs else ""
-    if not parts:
-        return f"{begun}there is nothing to compare yet."
-    return f"{begun}against {study['baseline']}, {'; '.join(parts)}."
+    said = f"against {study['baseline']}, {'; '.join(parts)}." if parts else "there is nothing to compare yet."
+    return f"So far ({done} of {runs} runs are done): {said}" if done < runs else said[0].upper() + said[1:]
 
 
 def _part(arm: Mapping[str, Any], study: Mapping[str, Any]) -> str:
