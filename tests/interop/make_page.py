@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt_jax.config import depends_on_length
 from gpt_jax.interop import load_pretrained
 from gpt_jax.interop.families import FAMILIES
 from tests.interop.make_fixtures import FIXTURES
@@ -43,11 +44,13 @@ def measure(folder: Path, ids: np.ndarray, logits: np.ndarray, greedy: np.ndarra
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         model, params, _ = load_pretrained(folder)
-    apply = jax.jit(model.apply)
-    difference = float(np.abs(apply(params, jnp.asarray(ids, jnp.int32)) - logits).max())
-    longer = apply(params, jnp.asarray(np.concatenate([ids, greedy], axis=1), jnp.int32))
-    same = np.asarray(longer[:, ids.shape[1] - 1 : -1].argmax(-1)) == greedy
-    return difference, int(same.all(axis=1).sum()), len(ids)
+    apply, T = jax.jit(model.apply), ids.shape[1]
+    longer = np.asarray(apply(params, jnp.asarray(np.concatenate([ids, greedy], axis=1), jnp.int32)))
+    ours = longer[:, :T]
+    if depends_on_length(model.config):
+        ours = np.asarray(apply(params, jnp.asarray(ids, jnp.int32)))
+    same = longer[:, T - 1 : -1].argmax(-1) == greedy
+    return float(np.abs(ours - logits).max()), int(same.all(axis=1).sum()), len(ids)
 
 
 def measured() -> tuple[dict[str, list[Measured]], dict[str, list[Measured]]]:
@@ -56,9 +59,11 @@ def measured() -> tuple[dict[str, list[Measured]], dict[str, list[Measured]]]:
     for folder in sorted(FIXTURES.iterdir()):
         with np.load(folder / "expected.npz") as file:
             fixtures[_model_type(folder)].append(measure(folder, file["ids"], file["logits"], file["greedy"]))
+        print(folder.name, *fixtures[_model_type(folder)][-1], flush=True)
     for folder in sorted(ORACLES.iterdir()) if ORACLES.is_dir() else ():
         ids, logits, generated = (np.load(folder / f"{name}.npy") for name in ("input_ids", "logits", "generated"))
         oracles[_model_type(folder)].append(measure(folder, ids, logits, generated[:, ids.shape[1] :]))
+        print(folder.name, *oracles[_model_type(folder)][-1], flush=True)
     return fixtures, oracles
 
 
