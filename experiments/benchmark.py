@@ -12,7 +12,7 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.benchmarks import attention, compilation, data, decode, loop, pretrained, step
+from experiments.benchmarks import attention, compilation, data, decode, loop, pretrained, seeds, step
 
 SUITES: dict[str, Callable[..., Any]] = {
     "step": step.run,
@@ -22,12 +22,13 @@ SUITES: dict[str, Callable[..., Any]] = {
     "compile": compilation.run,
     "loop": loop.run,
     "attention": attention.run,
+    "seeds": seeds.run,
 }
 
 PAGE = """
 Measure speed on this machine; the result is one JSON object on standard output.
 
-  python -m experiments.benchmark --suite=step|decode|pretrained|data|compile|loop|attention [--rounds=N]
+  python -m experiments.benchmark --suite=step|decode|pretrained|data|compile|loop|attention|seeds
 
   --suite=step      The bare training step of a plain GPT-2 at two sizes, against a straightforward Linen model of
                     the same sizes and, if PyTorch is installed, against that, by turns in one process.
@@ -39,6 +40,7 @@ Measure speed on this machine; the result is one JSON object on standard output.
                     48 scanned layers.
   --suite=loop      What the training loop costs beside its steps.
   --suite=attention Attention alone by blocks: its memory and time against the einsum's, and what a window saves.
+  --suite=seeds     Whole processes: four seeds of one arm as a study runs them, and as four commands.
   --rounds=N        Turns of each arm (default 10); best and median are reported. Use more on a busy machine.
   --text=FILE       The text for --suite=data.
   --model=PATH      The folder or GGUF file for --suite=pretrained.
