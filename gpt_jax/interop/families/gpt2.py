@@ -62,20 +62,24 @@ DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 GPT2_DEFAULTS = DEFAULTS | UNUSED | {"scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False}
-BIGCODE_DEFAULTS = DEFAULTS | {
-    "activation_function": "gelu_pytorch_tanh",
-    "multi_query": True,
-    # They choose kernels and types, not numbers.
-    "num_key_value_heads": None,
-    "attention_softmax_in_fp32": True,
-    "scale_attention_softmax_in_fp32": True,
-    "inference_runner": None,
-    "max_batch_size": None,
-    "max_sequence_length": None,
-    "pad_key_length": None,
-    "pre_allocate_kv_cache": None,
-    "validate_runner_input": None,
-}
+BIGCODE_DEFAULTS = (
+    DEFAULTS
+    | UNUSED
+    | {
+        "activation_function": "gelu_pytorch_tanh",
+        "multi_query": True,
+        # They choose kernels and types, not numbers.
+        "num_key_value_heads": None,
+        "attention_softmax_in_fp32": True,
+        "scale_attention_softmax_in_fp32": True,
+        "inference_runner": None,
+        "max_batch_size": None,
+        "max_sequence_length": None,
+        "pad_key_length": None,
+        "pre_allocate_kv_cache": None,
+        "validate_runner_input": None,
+    }
+)
 NEO_DEFAULTS: dict[str, Any] = UNUSED | {
     "vocab_size": 50257,
     "hidden_size": 2048,

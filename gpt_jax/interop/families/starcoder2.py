@@ -18,25 +18,42 @@ STARCODER2_NAMES = NAMES | {
     "blocks/{}/mlp/down": "model.layers.{}.mlp.c_proj",
 }
 COMMON = {key: value for key, value in LLAMAS.items() if key not in ("attention_bias", "rms_norm_eps")}
-STARCODER2_DEFAULTS: dict[str, Any] = COMMON | {
-    "vocab_size": 49152,
-    "hidden_size": 3072,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 2,
-    "head_dim": None,
-    "hidden_act": "gelu_pytorch_tanh",
-    "max_position_embeddings": 4096,
-    "norm_epsilon": 1e-5,
-    "sliding_window": None,
-    "use_bias": True,
-    "norm_type": "layer_norm",  # of older files, as the next
-    "mlp_type": "default",
-    "residual_dropout": 0.0,
-    "embedding_dropout": 0.0,
-    "tie_word_embeddings": True,
-}
+# Of older files, which `transformers` passes over.
+STARCODER2_UNUSED = dict.fromkeys(
+    (
+        "activation_function",
+        "layer_norm_epsilon",
+        "scale_attn_weights",
+        "attention_softmax_in_fp32",
+        "scale_attention_softmax_in_fp32",
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
+    )
+)
+STARCODER2_DEFAULTS: dict[str, Any] = (
+    COMMON
+    | STARCODER2_UNUSED
+    | {
+        "vocab_size": 49152,
+        "hidden_size": 3072,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 2,
+        "head_dim": None,
+        "hidden_act": "gelu_pytorch_tanh",
+        "max_position_embeddings": 4096,
+        "norm_epsilon": 1e-5,
+        "sliding_window": None,
+        "use_bias": True,
+        "norm_type": "layer_norm",  # of older files, as the next
+        "mlp_type": "default",
+        "residual_dropout": 0.0,
+        "embedding_dropout": 0.0,
+        "tie_word_embeddings": True,
+    }
+)
 STABLELM_DEFAULTS: dict[str, Any] = COMMON | {
     "vocab_size": 50304,
     "hidden_size": 2560,
@@ -63,7 +80,7 @@ NEMOTRON_DEFAULTS: dict[str, Any] = COMMON | {
     "attention_bias": False,
     "mlp_bias": False,
 }
-UNWRITTEN = ("rope_scaling", "rope_theta", "partial_rotary_factor", "norm_type", "mlp_type")
+UNWRITTEN = ("rope_scaling", "rope_theta", "partial_rotary_factor", "norm_type", "mlp_type", *STARCODER2_UNUSED)
 
 
 def read_starcoder2(s: Settings) -> cfg.ModelConfig:
