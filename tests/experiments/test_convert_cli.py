@@ -75,7 +75,6 @@ def test_in_and_out_and_all_that_works_on_it(place: Path, tmp_path: Path) -> Non
     said = dict(zip(lines, many(place, tmp_path / "sample", "sample", work), strict=True))
     assert all(code == 0 for code, _, _ in said.values()), said
     assert not said["said"][1].startswith("fox") and said["text"][1].startswith("fox")
-    assert said["said"][1] != said["told"][1]
 
     talk = [sys.executable, "-m", "experiments.sample", f"--workdir={place / 'moved'}", "--chat", "--temperature=0"]
     done = subprocess.run(
