@@ -157,7 +157,7 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): download it again") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no settings: download it again")
+        raise ValueError(f"{path} is not a file of settings: download it again")
     return values
 
 
