@@ -23,12 +23,11 @@ Run an ablation study, from a question to a report.
   --config.KEY=VALUE     Changes a setting of the base, and so of every arm.
   --workdir=DIR          The study's folder (required): study.json, runs/, results.json, results.csv, report.html.
                          Runs that it holds are not made again: what is done is skipped, what was cut off goes on.
-  --seeds=N              Seeds 0 to N − 1 in place of the study's; more of them later reuse those that ran.
+  --seeds=N              Seeds 0 to N − 1 in place of the study's; more of them later reuse the groups that ran.
   --learning_rates=A,B   Rates to sweep for every arm in place of the study's.
   --smoke                The whole way at a tiny size, in about a minute, which decides nothing.
   --jobs=N               So many processes at once.
-  --together=N           So many seeds in one program (1: one after the other) in place of what is faster here, which is
-                         measured once when the study begins, and kept.
+  --together=N           Seeds in one program, in place of what is measured to be faster when the study begins.
   --shard=I/N            Only the I-th of N parts of the runs (I from 1 to N), for a launcher of many hosts that share
                          DIR or whose runs/ folders are put together afterwards.
   --force                Rank arms that are not within 1% of the baseline's budget too.
@@ -60,11 +59,12 @@ def main() -> int:
     console, shard = Console(), studies.shard_from_flags()
     enable_compilation_cache()
     plan, programs = make_plan(studies.study_from_flags()), Programs()
-    if shard is None or FLAGS.dry:
-        show_plan(plan, console)
     if FLAGS.dry:
+        show_plan(make_plan(plan.study, FLAGS.together or 1), console)
         return 0
     plan = studies.begin(plan, workdir, shard is not None, programs)
+    if shard is None:
+        show_plan(plan, console)
     if FLAGS.jobs > 1:
         status = studies.run_jobs(FLAGS.jobs)
     else:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from jax.sharding import Mesh
 from rich.console import Console
 
 from gpt_jax.compilation import enable_compilation_cache
@@ -17,13 +18,13 @@ from gpt_jax.data import open_data
 from gpt_jax.opening import OpenedRun, Workdir, load_run, open_run
 from gpt_jax.session import Outcome, Session
 from gpt_jax.training import record
-from gpt_jax.training.checkpoint import CheckpointError, Restored
+from gpt_jax.training.checkpoint import REST, CheckpointError, Restored
 from gpt_jax.training.evaluate import make_evaluate
 from gpt_jax.training.interrupt import Interrupts
 from gpt_jax.training.loop import TrainingDiverged
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.sharding import make_mesh, place_batch, replicate
-from gpt_jax.training.step import given_by
+from gpt_jax.training.step import TrainState, given_by
 from gpt_jax.training.storage import EVALUATION, TOKENIZER
 from gpt_jax.training.together import run_together, stack, stack_rows
 
@@ -58,8 +59,7 @@ def train(
     programs, mesh = Programs() if programs is None else programs, make_mesh()
     with ExitStack() as held:
         run = Session.open(config, workdir, resume, held)
-        newest = run.checkpoints.restore_newest(programs.templates(run.config, mesh), move_damaged=True)
-        state, start = run.state(newest, mesh, programs)
+        state, start = run.newest_state(mesh, programs)
         if start >= run.config.train.steps:
             return run.outcome(start, was_done=True)
         interrupts = held.enter_context(Interrupts())
@@ -79,34 +79,39 @@ def train_together(
     """Trains runs that differ in seeds and learning rates alone in one program, each in its folder, silently.
 
     Losses agree with `train`'s to rounding, not bit for bit. A group, started again as it was, goes on from the newest
-    step of which each run has a good checkpoint, and gives the same, bit for bit, as one that was not interrupted. It
-    is faster than one run after the other where one leaves the device idle, and needs as many times the memory.
+    step of which each run has a good checkpoint, and gives the same, bit for bit, as one that was not interrupted; for
+    that a run keeps two checkpoints at least. A run that diverges ends alone. Together runs are faster than one after
+    the other where one leaves the device idle, and need as many times the memory.
 
     Raises:
-      ValueError: as `train`; configurations that differ otherwise, or ask for pmap.
+      ValueError: as `train`; configurations that differ otherwise, or ask for pmap or Weights & Biases, which has one
+        run in a process.
     """
     enable_compilation_cache()
     programs, mesh = Programs() if programs is None else programs, make_mesh()
     with ExitStack() as held:
-        runs = [Session.open(c, workdir, True, held) for c, workdir in zip(configs, workdirs, strict=True)]
+        runs = [Session.open(c, workdir, True, held, 2) for c, workdir in zip(configs, workdirs, strict=True)]
         first = runs[0].config
-        if any(_with_luck_of(first, run.config) != first for run in runs) or first.train.parallel != "jit":
-            raise ValueError("runs that train together may differ in seed and learning rate only, and not use pmap")
-        restored = _restore_together(runs, programs.templates(first, mesh))
-        begun = [run.state(one, mesh, programs) for run, one in zip(runs, restored, strict=True)]
-        start = begun[0][1]
-        if start >= first.train.steps:
-            return [run.outcome(start, was_done=True) for run in runs]
+        if any(_with_luck_of(first, run.config) != first for run in runs):
+            raise ValueError("runs that train together may differ in seed and learning rate only")
+        if first.train.parallel != "jit" or first.wandb is not None:
+            raise ValueError("runs can't train together by pmap, nor with wandb: take them one after the other")
+        states, starts = _states_together(runs, mesh, programs)
+        if min(starts) >= first.train.steps:
+            return [run.outcome(start, was_done=True) for run, start in zip(runs, starts, strict=True)]
         interrupts, quiet = held.enter_context(Interrupts()), Console(quiet=True)
-        loops = [held.enter_context(run.loop(start, mesh, interrupts, quiet, programs, False)) for run in runs]
-        states = replicate(stack([state for state, _ in begun]), mesh)
+        loops = [
+            held.enter_context(run.loop(start, mesh, interrupts, quiet, programs, False))
+            for run, start in zip(runs, starts, strict=True)
+        ]
         given = replicate(stack([given_by(run.config) for run in runs]), mesh)
         step = programs.step_together(first, mesh)
 
         def place_and_step(states: Any, rows: Any) -> Any:
             return step(states, place_batch(stack_rows(rows), mesh, "vmap", first.train.accumulate), given)
 
-        ends = run_together(loops, place_and_step, states, [run.batches(start) for run in runs], start)
+        batches = [run.batches(start) for run, start in zip(runs, starts, strict=True)]
+        ends = run_together(loops, place_and_step, states, batches, starts)
         return [run.outcome(end) if isinstance(end, int) else end for run, end in zip(runs, ends, strict=True)]
 
 
@@ -117,20 +122,34 @@ def _with_luck_of(first: Config, config: Config) -> Config:
     return dataclasses.replace(config, seed=first.seed, data=data, optimizer=optimizer)
 
 
-def _restore_together(runs: Sequence[Session], templates: Any) -> list[Restored] | list[None]:
-    """The newest step of which all runs have a good checkpoint; Nones where there is none."""
-    for step in sorted(set.intersection(*(set(run.checkpoints.steps()) for run in runs)), reverse=True):
-        found = []
-        for run in runs:
-            try:
-                found.append(run.checkpoints.restore(step, templates))
-            except CheckpointError as error:
-                warnings.warn(f"{error}; going back to the checkpoint before it", stacklevel=2)
-                run.checkpoints.move_damaged([step])
-                break
-        else:
+def _states_together(runs: Sequence[Session], mesh: Mesh, programs: Programs) -> tuple[TrainState, list[int]]:
+    """The states to begin with, stacked, and the number of each one's updates."""
+    restored = _restore_together(runs, programs.templates(runs[0].config, mesh))
+    begun = [run.state(one, mesh, programs) for run, one in zip(runs, restored, strict=True)]
+    return replicate(stack([state for state, _ in begun]), mesh), [start for _, start in begun]
+
+
+def _restore_together(runs: Sequence[Session], templates: Any) -> list[Restored | None]:
+    """Of runs that diverged the newest checkpoint, of the others that of the newest step of which all of them have a
+    good one; Nones where there is none.
+    """
+    found = [run.checkpoints.restore_newest(templates, move_damaged=True) for run in runs]
+    going = [i for i, one in enumerate(found) if one is None or not _has_diverged(runs[i].config, one)]
+    if not going:
+        return found
+    for step in sorted(set.intersection(*(set(runs[i].checkpoints.steps()) for i in going)), reverse=True):
+        try:
+            for i in going:
+                found[i] = runs[i].checkpoints.restore(step, templates)
             return found
-    return [None] * len(runs)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; going back to the checkpoint before it", stacklevel=2)
+            runs[i].checkpoints.move_damaged([step])
+    return [None if i in going else one for i, one in enumerate(found)]
+
+
+def _has_diverged(config: Config, restored: Restored) -> bool:
+    return int(restored.trees[REST]["skipped_in_row"]) >= config.train.max_skipped
 
 
 def evaluate_run(

@@ -44,9 +44,11 @@ class Outcome:
     loss_plot: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Session:
-    """A run whose folder this process holds the lock of. `config` is resolved, `given` as it was given."""
+    """A run whose folder this process holds the lock of. `config` is resolved, `given` as it was given; `base` is what
+    a new run begins with, its parameters until they are taken.
+    """
 
     folder: RunFolder
     given: Config
@@ -56,8 +58,8 @@ class Session:
     base: Base | None
 
     @classmethod
-    def open(cls, config: Config, workdir: Workdir, resume: bool, stack: ExitStack) -> Session:
-        """Until `stack` is closed; for what it raises see `gpt_jax.train`."""
+    def open(cls, config: Config, workdir: Workdir, resume: bool, stack: ExitStack, keep: int = 1) -> Session:
+        """Until `stack` is closed; for what it raises see `gpt_jax.train`. At least `keep` checkpoints stay."""
         metrics.check_wandb(config)
         folder = RunFolder(workdir)
         stack.enter_context(folder.lock())
@@ -67,12 +69,19 @@ class Session:
         data = open_data(config.data, config.model.context_length, config.data_seed)
         resolved, base = _resolved(folder, config, data) if earlier is None else (earlier[1], None)
         resolved = record.lengthened(resolved, config.train.steps)
-        checkpoints = stack.enter_context(Checkpoints(folder, resolved.checkpoint.keep))
+        checkpoints = stack.enter_context(Checkpoints(folder, max(keep, resolved.checkpoint.keep)))
         return cls(folder, config, resolved, data, checkpoints, base)
 
+    def newest_state(self, mesh: Mesh, programs: Programs) -> tuple[TrainState, int]:
+        """The state of the newest good checkpoint or a new one, on every device, and the number of its updates."""
+        newest = self.checkpoints.restore_newest(programs.templates(self.config, mesh), move_damaged=True)
+        return self.state(newest, mesh, programs)
+
     def state(self, restored: Restored | None, mesh: Mesh, programs: Programs) -> tuple[TrainState, int]:
-        """The state to begin with, on every device, and the number of its updates."""
+        """As `newest_state`, of what was restored."""
         base = self.base
+        if base is not None:
+            self.base = base._replace(params=None)
         if base is None and self.config.init_from is not None and (restored is None or has_adapter(self.config.model)):
             base = reopen_base(self.folder, self.config)
         params = None if base is None else base.params

@@ -25,7 +25,7 @@ from gpt_jax.training import record
 AA = "A/A"
 # What decides a run's numbers; analysis, decoding and this package only look at them.
 PARTS = ("config", "data", "model", "training")
-CODE = (*PARTS, "conversion.py", "paths.py", "opening.py", "starting.py", "session.py", "run.py")
+CODE = (*PARTS, "conversion.py", "paths.py", "lora.py", "opening.py", "starting.py", "session.py", "run.py")
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 Purpose = Literal["arm", "noise", "aa"]

@@ -81,19 +81,17 @@ class Runner:
         """Trains and measures the runs of a group; whether they came to their ends."""
         start = time.monotonic()
         ends = self._train(group)
+        if any(not isinstance(end, TrainingDiverged) and end.status == "interrupted" for end in ends):
+            return False
+        trained = (time.monotonic() - start) / len(group)
         for run, end in zip(group, ends, strict=True):
-            if isinstance(end, TrainingDiverged):
-                continue
-            if end.status == "interrupted":
-                return False
-            folder = self.folder(run)
-            if not folder.exists(results.MEASUREMENTS):
-                folder.write_json(results.MEASUREMENTS, self._ask(run, folder))
-        seconds = round((time.monotonic() - start) / len(group), 2)
-        for run, end in zip(group, ends, strict=True):
+            folder, start = self.folder(run), time.monotonic()
             why = {"reason": str(end)} if isinstance(end, TrainingDiverged) else {}
+            if not why and not folder.exists(results.MEASUREMENTS):
+                folder.write_json(results.MEASUREMENTS, self._ask(run, folder))
+            seconds = round(trained + time.monotonic() - start, 2)
             status = "diverged" if why else "finished"
-            self.folder(run).write_json(results.OUTCOME, {"status": status, "wall_seconds": seconds, **why})
+            folder.write_json(results.OUTCOME, {"status": status, "wall_seconds": seconds, **why})
         return True
 
     def _train(self, group: Sequence[PlannedRun]) -> Sequence[Outcome | TrainingDiverged]:
@@ -179,7 +177,8 @@ def show_plan(plan: Plan, console: Console) -> None:
         if not arm.is_ranked:
             console.print(f"    not ranked: its {study.match} are {arm.ratio:.3f} × the baseline's", highlight=False)
     extra = f", {study.fresh_seeds} of the baseline for the noise" if study.fresh_seeds else ""
-    extra += f", and the {AA} copy" if study.aa else ""
+    copies = sum(run.purpose == "aa" for run in plan.runs)
+    extra += f", and the {AA} copy" if copies == 1 else f", and {copies} {AA} copies" if copies else ""
     rates = f" × {len(study.learning_rates)} learning rates" if study.learning_rates else ""
     console.print(
         f"  {len(plan.runs)} runs: {len(plan.arms)} arms{rates} × {len(study.seeds)} seeds{extra}",

@@ -98,6 +98,8 @@ def mean_text(arm: Arm) -> str:
 def verdict_text(arm: Arm) -> str:
     """The verdict, and where it is open the number of seeds that would decide."""
     versus = arm["versus_baseline"]
+    if arm["losses"] and all(loss is None for loss in arm["losses"].values()):
+        return f"diverged in {len(arm['losses'])} of {len(arm['losses'])} seeds"
     if versus is None or versus["verdict"] is None:
         return "–"
     needed = seeds_needed(arm)

@@ -90,8 +90,11 @@ class Loop:
         """
         c = self.config
         step = start
-        if start > 0 and self._evaluation_due(start) and not self.records.had(start, "validation"):
-            self._evaluate(start, state())  # the run was interrupted before it
+        if start > 0:
+            self._skipped_in_row = int(state().skipped_in_row)
+            self._check_finite(start)
+            if self._evaluation_due(start) and not self.records.had(start, "validation"):
+                self._evaluate(start, state())  # the run was interrupted before it
         pending: dict[str, jax.Array] | None = None
         for step in range(start + 1, c.train.steps + 1):
             self.trace.before(step - start)
@@ -115,14 +118,17 @@ class Loop:
             if stop and not last:
                 break
         self.trace.end()
-        if self._skipped_in_row >= c.train.max_skipped:
+        self._check_finite(step)
+        return step
+
+    def _check_finite(self, step: int) -> None:
+        if self._skipped_in_row >= self.config.train.max_skipped:
             self.checkpoints.wait()
             raise TrainingDiverged(
                 f"the loss or gradient was not finite in {self._skipped_in_row} steps in a row, up to step {step}: the"
                 f" parameters of the last good step are in {self.checkpoints.path(step)}; lower optimizer.learning_rate"
                 " or set train.clip_norm, in another folder"
             )
-        return step
 
     def _evaluation_due(self, step: int) -> bool:
         return step % self.config.evaluation.every == 0

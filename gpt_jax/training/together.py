@@ -55,15 +55,21 @@ def lane(trees: Any, i: Any) -> Any:
 
 
 def run_together(
-    loops: Sequence[Loop], step: StepTogether, states: TrainState, batches: Sequence[Iterator[DataBatch]], start: int
+    loops: Sequence[Loop],
+    step: StepTogether,
+    states: TrainState,
+    batches: Sequence[Iterator[DataBatch]],
+    starts: Sequence[int],
 ) -> list[int | TrainingDiverged]:
-    """Goes with all loops at once from `start` updates on; returns how each ended: the number of its updates, or why it
-    diverged. A run that ended keeps its lane, unseen, so that the program and with it the others' numbers stay.
+    """Goes with all loops at once; returns how each ended: the number of its updates, or why it diverged.
+
+    They start after as many updates each, but for runs that diverged before. A run that ended keeps its lane, unseen,
+    so that the program and with it the others' numbers stay.
     """
     cut = jax.jit(lane)
     courses: dict[int, Course] = {
         i: loop.course(lambda i=i: cut(states, i), rows, start)  # type: ignore[misc]
-        for i, (loop, rows) in enumerate(zip(loops, batches, strict=True))
+        for i, (loop, rows, start) in enumerate(zip(loops, batches, starts, strict=True))
     }
     ends: dict[int, int | TrainingDiverged] = {}
     rows: dict[int, HostBatch] = {}
@@ -79,7 +85,8 @@ def run_together(
     for i, course in courses.items():
         advance(i, partial(next, course))
     while len(ends) < len(courses):
-        states, metrics = step(states, [rows[i] for i in courses])
+        some = next(iter(rows.values()))  # for a lane that ended before it had any
+        states, metrics = step(states, [rows[i] if i in rows else some for i in courses])
         for i, course in courses.items():
             if i not in ends:
                 advance(i, partial(course.send, metrics[i]))

@@ -25,7 +25,7 @@ def arms_of(study: Study, folder: Path, names: tuple[str, ...]) -> dict[str, dic
     """Results of some arms, the baseline among them, of a study without its noise and copy."""
     kept = tuple(arm for arm in study.arms if arm.name in names)
     plan = make_plan(dataclasses.replace(study, arms=kept, fresh_seeds=0, aa=False))
-    write_plan(plan, folder, "test", Together(1, "as asked"), forced=False)
+    write_plan(plan, folder, "test", Together(1, "as asked", ""), forced=False)
     assert Runner(plan, folder, Console(quiet=True)).run() == "finished"
     return {arm["name"]: arm for arm in write_results(folder)["arms"]}
 

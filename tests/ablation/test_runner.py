@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -20,7 +21,7 @@ from gpt_jax.ablation.runner import Runner, show_plan, write_plan
 from gpt_jax.ablation.study import Arm, Probe, Study, vary
 from gpt_jax.ablation.together import Together, choose, measure
 from gpt_jax.config import Checkpoint, Copy, Evaluation
-from gpt_jax.conversion import ConfigError
+from gpt_jax.conversion import ConfigError, config_hash
 from gpt_jax.data import open_data
 from gpt_jax.run import load_run, train
 from gpt_jax.training import metrics
@@ -45,14 +46,18 @@ def small_study(**changes: Any) -> Study:
     return Study("Fewer heads?", base, vary(KV, mha=2, mqa=1), "mha", (KV,), 0.01, **options)
 
 
-ALONE = Together(1, "as asked")
+def with_base(**changes: Any) -> Study:
+    study = small_study()
+    return dataclasses.replace(study, base=dataclasses.replace(study.base, **changes))
 
 
-def run(
-    study: Study, folder: Path, shard: tuple[int, int] = (0, 1), together: Together = ALONE
-) -> tuple[str, dict[str, Any]]:
-    plan = make_plan(study, together.count)
-    write_plan(plan, folder, "python -m experiments.ablate", together, forced=False)
+def asked(plan: plans.Plan, count: int = 1) -> Together:
+    return Together(count, "as asked", config_hash(plan.arms[plan.study.baseline].config))
+
+
+def run(study: Study, folder: Path, shard: tuple[int, int] = (0, 1), together: int = 1) -> tuple[str, dict[str, Any]]:
+    plan = make_plan(study, together)
+    write_plan(plan, folder, "python -m experiments.ablate", asked(plan, together), forced=False)
     status = Runner(plan, folder, Console(quiet=True)).run(shard)
     return status, write_results(folder)
 
@@ -256,10 +261,11 @@ def test_an_unmatched_arm_is_not_ranked(done: tuple[Path, dict[str, Any]], tmp_p
     show_plan(plan, Console(file=text, width=200))
     assert "mqa" in text.getvalue() and "not ranked: its kv_bytes are 0.500 × the baseline's" in text.getvalue()
     for forced, verdict in ((False, "not ranked: its kv_bytes are 0.500 × the baseline's"), (True, "undecided")):
-        write_plan(plan, done[0], "command", ALONE, forced)
+        write_plan(plan, done[0], "command", asked(plan), forced)
         mqa = next(a for a in collect(done[0])["arms"] if a["name"] == "mqa")
         assert mqa["versus_baseline"]["verdict"] == verdict
-    write_plan(make_plan(small_study()), done[0], "python -m experiments.ablate", ALONE, False)
+    plan = make_plan(small_study())
+    write_plan(plan, done[0], "python -m experiments.ablate", asked(plan), False)
 
 
 def test_what_can_not_be_answered_is_refused() -> None:
@@ -287,7 +293,7 @@ def test_clocks_are_left_out_by_name() -> None:
 
 def test_seeds_that_train_together_give_the_same_study(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, alone = done
-    status, results = run(small_study(), tmp_path, together=Together(2, "as asked"))
+    status, results = run(small_study(), tmp_path, together=2)
     assert status == "finished" and results["aa"] == {"equal": True} and results["noise"]["n"] == 2
     for one, both in zip(alone["arms"], results["arms"], strict=True):
         assert one["losses"].keys() == both["losses"].keys()
@@ -304,13 +310,22 @@ def test_seeds_that_train_together_give_the_same_study(done: tuple[Path, dict[st
 def test_what_a_study_began_with_stays(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = done
     plan, programs = make_plan(small_study()), Programs()
-    assert choose(plan, folder, None, False, programs) == ALONE
+    assert choose(plan, folder, None, False, programs) == asked(plan)
     with pytest.raises(ConfigError, match="began with --together=1"):
         choose(plan, folder, 2, False, programs)
     assert choose(plan, tmp_path, 2, False, programs).count == 2
     assert choose(plan, tmp_path, None, True, programs).count == 1, "parts of a study on several machines agree"
-    write_plan(plan, tmp_path, "command", Together(2, "measured"), False)
-    assert choose(plan, tmp_path, None, True, programs) == Together(2, "measured")
+    write_plan(plan, tmp_path, "command", asked(plan, 2), False)
+    assert choose(plan, tmp_path, None, True, programs) == asked(plan, 2)
+    other = make_plan(with_base(prompt="another study"))
+    assert choose(other, tmp_path, 1, True, programs).count == 1, "what another study chose here does not bind"
+
+
+def test_what_can_not_train_together_is_refused(tmp_path: Path) -> None:
+    study = with_base(train=dataclasses.replace(small_study().base.train, parallel="pmap"))
+    with pytest.raises(ConfigError, match="leave --together out"):
+        choose(make_plan(study), tmp_path, 2, False, Programs())
+    assert choose(make_plan(study), tmp_path, None, False, Programs()).count == 1
 
 
 @pytest.mark.parametrize(
@@ -323,16 +338,26 @@ def test_what_takes_less_time_is_chosen(
     found = iter([one, both])
     monkeypatch.setattr(togethers, "_seconds", lambda step, state: next(found))
     config = make_plan(small_study()).runs[0].resolved
-    chosen = measure(config, 2, Programs())
+    chosen = measure(config, 2, Programs(), "")
     assert chosen.count == count
     assert chosen.measured_one_by_one_seconds == one[0] + 2 * config.train.steps * one[1]
     assert chosen.measured_together_seconds == (None if both is None else both[0] + config.train.steps * both[1])
 
 
+def test_what_does_not_fit_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(togethers, "_seconds", lambda step, state: (0.1, 1.0))
+    monkeypatch.setattr(togethers, "stack", full)
+    chosen = measure(make_plan(small_study()).runs[0].resolved, 2, Programs(), "")
+    assert chosen.count == 1 and "do not fit" in chosen.reason
+
+
 def test_both_ways_are_measured_by_steps_that_run() -> None:
     config = make_plan(small_study()).runs[0].resolved
     long = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=10**6))
-    chosen = measure(long, 2, Programs())
+    chosen = measure(long, 2, Programs(), "")
     assert chosen.measured_one_by_one_seconds and chosen.measured_together_seconds
 
 

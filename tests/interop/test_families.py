@@ -108,28 +108,6 @@ def test_missing_keys_take_transformers_defaults(family: str) -> None:
     assert read[0] == read[1]
 
 
-ORACLES = [
-    "bloom", "codegen", "cohere", "cohere2", "diffllama", "exaone4", "falcon_40b_style", "falcon_7b_style",
-    "falcon_rw_style", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox",
-    "gptj", "granite", "llama", "llama_rope_llama3", "llama_rope_yarn", "mistral", "mpt", "nanochat", "nemotron",
-    "olmo", "olmo2", "olmo3", "opt", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm", "starcoder2", "xglm",
-    "youtu",
-]  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore:.*ALiBi twice")
-@pytest.mark.parametrize("name", ORACLES)
-def test_oracles(name: str, shared: Path) -> None:
-    folder = shared / "oracles" / name
-    if not folder.is_dir():
-        pytest.skip(f"needs the oracle {folder}")
-    model, params, _ = load_pretrained(folder)
-    ids, wanted, generated = (np.load(folder / f"{name}.npy") for name in ("input_ids", "logits", "generated"))
-    longer, prompt = jax.jit(model.apply)(params, jnp.asarray(generated, jnp.int32)), ids.shape[1]
-    np.testing.assert_allclose(longer[:, :prompt], wanted, atol=TOLERANCE)
-    np.testing.assert_array_equal(longer[:, prompt - 1 : -1].argmax(-1), generated[:, prompt:])
-
-
 def with_settings(tmp_path: Path, name: str, **changes: Any) -> Path:
     """A copy of a fixture with other settings; None leaves a key out."""
     shutil.copytree(FIXTURES / name, tmp_path, dirs_exist_ok=True)

@@ -1,6 +1,8 @@
 """Several runs in one program: each is the run that it would be alone."""
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from gpt_jax import run
 from gpt_jax.config import Checkpoint, Config, Evaluation
 from gpt_jax.run import Outcome, load_run, train, train_together
 from gpt_jax.training import metrics
@@ -91,18 +94,71 @@ def test_a_group_goes_on_from_what_all_of_it_have(
     assert list((tmp_path / "1" / "damaged").iterdir())
 
 
-def test_a_run_that_diverges_takes_no_other_with_it(done: list[Path], tmp_path: Path) -> None:
-    first, second, third = configs()
-    train_config = dataclasses.replace(first.train, max_skipped=2)
-    changed = [dataclasses.replace(c, train=train_config) for c in (first, second, third)]
-    wild = dataclasses.replace(second.optimizer, learning_rate=float("1e38"))  # type: ignore[type-var]
-    changed[1] = dataclasses.replace(changed[1], optimizer=wild)
-    ends = train_together(changed, folders(tmp_path))
-    assert isinstance(ends[1], TrainingDiverged) and "lower optimizer.learning_rate" in str(ends[1])
+def test_a_crash_between_the_saves_of_two_runs_costs_what_came_after_the_one_before(
+    done: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Interrupts, "_ask", lambda self, step: step == 4)
+        train_together(configs(), folders(tmp_path))
+    shutil.rmtree(tmp_path / "0")
+    shutil.copytree(done[0], tmp_path / "0")  # the first run saved its last step, the others did not
+    train_together(configs(), folders(tmp_path))
+    assert all(equal(a, b) for a, b in zip(done, folders(tmp_path), strict=True))
+    starts = [json.loads((place / "environment.json").read_text())["starts"] for place in folders(tmp_path)]
+    assert [start[-1]["step"] for start in starts] == [4] * 3
+
+
+def wild(given: list[Config]) -> list[Config]:
+    """The second of them with a learning rate that no number survives."""
+    changed = [dataclasses.replace(c, train=dataclasses.replace(c.train, max_skipped=2)) for c in given]
+    optimizer = dataclasses.replace(changed[1].optimizer, learning_rate=float("1e38"))  # type: ignore[type-var]
+    return [changed[0], dataclasses.replace(changed[1], optimizer=optimizer), changed[2]]
+
+
+@pytest.mark.parametrize("stop", [None, 5])
+def test_a_run_that_diverges_takes_no_other_with_it(
+    stop: int | None, done: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it go on, however often the group is interrupted and begun again."""
+    with monkeypatch.context() as patched:
+        patched.setattr(Interrupts, "_ask", lambda self, step: step == stop)
+        before = train_together(wild(configs()), folders(tmp_path))
+    assert isinstance(before[1], TrainingDiverged) and "lower optimizer.learning_rate" in str(before[1])
+    ended, environment = records(tmp_path / "1"), (tmp_path / "1" / "checkpoints").iterdir()
+    steps = sorted(path.name for path in environment)
+    ends = train_together(wild(configs()), folders(tmp_path))
+    assert isinstance(ends[1], TrainingDiverged) and str(ends[1]) == str(before[1])
+    assert records(tmp_path / "1") == ended
+    assert sorted(path.name for path in (tmp_path / "1" / "checkpoints").iterdir()) == steps
     for i in (0, 2):
         end = ends[i]
-        assert isinstance(end, Outcome) and end.status == "finished"
+        assert isinstance(end, Outcome) and end.step == 6
         assert records(folders(tmp_path)[i]) == records(done[i])
+
+
+def test_a_diverged_run_diverges_again_at_once(tmp_path: Path) -> None:
+    config = wild(configs())[1]
+    for _ in range(2):
+        with pytest.raises(TrainingDiverged, match="up to step"):
+            train(config, tmp_path)
+    assert len({r["step"] for r in records(tmp_path) if r["split"] == "train"}) < 6
+
+
+def test_states_are_not_held_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a group trains there are its stacked states, and nothing of what they were made of."""
+    found: list[int] = []
+
+    def measured(loops: Any, step: Any, states: Any, batches: Any, starts: Any) -> list[int]:
+        found.extend([held() - before, sum(x.nbytes for x in jax.tree.leaves(states))])
+        return [6] * 3
+
+    def held() -> int:
+        return sum(x.nbytes for x in jax.live_arrays())
+
+    before = held()
+    monkeypatch.setattr(run, "run_together", measured)
+    train_together(configs(), folders(tmp_path))
+    assert found[0] < 1.2 * found[1]
 
 
 def test_runs_that_differ_otherwise_are_refused(tmp_path: Path) -> None:
