@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from absl import flags
 from rich.console import Console
 
 from experiments import cli
 from gpt_jax.converting import write_run
 from gpt_jax.data.tokenizer import load_tokenizer
+from gpt_jax.data.tokenizer.huggingface import TOKENIZER_JSON
 from gpt_jax.interop import load_pretrained, save_pretrained
 from gpt_jax.lora import merge_adapter
 from gpt_jax.run import load_run
@@ -54,8 +57,12 @@ def main() -> int:
         save_pretrained(FLAGS.to, *merge_adapter(model, params), own, FLAGS.family)
         Console().print(f"{FLAGS.to} can be opened with transformers, and with gpt_jax.load_pretrained")
         return 0
+    has_own = source.endswith(".gguf") or not Path(source).is_dir() or (Path(source) / TOKENIZER_JSON).exists()
+    if FLAGS.tokenizer is None and not has_own:
+        raise cli.UsageError(f"{source} has no {TOKENIZER_JSON}: give a tokenizer, --tokenizer=PATH")
+    given = None if FLAGS.tokenizer is None else load_tokenizer(FLAGS.tokenizer)
     model, params, found = load_pretrained(source, FLAGS.dtype, FLAGS.ignore)
-    tokenizer = found if FLAGS.tokenizer is None else load_tokenizer(FLAGS.tokenizer)
+    tokenizer = found if given is None else given
     if tokenizer is None:
         raise cli.UsageError(f"{source} has no tokenizer: give one, --tokenizer=PATH")
     write_run(workdir, model, params, tokenizer, text=FLAGS.data, source=source)

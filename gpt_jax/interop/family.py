@@ -52,7 +52,7 @@ class Family:
     the table, which they must equal. `prefix` begins the name of every tensor but the head's; files of a model that was
     saved without a head lack it. `aliases` are other spellings of keys: theirs → the key. `renamed` are names that
     tensors have in older files: how they begin → how they begin here. `fixed` are keys that some files have
-    and that must have this value, or null.
+    and that must have this value, or null; `inert` those that published files have and nothing reads.
     """
 
     model_type: str
@@ -67,6 +67,7 @@ class Family:
     aliases: Mapping[str, str] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    inert: tuple[str, ...] = ()
 
     def settings(self, values: Mapping[str, Any], ignore: Iterable[str] = ()) -> Settings:
         """`values` as this family reads them.
@@ -80,7 +81,7 @@ class Family:
             if name in found and found[name] != value:
                 raise ConfigError(f'config.json has "{key}": {value!r}, which "{name}" says otherwise: remove one')
             found[name] = value
-        return Settings(found, self.defaults, self.model_type, tuple(ignore), self.fixed)
+        return Settings(found, self.defaults, self.model_type, (*ignore, *self.inert), self.fixed)
 
 
 def same(theirs: str, *ours: str) -> Row:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -38,17 +39,20 @@ def load_pretrained(
     though they were absent, and tensors (globs) that need no place.
 
     Raises:
+      ConfigError: another `dtype`.
       FileNotFoundError: no folder, or no weights in it.
       ValueError: a family or setting that gpt_jax doesn't have, a tensor without a place, a place without its tensor, a
         wrong shape, or a damaged file.
     """
+    if dtype not in get_args(Dtype):
+        raise ConfigError(f"dtype must be one of {', '.join(get_args(Dtype))}, not {dtype!r}")
     if str(folder).endswith(".gguf"):
         from gpt_jax.interop.gguf import open_gguf
 
         values, stored, tokenizer = open_gguf(folder, ignore)
     else:
         path = _existing(folder)
-        values, tokenizer = _read_config(path / CONFIG), read_pretrained(path)
+        values, tokenizer = _read_config(path / CONFIG), read_pretrained(path, ignore)
         stored = open_weights(path)
     family = family_of(values)
     settings = family.settings(values, ignore)
@@ -111,7 +115,7 @@ def family_of(values: Mapping[str, Any]) -> Family:
     """
     if "model_type" not in values:
         raise ConfigError(f'{CONFIG} has no "model_type": gpt_jax reads folders that transformers saved')
-    name = values["model_type"]
+    name = str(values["model_type"])
     experts = [key for key, value in values.items() if "expert" in key and value not in (None, False, 0, 1)]
     if experts or "moe" in name.split("_"):
         which = f' ("{experts[0]}": {values[experts[0]]})' if experts else ""
@@ -163,14 +167,17 @@ def _existing(folder: str | Path) -> Path:
     path = Path(folder)
     if path.is_dir():
         if not (path / CONFIG).exists():
-            raise FileNotFoundError(f"{path} has no {CONFIG}: give a folder that transformers saved")
+            others = sorted(path.glob("*.gguf"))
+            instead = f"the file {others[0]} in it" if others else "a folder that transformers saved"
+            raise FileNotFoundError(f"{path} has no {CONFIG}: give {instead}")
         return path
     name = str(folder)
-    if name.count("/") == 1 and not path.parent.is_dir():
-        local = name.split("/")[1]
+    on_hub = re.fullmatch(r"(?:https?://[^/]+/)?((?:[\w.-]+/)?([\w-][\w.-]*))/?", name)
+    if on_hub and not path.exists():
+        whole, local = on_hub.groups()
         raise FileNotFoundError(
             f"{name} is no folder here; if it is a name on the Hugging Face Hub, download it with"
-            f" `hf download {name} --local-dir {local}` and give {local}"
+            f" `hf download {whole} --local-dir {local}` and give {local}"
         )
     raise FileNotFoundError(f"{name} is no folder: give one with {CONFIG} and {WEIGHTS}")
 

@@ -38,6 +38,8 @@ def rope_group(s: Settings, kind: str | None = None) -> dict[str, Any]:
     Always with `rope_type` and `rope_theta`; with `partial_rotary_factor` where the file or the family has one.
     """
     group: Mapping[str, Any] = s["rope_scaling"] or s["rope_parameters"] or {}
+    if not isinstance(group, Mapping):
+        raise ConfigError(f'config.json has "rope_parameters": {group!r}, which should be a group of settings')
     if kind is not None and isinstance(group.get(kind), Mapping):
         group = group[kind]
     elif any(isinstance(value, Mapping) for value in group.values()):
@@ -152,6 +154,8 @@ def _read_scaling(group: Mapping[str, Any], length: int) -> cfg.RopeScaling | No
                 bool(group["truncate"]) if "truncate" in group else True,
             )
         case "longrope":
+            if not all(f"{name}_factor" in group for name in ("short", "long")):
+                raise ConfigError('config.json has a "rope_type" of longrope without "short_factor" and "long_factor"')
             short, long = (tuple(float(x) for x in group[f"{name}_factor"]) for name in ("short", "long"))
             factor, given = optional("factor") or length / original, optional("attention_factor")
             if given is None and factor <= 1:

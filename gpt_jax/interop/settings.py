@@ -22,7 +22,8 @@ HARMLESS = frozenset(
     do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p
     repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
     num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values
-    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens unsloth_fixed unsloth_version
+    custom_pipelines _num_labels output_past model_max_length max_sequence_length
     """.split()
 )
 # Keys that any configuration may have and that must be as `transformers` leaves them: key → value
@@ -32,6 +33,7 @@ EXPECTED: dict[str, Any] = {
     "pruned_heads": {},
     "per_layer_config": None,
     "rope_interleaved": False,
+    "use_mrope": False,
 }
 
 
@@ -96,7 +98,7 @@ class Settings:
         Raises:
           ConfigError: another value; `why` says what there is no way to do.
         """
-        if self[key] not in allowed:
+        if self[key] not in list(allowed):  # of which the value, a list perhaps, may be no member of a set
             raise ConfigError(f'config.json has "{key}": {self[key]!r}, and gpt_jax has no {why}')
         return self[key]
 

@@ -58,6 +58,11 @@ def recorded(folder: RunFolder) -> tuple[Config, Config] | None:
     if not folder.exists(CONFIG):
         return None
     record = folder.read_json(CONFIG)
+    if not isinstance(record, dict) or not {"config", "resolved"} <= record.keys():
+        raise ConfigError(
+            f"{folder} is no run: its {CONFIG} is another program's; if it is a published model, make a run of it with"
+            f" `python -m experiments.convert --from={folder} --workdir=DIR` and give DIR"
+        )
     return from_dict(Config, record["config"]), from_dict(Config, record["resolved"])
 
 

@@ -32,7 +32,7 @@ def render_chat(
     values = {"messages": plain, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
     try:
         return _compile(template).render(**values, **tokens)
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
         raise ValueError(f"the chat template can't render this conversation: {error}") from None
 
 

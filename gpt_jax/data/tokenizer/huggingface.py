@@ -83,9 +83,11 @@ class HuggingFaceTokenizer(PieceTokenizer):
             for token, index in vocab.items()
         }
         super().__init__(pieces, special)
-        self.roles = replace(roles, tokens={role: token for role, token in roles.tokens.items() if token in vocab})
-        if lost := [index for index in roles.stop if not 0 <= index < self.vocab_size]:
-            raise ValueError(f"{name} has no token {lost[0]}, at which the model is said to stop.")
+        stop = tuple(index for index in roles.stop if 0 <= index < self.vocab_size)
+        if lost := [index for index in roles.stop if index not in stop]:
+            warnings.warn(f"{name} has no token {lost[0]}, at which the model is said to stop: it won't.", stacklevel=2)
+        known = {role: token for role, token in roles.tokens.items() if token in vocab}
+        self.roles = replace(roles, tokens=known, stop=stop)
         model = self._definition["model"]
         unknown = model["unk_token"] if "unk_token" in model else None
         self._unknown = None if unknown is None else self._decoder.token_to_id(unknown)

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import tokenizers
@@ -21,9 +21,9 @@ ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 OTHER_FORMS = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "sentencepiece.bpe.model")
 
 
-def read_pretrained(folder: epath.PathLike) -> HuggingFaceTokenizer | None:
+def read_pretrained(folder: epath.PathLike, ignore: Collection[str] = ()) -> HuggingFaceTokenizer | None:
     """The tokenizer of a folder in Hugging Face's form, with its chat template; None, with a warning where there is one
-    in another form, if there is no `tokenizer.json`.
+    in another form, if there is no `tokenizer.json`. `ignore` names keys to read as though they were absent.
 
     Raises:
       ValueError: a damaged file.
@@ -52,7 +52,7 @@ def read_pretrained(folder: epath.PathLike) -> HuggingFaceTokenizer | None:
     stop: set[int] = set()
     for name in (GENERATION, "config.json"):
         values = _read_json(folder / name)
-        ids = values["eos_token_id"] if "eos_token_id" in values else None
+        ids = values["eos_token_id"] if "eos_token_id" in values and "eos_token_id" not in ignore else None
         stop |= set() if ids is None else set(ids) if isinstance(ids, list) else {ids}
     roles = Roles(tokens, tuple(sorted(stop)), _chat_template(folder, config))
     return HuggingFaceTokenizer(json.dumps(definition), str(folder / TOKENIZER_JSON), roles)

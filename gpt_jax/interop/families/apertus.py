@@ -67,7 +67,7 @@ APERTUS: dict[str, Any] = DEFAULTS | {
         "high_freq_factor": 4.0,
     },
 }
-APERTUS_FIXED = {"post_norm": False, "qk_norm": True, "mlp_bias": False}
+APERTUS_FIXED = {"post_norm": False, "qk_norm": True, "mlp_bias": False, "hidden_dropout": 0.0}
 DIFFLLAMA = DEFAULTS | {
     "hidden_size": 2048,
     "intermediate_size": 8192,
@@ -78,5 +78,12 @@ DIFFLLAMA = DEFAULTS | {
 
 FAMILIES = [
     of_llamas_make("apertus", "ApertusForCausalLM", APERTUS, read_apertus, rows=apertus_rows, fixed=APERTUS_FIXED),
-    of_llamas_make("diffllama", "DiffLlamaForCausalLM", DIFFLLAMA, read_diffllama, rows=diffllama_rows),
+    of_llamas_make(
+        "diffllama",
+        "DiffLlamaForCausalLM",
+        DIFFLLAMA,
+        read_diffllama,
+        rows=diffllama_rows,
+        fixed={"mlp_bias": False},
+    ),
 ]

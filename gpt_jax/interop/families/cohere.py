@@ -89,6 +89,7 @@ COHERE2 = {key: value for key, value in COHERE.items() if key != "use_qk_norm"} 
 }
 # in published files
 COHERE2_FIXED = {
+    "layer_switch": 4,
     "order_of_interleaved_layers": "local_attn_first",
     "position_embedding_type": "rope_gptj",
     "rotary_pct": 1.0,

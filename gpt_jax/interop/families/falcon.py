@@ -168,5 +168,6 @@ FAMILIES = [
         "transformer.",
         IGNORED,
         aliases=SPELLING | {"n_embed": "hidden_size", "_attn_implementation": "attn_implementation"},
+        inert=("ff_factor",),
     ),
 ]

@@ -153,7 +153,16 @@ def vaultgemma_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
 
 FAMILIES = [
     of_llamas_make("gemma", "GemmaForCausalLM", GEMMA, read_gemma),
-    of_llamas_make("gemma2", "Gemma2ForCausalLM", GEMMA2, read_gemma2, write_gemma2, gemma2_rows, whole_heads=True),
+    of_llamas_make(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        GEMMA2,
+        read_gemma2,
+        write_gemma2,
+        gemma2_rows,
+        aliases={"sliding_window_size": "sliding_window"},
+        whole_heads=True,
+    ),
     of_llamas_make(
         "gemma3_text", "Gemma3ForCausalLM", GEMMA3, read_gemma3, write_gemma3, gemma2_rows, whole_heads=True
     ),

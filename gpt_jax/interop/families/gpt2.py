@@ -40,6 +40,8 @@ NEO_SPELLING = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_h
 # Of a model's other heads, and of the TensorFlow it came from.
 UNUSED: dict[str, Any] = {
     "n_ctx": None,
+    "n_special": 0,
+    "predict_special_tokens": True,
     "summary_type": "cls_index",
     "summary_use_proj": True,
     "summary_activation": None,

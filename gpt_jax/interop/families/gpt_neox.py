@@ -85,5 +85,6 @@ FAMILIES = [
         IGNORED,
         aliases=ALIASES,
         renamed={"embed_out.": "lm_head."},
+        inert=("attention_probs_dropout_prob", "hidden_dropout_prob"),
     ),
 ]

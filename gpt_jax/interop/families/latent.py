@@ -169,7 +169,7 @@ MINICPM3 |= {
 }
 
 FAMILIES = [
-    of_llamas_make("youtu", "YoutuForCausalLM", YOUTU, read_youtu, write_youtu, latent_rows),
+    of_llamas_make("youtu", "YoutuForCausalLM", YOUTU, read_youtu, write_youtu, latent_rows, {"mlp_bias": False}),
     of_llamas_make(
         "minicpm3", "MiniCPM3ForCausalLM", MINICPM3, read_minicpm3, write_minicpm3, latent_rows, whole_heads=True
     ),

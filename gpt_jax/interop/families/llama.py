@@ -43,6 +43,8 @@ def of_llamas_make(
     write: Callable[[cfg.ModelConfig], dict[str, Any]] | None = None,
     rows: Callable[[cfg.ModelConfig], tuple[Row, ...]] = llama_rows,
     fixed: Mapping[str, Any] | None = None,
+    aliases: Mapping[str, str] | None = None,
+    inert: tuple[str, ...] = (),
     whole_heads: bool = False,
 ) -> Family:
     """A family whose tensors are called as Llama's are and whose settings say all that `written` writes.
@@ -55,7 +57,17 @@ def of_llamas_make(
             require_whole_heads(model)
         return written(model, defaults) if write is None else write(model)
 
-    return Family(model_type, architecture, defaults, read, checked, rows, fixed=fixed or {})
+    return Family(
+        model_type,
+        architecture,
+        defaults,
+        read,
+        checked,
+        rows,
+        aliases=aliases or {},
+        fixed=fixed or {},
+        inert=inert,
+    )
 
 
 def read_llama(s: Settings) -> cfg.ModelConfig:

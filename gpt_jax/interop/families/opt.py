@@ -153,6 +153,7 @@ FAMILIES = [
         write_opt,
         opt_rows,
         aliases=OPT_SPELLING,
+        fixed={"learned_embeddings": True, "scale_embeddings": False},
     ),
     Family(
         "xglm",

@@ -180,6 +180,11 @@ SMOLLM3 = DEFAULTS | {
     "max_window_layers": None,  # in published files, and read by nobody
 }
 HUNYUAN = DEFAULTS | {"vocab_size": 290943, "rms_norm_eps": 1e-5}
+HUNYUAN_FIXED = {"use_qk_norm": True, "use_cla": False, "mlp_bias": False, "use_rotary_pos_emb": True}
+HUNYUAN_INERT = (
+    "cla_share_factor norm_type org_vocab_size pad_id im_start_id im_end_id im_newline_id text_start_id text_end_id"
+    " mask_init_id dense_list pool_type class_num add_classification_head xdrope_section"
+)
 NANOCHAT = DEFAULTS | {
     "vocab_size": 50304,
     "hidden_size": 768,
@@ -194,6 +199,15 @@ FAMILIES = [
     of_llamas_make("qwen2", "Qwen2ForCausalLM", QWEN2, read_qwen2, write_qwen2),
     of_llamas_make("qwen3", "Qwen3ForCausalLM", QWEN3, read_qwen3, write_qwen3, qk_rows),
     of_llamas_make("smollm3", "SmolLM3ForCausalLM", SMOLLM3, read_smollm3, write_smollm3),
-    of_llamas_make("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", HUNYUAN, read_hunyuan, rows=hunyuan_rows),
+    of_llamas_make(
+        "hunyuan_v1_dense",
+        "HunYuanDenseV1ForCausalLM",
+        HUNYUAN,
+        read_hunyuan,
+        rows=hunyuan_rows,
+        fixed=HUNYUAN_FIXED,
+        aliases={"attention_head_dim": "head_dim"},
+        inert=tuple(HUNYUAN_INERT.split()),
+    ),
     of_llamas_make("nanochat", "NanoChatForCausalLM", NANOCHAT, read_nanochat, write_nanochat, nanochat_rows),
 ]
