@@ -16,8 +16,8 @@ Evaluate a run on its whole validation set.
 
   --workdir=DIR          The run's folder (required).
   --step=STEP            The checkpoint of this step; without it, the newest good one.
-  --data=PATH            Text to evaluate on in place of the run's own, a file, folder or glob: the part of it that
-                         training would hold out.
+  --data=PATH            Text to evaluate on in place of the run's own, a file, folder or glob: the part of it
+                         that training would hold out.
   --context_length=N     Rows of so many tokens (default: the model's context).
   --helpfull             All flags, those of the libraries too.
 

@@ -26,8 +26,8 @@ Train a GPT, or go on with a run that was interrupted.
                            --config.model.mlp.type=GatedMlp      --config.train.clip_norm=None
                          A name that does not exist is answered with the nearest one that does.
   --config.init_from=DIR Begin with the parameters of the run in DIR, of training or of experiments.convert. Its
-                         tokenizer must be this run's, its parameters must fit; configs/finetune.py takes over both.
-                         --config.model.adapter.type=Lora trains an adapter alone.
+                         tokenizer must be this run's, its parameters must fit: configs/finetune.py takes over
+                         both. --config.model.adapter.type=Lora trains an adapter alone.
   --workdir=DIR          The run's folder (required): checkpoints, metrics.jsonl, loss.png, TensorBoard events.
                          If it holds a run, that run goes on from its newest good checkpoint. The configuration
                          must be the same; train.steps may grow. gs://BUCKET/DIR works where gcsfs is installed.
