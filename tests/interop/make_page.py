@@ -33,8 +33,8 @@ random models with every switch of the family in use (logits are of order 1; the
 continuation is the same token by token.
 
 Falcon with ALiBi is two models: the "eager" attention of `transformers` 5 adds the penalties twice, its "sdpa" once, as
-Falcon was trained. `attn_implementation` in config.json decides; without it a file that `transformers` 5 wrote is read as
-"eager", with a warning, and an older one as trained.
+Falcon was trained. `attn_implementation` in config.json decides; without it a file that `transformers` 5 wrote is read
+as "eager", with a warning, and an older one as trained.
 
 This page is written by `python -m tests.interop.make_page`.
 
