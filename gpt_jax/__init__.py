@@ -6,12 +6,12 @@ from gpt_jax.config import ModelConfig
 from gpt_jax.decoding.generate import Generation, generate, stream
 from gpt_jax.decoding.sampling import Greedy, Sampler
 from gpt_jax.interop.hf import load_pretrained, save_pretrained
+from gpt_jax.interop.peft import load_adapter, save_adapter
 from gpt_jax.lora import merge_adapter
 from gpt_jax.model.cache import init_cache
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.mixer import Mixer
 from gpt_jax.model.registry import register_attention
-from gpt_jax.peft import load_adapter, save_adapter
 from gpt_jax.run import load_run, train, train_together
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Adapters made one with the model, and files of them alone."""
+"""Adapters made one with the model that they adapt."""
 
 from __future__ import annotations
 

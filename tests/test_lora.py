@@ -16,10 +16,10 @@ from gpt_jax import GPT, ModelConfig
 from gpt_jax.config import Attention, BlockConfig, Delta, GatedMlp, Head, LayerNorm, Learned, Lora, Mlp, RmsNorm, Rope
 from gpt_jax.config import Embedding as Embed
 from gpt_jax.conversion import ConfigError
+from gpt_jax.interop.peft import load_adapter, save_adapter
 from gpt_jax.lora import merge_adapter
 from gpt_jax.model.adapter import pruned, without_adapter
 from gpt_jax.paths import map_with_path
-from gpt_jax.peft import load_adapter, save_adapter
 from tests.tiny import random_params, tiny
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, 9)))

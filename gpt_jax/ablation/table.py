@@ -95,11 +95,22 @@ def mean_text(arm: Arm) -> str:
     return "diverged" if counts["diverged"] else "not run yet"
 
 
+def diverged(arm: Arm) -> str | None:
+    """In how many seeds the arm diverged; None where in none."""
+    lost = sum(loss is None for loss in arm["losses"].values())
+    return f"diverged in {lost} of {len(arm['losses'])} seeds" if lost else None
+
+
+def is_lost(arm: Arm) -> bool:
+    """Whether an arm has runs that ended, and none that finished."""
+    return bool(arm["losses"]) and all(loss is None for loss in arm["losses"].values())
+
+
 def verdict_text(arm: Arm) -> str:
     """The verdict, and where it is open the number of seeds that would decide."""
     versus = arm["versus_baseline"]
-    if arm["losses"] and all(loss is None for loss in arm["losses"].values()):
-        return f"diverged in {len(arm['losses'])} of {len(arm['losses'])} seeds"
+    if is_lost(arm):
+        return diverged(arm) or ""
     if versus is None or versus["verdict"] is None:
         return "–"
     needed = seeds_needed(arm)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpt_jax.ablation import statistics as st
-from gpt_jax.ablation.table import signed
+from gpt_jax.ablation.table import diverged, is_lost, signed
 
 
 def compare_arms(arms: Sequence[dict[str, Any]], study: Mapping[str, Any]) -> None:
@@ -20,9 +20,7 @@ def compare_arms(arms: Sequence[dict[str, Any]], study: Mapping[str, Any]) -> No
         seeds = [s for s in theirs if s in ours and ours[s] is not None and theirs[s] is not None]
         if arm is not baseline and seeds:
             found[arm["name"]] = st.compare([ours[s] for s in seeds], [theirs[s] for s in seeds])
-    lost = _diverged(baseline)
-    reasons = {arm["name"]: _diverged(arm) or lost and f"not ranked: the baseline {lost}" for arm in arms}
-    reasons = {arm["name"]: reasons[arm["name"]] or _why_not_ranked(arm, study) for arm in arms}
+    reasons = {arm["name"]: _why_not_ranked(arm, baseline, study) for arm in arms}
     ranked = {name for name, reason in reasons.items() if reason is None}
     corrected = st.holm({name: c.t_p for name, c in found.items() if name in ranked})
     for arm in arms:
@@ -32,12 +30,11 @@ def compare_arms(arms: Sequence[dict[str, Any]], study: Mapping[str, Any]) -> No
             arm["versus_baseline"] = _versus(comparison, p, study["smallest_difference"], reasons[arm["name"]])
 
 
-def _diverged(arm: Mapping[str, Any]) -> str | None:
-    diverged = sum(loss is None for loss in arm["losses"].values())
-    return f"diverged in {diverged} of {len(arm['losses'])} seeds" if diverged else None
-
-
-def _why_not_ranked(arm: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
+def _why_not_ranked(arm: Mapping[str, Any], baseline: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
+    if reason := diverged(arm):
+        return reason
+    if reason := diverged(baseline):
+        return f"not ranked: the baseline {reason}"
     if not arm["is_ranked"]:
         return f"not ranked: its {study['budget']['match']} are {arm['budget_ratio']:.3f} × the baseline's"
     return None
@@ -62,14 +59,9 @@ def _versus(c: st.Comparison, p_holm: float | None, smallest: float, why_not: st
 def verdict_sentence(arms: Sequence[Mapping[str, Any]], study: Mapping[str, Any], done: int, runs: int) -> str:
     """The answer so far: each arm against the baseline, in nats per token with 95% intervals."""
     parts = [_part(arm, study) for arm in arms if arm["versus_baseline"] is not None]
-    parts += [f"{arm['name']} {_diverged(arm)}" for arm in arms if _is_lost(arm)]
+    parts += [f"{arm['name']} {diverged(arm)}" for arm in arms if is_lost(arm)]
     said = f"against {study['baseline']}, {'; '.join(parts)}." if parts else "there is nothing to compare yet."
     return f"So far ({done} of {runs} runs are done): {said}" if done < runs else said[0].upper() + said[1:]
-
-
-def _is_lost(arm: Mapping[str, Any]) -> bool:
-    """Whether an arm has runs that ended, and none that finished."""
-    return bool(arm["losses"]) and all(loss is None for loss in arm["losses"].values())
 
 
 def _part(arm: Mapping[str, Any], study: Mapping[str, Any]) -> str:
