@@ -26,7 +26,7 @@ from gpt_jax.config import (
     Train,
     WarmupCosine,
 )
-from gpt_jax.conversion import to_config_dict
+from gpt_jax.config.conversion import to_config_dict
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -42,7 +42,8 @@ from gpt_jax.config import (
     Train,
     WarmupCosine,
 )
-from gpt_jax.conversion import ConfigError, to_config_dict
+from gpt_jax.config.conversion import to_config_dict
+from gpt_jax.config.errors import ConfigError
 
 
 def get_config(arg: str = "modern") -> ConfigDict:

@@ -19,8 +19,9 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from gpt_jax.config import Config
-from gpt_jax.conversion import ConfigError, from_config_dict
-from gpt_jax.starting import completed
+from gpt_jax.config.conversion import from_config_dict
+from gpt_jax.config.errors import ConfigError
+from gpt_jax.runs.base import completed
 
 FAILURE, USAGE_ERROR, INTERRUPTED, SAVED = 1, 2, 130, 75
 OUR_PACKAGES = ("gpt_jax", "experiments", "configs", "__main__")
@@ -59,7 +60,7 @@ def config_from_flags() -> Config:
     """The configuration that the flags describe.
 
     Raises:
-      ConfigError: it can't be; see `gpt_jax.conversion.from_dict`.
+      ConfigError: it can't be; see `gpt_jax.config.conversion.from_dict`.
       UsageError: there is no such file.
     """
     flag: Any = flags.FLAGS["config"]

@@ -6,8 +6,8 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli
-from gpt_jax.report import show_evaluation
-from gpt_jax.run import evaluate_run
+from gpt_jax.runs.console import show_evaluation
+from gpt_jax.runs.evaluate import evaluate_run
 
 PAGE = """
 Evaluate a run on its whole validation set.

@@ -7,9 +7,9 @@ from absl import flags
 
 from experiments import cli
 from gpt_jax.ablation.compare import write_comparison
-from gpt_jax.ablation.page import write_report
+from gpt_jax.ablation.report import write_report
 from gpt_jax.ablation.results import RUNS, STUDY, write_results
-from gpt_jax.training.storage import RunFolder
+from gpt_jax.runs.folder import RunFolder
 
 PAGE = """
 Make the report of a study again, from what has run so far; or lay the curves of some runs over one another.

@@ -12,7 +12,7 @@ from experiments.writing import opening, show, talk
 from gpt_jax.data.tokenizer import Tokenizer
 from gpt_jax.decoding.generate import stream
 from gpt_jax.decoding.sampling import Sampler
-from gpt_jax.run import load_run
+from gpt_jax.runs.load import load_run
 
 PAGE = """
 Let a trained model write.

@@ -15,14 +15,14 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
+from gpt_jax.ablation.grouping import choose
 from gpt_jax.ablation.plan import Plan, make_plan
 from gpt_jax.ablation.results import STUDY
 from gpt_jax.ablation.runner import Status, write_plan
 from gpt_jax.ablation.study import Study, change
-from gpt_jax.ablation.together import choose
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
+from gpt_jax.runs.folder import RunFolder
 from gpt_jax.training.programs import Programs
-from gpt_jax.training.storage import RunFolder
 
 # What --smoke makes of any study; its file may say more in SMOKE.
 SMOKE = {"train.steps": 12, "evaluation.every": 6, "checkpoint.every": 12}

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from experiments import cli
 from gpt_jax.config import Text
-from gpt_jax.report import show_end, show_next, show_sample
-from gpt_jax.run import load_run, train
+from gpt_jax.runs.console import show_end, show_next, show_sample
+from gpt_jax.runs.load import load_run
+from gpt_jax.runs.train import train
 
 PAGE = """
 Train a GPT, or go on with a run that was interrupted.

@@ -7,12 +7,14 @@ from gpt_jax.decoding.generate import Generation, generate, stream
 from gpt_jax.decoding.sampling import Greedy, Sampler
 from gpt_jax.interop.hf import load_pretrained, save_pretrained
 from gpt_jax.interop.peft import load_adapter, save_adapter
-from gpt_jax.lora import merge_adapter
 from gpt_jax.model.cache import init_cache
 from gpt_jax.model.gpt import GPT
+from gpt_jax.model.merge import merge_adapter
 from gpt_jax.model.mixer import Mixer
 from gpt_jax.model.registry import register_attention
-from gpt_jax.run import load_run, train, train_together
+from gpt_jax.runs.load import load_run
+from gpt_jax.runs.together import train_together
+from gpt_jax.runs.train import train
 
 __all__ = [
     "GPT",

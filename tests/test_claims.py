@@ -18,7 +18,7 @@ from gpt_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from gpt_jax.decoding import stages
 from gpt_jax.model import mask
 from gpt_jax.model.norm import make_norm
-from gpt_jax.paths import map_with_path, matches
+from gpt_jax.model.paths import map_with_path, matches
 from gpt_jax.training.loss import cross_entropy
 from tests.tiny import VOCABULARY, random_params, tiny
 

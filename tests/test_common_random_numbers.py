@@ -40,8 +40,8 @@ from gpt_jax.config import (
     T5Bias,
     Window,
 )
+from gpt_jax.model.paths import map_with_path, matches
 from gpt_jax.model.stack import canonical
-from gpt_jax.paths import map_with_path, matches
 from tests.tiny import tiny
 
 ATTENTION = Attention(4, head_width=4)

@@ -44,18 +44,17 @@ from gpt_jax.config import (
     Window,
     pattern,
 )
-from gpt_jax.conversion import (
-    ConfigError,
-    Variant,
+from gpt_jax.config.conversion import (
     config_hash,
     difference,
     flatten,
     from_config_dict,
     from_dict,
-    implementation,
     to_config_dict,
     to_dict,
 )
+from gpt_jax.config.errors import ConfigError
+from gpt_jax.config.variant import Variant, implementation
 from tests.tiny import tiny
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,8 @@ from gpt_jax import GPT
 from gpt_jax.config import Adamw, Config, Muon, Text, Train, WarmupCosine
 from gpt_jax.training.loss import cross_entropy
 from gpt_jax.training.optimizer import make_optimizer
-from gpt_jax.training.step import init_state, make_train_step
+from gpt_jax.training.state import init_state
+from gpt_jax.training.step import make_train_step
 from tests.tiny import VOCABULARY, random_params, tiny
 
 STEPS = 5

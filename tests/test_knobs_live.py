@@ -21,19 +21,21 @@ from rich.console import Console
 
 from gpt_jax import config as knobs
 from gpt_jax.config import Attention, Config, Mlp
-from gpt_jax.conversion import Variant, to_dict
+from gpt_jax.config.conversion import to_dict
+from gpt_jax.config.variant import Variant
 from gpt_jax.data import open_data
 from gpt_jax.data.tokenizer import ByteTokenizer, CharacterTokenizer
 from gpt_jax.model.gpt import GPT
-from gpt_jax.report import sample_text
-from gpt_jax.run import train
+from gpt_jax.runs.checkpoint import Checkpoints
+from gpt_jax.runs.console import sample_text
+from gpt_jax.runs.folder import RunFolder
+from gpt_jax.runs.metrics import check_wandb, read
+from gpt_jax.runs.train import train
 from gpt_jax.training import evaluate
-from gpt_jax.training.checkpoint import Checkpoints
-from gpt_jax.training.metrics import check_wandb, read
-from gpt_jax.training.record import resolve
+from gpt_jax.training.resolve import resolve
 from gpt_jax.training.sharding import make_mesh, place_batch
-from gpt_jax.training.step import init_state, make_train_step
-from gpt_jax.training.storage import RunFolder
+from gpt_jax.training.state import init_state
+from gpt_jax.training.step import make_train_step
 from tests.tiny import tiny_config
 
 Place = Callable[[Config, Any], Config]

@@ -16,10 +16,11 @@ from rich.console import Console
 from gpt_jax import GPT, Greedy, Mixer, generate, load_run, register_attention
 from gpt_jax.analysis.cost import forward_flops_per_token, kv_bytes_per_token
 from gpt_jax.config import Attention, AttentionConfig, BlockConfig, Config, Mlp
-from gpt_jax.conversion import ConfigError, from_config_dict, from_dict, to_config_dict, to_dict
+from gpt_jax.config.conversion import from_config_dict, from_dict, to_config_dict, to_dict
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.registry import ATTENTIONS
-from gpt_jax.run import train
+from gpt_jax.runs.train import train
 from tests.tiny import tiny_config
 
 

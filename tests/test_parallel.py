@@ -12,9 +12,10 @@ from jax.sharding import PartitionSpec as P
 
 from gpt_jax import GPT
 from gpt_jax.config import Adamw, Attention, Config, Sgd, Text, Train
-from gpt_jax.paths import map_with_path, matches
+from gpt_jax.model.paths import map_with_path, matches
 from gpt_jax.training.sharding import compile_step, make_mesh, place_batch, replicate
-from gpt_jax.training.step import init_state, make_train_step
+from gpt_jax.training.state import init_state
+from gpt_jax.training.step import make_train_step
 from tests.tiny import VOCABULARY, random_params, tiny
 
 ROWS, LENGTH = 8, 8

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from gpt_jax import GPT, Greedy, generate, init_cache
 from gpt_jax.config import Attention, BlockConfig, Config, Mlp, Prefix, Rope, Text
-from gpt_jax.conversion import ConfigError
-from gpt_jax.run import train
+from gpt_jax.config.errors import ConfigError
+from gpt_jax.runs.train import train
 from gpt_jax.training.step import placement
 from tests.tiny import random_params, tiny, tiny_config
 

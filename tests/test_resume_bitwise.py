@@ -16,9 +16,10 @@ import pytest
 from rich.console import Console
 
 from gpt_jax.config import Checkpoint, Config, Evaluation, Muon, Text, WarmupCosine
-from gpt_jax.conversion import to_dict
-from gpt_jax.run import load_run, train
-from gpt_jax.training.interrupt import Interrupts
+from gpt_jax.config.conversion import to_dict
+from gpt_jax.runs.interrupt import Interrupts
+from gpt_jax.runs.load import load_run
+from gpt_jax.runs.train import train
 from tests.tiny import tiny_config
 
 STEPS = 14
@@ -119,9 +120,9 @@ SCRIPT = """
 import json, sys, time
 from rich.console import Console
 from gpt_jax.config import Config
-from gpt_jax.conversion import from_dict
+from gpt_jax.config.conversion import from_dict
 from gpt_jax.run import train
-from gpt_jax.training.interrupt import Interrupts
+from gpt_jax.runs.interrupt import Interrupts
 Interrupts.requested = lambda self, step: time.sleep(0.2)  # or it would be over before it is killed
 train(from_dict(Config, json.load(open(sys.argv[1]))), sys.argv[2], console=Console(quiet=True))
 """

@@ -21,7 +21,7 @@ from gpt_jax.config import (
     Rope,
     Train,
 )
-from gpt_jax.paths import map_with_path
+from gpt_jax.model.paths import map_with_path
 
 VOCABULARY = 32
 STDS = {"kernel": 0.5, "table": 1.0, "bias": 0.3, "scale": 0.3, "taps": 0.3}

@@ -21,7 +21,7 @@ from gpt_jax.config import (
     Train,
     WarmupCosine,
 )
-from gpt_jax.conversion import to_config_dict
+from gpt_jax.config.conversion import to_config_dict
 
 SMOKE = {"model.width": 32, "model.mlp.width": 64, "data.validation_tokens": 2048}
 

@@ -25,7 +25,7 @@ from gpt_jax.config import (
     Train,
     WarmupCosine,
 )
-from gpt_jax.conversion import to_config_dict
+from gpt_jax.config.conversion import to_config_dict
 
 SMOKE = {"data.validation_rows": 64}
 

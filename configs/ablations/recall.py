@@ -29,7 +29,7 @@ from gpt_jax.config import (
     WarmupCosine,
     Window,
 )
-from gpt_jax.conversion import to_config_dict
+from gpt_jax.config.conversion import to_config_dict
 
 SMOKE = {"data.validation_rows": 64}
 PAIRS = (1, 2, 3, 4, 6, 8)

@@ -16,7 +16,8 @@ from gpt_jax import config as c
 from gpt_jax.model.attend import Logits, attend
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.mask import Side
-from gpt_jax.training.step import init_state, make_train_step
+from gpt_jax.training.state import init_state
+from gpt_jax.training.step import make_train_step
 
 HEADS, WIDTH, WINDOW = 12, 64, 256
 LONG, LENGTHS = 8192, {256: 4, 1024: 1, 2048: 1}  # tokens; tokens → rows

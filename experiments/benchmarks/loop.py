@@ -16,14 +16,15 @@ from experiments.benchmarks.timing import alternate
 from gpt_jax import config as c
 from gpt_jax.data import Batch
 from gpt_jax.model.gpt import GPT
-from gpt_jax.training.checkpoint import Checkpoints
-from gpt_jax.training.interrupt import Interrupts
-from gpt_jax.training.loop import Loop, Trace
-from gpt_jax.training.metrics import Metrics, TensorBoard
-from gpt_jax.training.progress import Display
+from gpt_jax.runs.checkpoint import Checkpoints
+from gpt_jax.runs.display import Display
+from gpt_jax.runs.folder import RunFolder
+from gpt_jax.runs.interrupt import Interrupts
+from gpt_jax.runs.loop import Loop, Trace
+from gpt_jax.runs.metrics import Metrics, TensorBoard
 from gpt_jax.training.sharding import compile_step, make_mesh, place_batch, replicate
-from gpt_jax.training.step import init_state, make_train_step
-from gpt_jax.training.storage import RunFolder
+from gpt_jax.training.state import init_state
+from gpt_jax.training.step import make_train_step
 
 STEPS = 100
 

@@ -22,7 +22,8 @@ from experiments.benchmarks.timing import Arm, alternate
 from gpt_jax import config as c
 from gpt_jax.model.gpt import GPT
 from gpt_jax.training.sharding import compile_step, make_mesh, place_batch, replicate
-from gpt_jax.training.step import init_state, make_train_step
+from gpt_jax.training.state import init_state
+from gpt_jax.training.step import make_train_step
 
 SIZES = {
     "small": {"layers": 4, "width": 128, "heads": 4, "context": 64, "batch": 12, "vocab": 65, "calls": 10},

@@ -10,13 +10,14 @@ from typing import Any
 
 from etils import epath
 
-from gpt_jax.ablation.page import pictures_html, render
 from gpt_jax.ablation.pictures import Picture, curves, gap
+from gpt_jax.ablation.report import pictures_html
 from gpt_jax.ablation.sections import plain_table
 from gpt_jax.ablation.table import count, loss, plain
-from gpt_jax.conversion import flatten
-from gpt_jax.training import metrics
-from gpt_jax.training.storage import CONFIG, METRICS, RunFolder
+from gpt_jax.config.conversion import flatten
+from gpt_jax.pages.render import render
+from gpt_jax.runs import metrics
+from gpt_jax.runs.folder import CONFIG, METRICS, RunFolder
 
 HEADS = ("run", "updates", "last validation loss", "best validation loss", "after", "tokens", "training tokens/s")
 

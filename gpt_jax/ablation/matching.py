@@ -9,7 +9,8 @@ from functools import partial
 from gpt_jax.ablation.study import Match, Study, change
 from gpt_jax.analysis.cost import count_parameters, kv_bytes_per_token, training_flops_per_token
 from gpt_jax.config import Config
-from gpt_jax.conversion import ConfigError, flatten, nearest, to_dict
+from gpt_jax.config.conversion import flatten, to_dict
+from gpt_jax.config.errors import ConfigError, nearest
 
 TOLERANCE = 0.01
 LARGEST = 2**20

@@ -7,20 +7,9 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
-from gpt_jax.ablation.axes import Number, compact
-from gpt_jax.ablation.charts import (
-    MOST_POINTS,
-    Line,
-    Plane,
-    Point,
-    Row,
-    Spot,
-    draw_forest,
-    draw_lines,
-    draw_spots,
-    front,
-)
 from gpt_jax.ablation.table import loss, p_value, plus_minus, signed
+from gpt_jax.pages.axes import Number, compact
+from gpt_jax.pages.charts import MOST_POINTS, Line, Plane, Point, Row, Spot, draw_forest, draw_lines, draw_spots, front
 
 WIDE, NARROW = 560, 358  # pixels: half of a desk's page, and a phone's
 Arms = Sequence[Mapping[str, Any]]

@@ -17,10 +17,12 @@ from gpt_jax.ablation.matching import Matched, match_arms
 from gpt_jax.ablation.results import RUNS
 from gpt_jax.ablation.study import RATE, Study, change
 from gpt_jax.config import Config, learned_positions
-from gpt_jax.conversion import ConfigError, config_hash, difference, flatten, to_dict
+from gpt_jax.config.conversion import config_hash, difference, flatten, to_dict
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.data import Data, open_data
 from gpt_jax.data.tasks import make_task
-from gpt_jax.training import record
+from gpt_jax.runs import environment
+from gpt_jax.training.resolve import resolve
 
 AA = "A/A"
 # What decides a run's numbers; analysis, decoding and this package only look at them.
@@ -86,7 +88,7 @@ def code_version() -> str:
         place = root / part
         for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes() + b"\0")
-    versions = record.versions()
+    versions = environment.versions()
     digest.update(json.dumps([versions[name] for name in LIBRARIES]).encode())
     return digest.hexdigest()[:16]
 
@@ -103,7 +105,7 @@ def make_plan(study: Study, together: int = 1) -> Plan:
     lengths = {name: opened.of(config).row_length for name, config in configs.items()}
     arms = match_arms(study, sized, lengths)
     _check_probe(study, sized)
-    resolved = {name: record.resolve(arm.config, opened.of(arm.config)) for name, arm in arms.items()}
+    resolved = {name: resolve(arm.config, opened.of(arm.config)) for name, arm in arms.items()}
     study.check(resolved)
     groups, seeds = [], _cut(study.seeds, together)
     for part in seeds:
@@ -151,7 +153,7 @@ def _check_probe(study: Study, configs: Mapping[str, Config]) -> None:
 
 
 def _sized(config: Config, data: Data) -> Config:
-    size = record.resolve(config, data).model.vocab_size
+    size = resolve(config, data).model.vocab_size
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
 
 
@@ -170,7 +172,7 @@ def _run(
 ) -> PlannedRun:
     data = opened.of(config)
     config = change(config, {"seed": seed, RATE: rate})
-    resolved = record.resolve(config, data)
+    resolved = resolve(config, data)
     # Two purposes of one arm may be one run; only the A/A copy must really run again.
     what = [config_hash(resolved), code_version(), data.content_hash, purpose == "aa", together[1:] and together]
     address = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]

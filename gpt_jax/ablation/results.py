@@ -12,10 +12,10 @@ import numpy as np
 
 from gpt_jax.ablation import statistics as st
 from gpt_jax.ablation.verdict import compare_arms, verdict_sentence
-from gpt_jax.run import Workdir
-from gpt_jax.training import metrics
-from gpt_jax.training.checkpoint import Checkpoints
-from gpt_jax.training.storage import METRICS, RunFolder
+from gpt_jax.runs import metrics
+from gpt_jax.runs.checkpoint import Checkpoints
+from gpt_jax.runs.folder import METRICS, RunFolder
+from gpt_jax.runs.load import Workdir
 
 STUDY, RESULTS, RUNS = "study.json", "results.json", "runs"
 OUTCOME, MEASUREMENTS, FAILURE = "outcome.json", "measurements.json", "failure.txt"

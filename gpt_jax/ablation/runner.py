@@ -13,16 +13,19 @@ from rich.console import Console
 from rich.markup import escape
 
 from gpt_jax.ablation import results
+from gpt_jax.ablation.grouping import Together
 from gpt_jax.ablation.measure import Measure, decode_rate
 from gpt_jax.ablation.plan import AA, Plan, PlannedRun, describe
-from gpt_jax.ablation.together import Together
 from gpt_jax.data import open_data
-from gpt_jax.run import Outcome, Workdir, open_run, train, train_together
-from gpt_jax.training import record
-from gpt_jax.training.loop import TrainingDiverged
+from gpt_jax.runs.environment import git_revision, versions
+from gpt_jax.runs.folder import RunFolder, RunLocked
+from gpt_jax.runs.load import Workdir, open_run
+from gpt_jax.runs.loop import TrainingDiverged
+from gpt_jax.runs.session import Outcome
+from gpt_jax.runs.together import train_together
+from gpt_jax.runs.train import train
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.sharding import make_mesh
-from gpt_jax.training.storage import RunFolder, RunLocked
 
 Status = Literal["finished", "interrupted", "failed"]
 
@@ -156,7 +159,7 @@ def write_plan(plan: Plan, workdir: Workdir, command: str, together: Together, f
     """Writes `study.json` and returns the study's folder."""
     folder = RunFolder(workdir)
     folder.make(results.RUNS)
-    repeat = {"command": command, "versions": record.versions(), "git": record.git_revision()}
+    repeat = {"command": command, "versions": versions(), "git": git_revision()}
     folder.write_json(results.STUDY, describe(plan, repeat, asdict(together), forced))
     return folder
 

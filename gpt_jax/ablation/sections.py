@@ -8,9 +8,9 @@ from html import escape
 from typing import Any
 
 from gpt_jax.ablation import table
-from gpt_jax.ablation.axes import compact, style
 from gpt_jax.ablation.pictures import indices
-from gpt_jax.conversion import flatten
+from gpt_jax.config.conversion import flatten
+from gpt_jax.pages.axes import compact, style
 
 Results = Mapping[str, Any]
 METHOD = (

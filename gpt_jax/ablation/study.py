@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gpt_jax.config import Config, DataConfig
-from gpt_jax.conversion import ConfigError, flatten, from_dict, join, nearest, to_dict
+from gpt_jax.config.conversion import flatten, from_dict, join, to_dict
+from gpt_jax.config.errors import ConfigError, nearest
 
 Match = Literal["params", "flops", "kv_bytes", "tokens"]
 RATE = "optimizer.learning_rate"

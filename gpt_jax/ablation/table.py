@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt_jax.ablation.axes import Number, compact, decimals
+from gpt_jax.pages.axes import Number, compact, decimals
 
 Arm = Mapping[str, Any]
 STATUSES = ("finished", "diverged", "interrupted", "missing")

@@ -15,8 +15,8 @@ from gpt_jax import config
 from gpt_jax.model.adapter import is_adapter
 from gpt_jax.model.cache import init_cache
 from gpt_jax.model.gpt import GPT
+from gpt_jax.model.paths import is_stacked, layer_paths, matches, path_of
 from gpt_jax.model.registry import mixer_of
-from gpt_jax.paths import is_stacked, layer_paths, matches, path_of
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from gpt_jax.decoding.generate import advance, begin
 from gpt_jax.decoding.sampling import Sampler
 from gpt_jax.model.gpt import GPT
 from gpt_jax.training.sharding import AXIS, compile_step, make_mesh
-from gpt_jax.training.step import init_state, make_train_step
+from gpt_jax.training.state import init_state
+from gpt_jax.training.step import make_train_step
 
 
 class Plan(NamedTuple):

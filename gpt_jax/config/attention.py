@@ -8,7 +8,7 @@ from typing import Literal
 from gpt_jax.config.checks import require, require_positive, require_probability, require_taps
 from gpt_jax.config.norm import NormConfig, RmsNorm
 from gpt_jax.config.position import PositionConfig, Rope
-from gpt_jax.conversion import Variant
+from gpt_jax.config.variant import Variant
 
 Projection = Literal["query", "key", "value", "output"]
 PROJECTIONS: tuple[Projection, ...] = ("query", "key", "value", "output")

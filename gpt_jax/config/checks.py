@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 
 
 def require(condition: bool, message: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpt_jax.config.checks import require, require_positive
-from gpt_jax.conversion import Variant
+from gpt_jax.config.variant import Variant
 
 
 class TokenizerConfig(Variant):

@@ -11,10 +11,12 @@ from typing import Any, Literal
 from gpt_jax.config.adapter import AdapterConfig
 from gpt_jax.config.attention import AttentionConfig, Prefix
 from gpt_jax.config.checks import require, require_positive, require_probability, require_taps
+from gpt_jax.config.conversion import convert, from_dict, join, overlay, overlay_between, to_dict
+from gpt_jax.config.errors import nearest
 from gpt_jax.config.norm import NormConfig, RmsNorm
 from gpt_jax.config.position import AbsolutePositionConfig, DynamicNtk, Learned, LongRope, Rope, Sinusoidal
 from gpt_jax.config.sharing import check_shared
-from gpt_jax.conversion import Variant, convert, from_dict, join, nearest, overlay, overlay_between, to_dict
+from gpt_jax.config.variant import Variant
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "xielu"]

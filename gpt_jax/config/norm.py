@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt_jax.config.checks import require, require_positive
-from gpt_jax.conversion import Variant
+from gpt_jax.config.variant import Variant
 
 
 class NormConfig(Variant):

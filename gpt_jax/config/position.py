@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from gpt_jax.config.checks import require, require_positive
-from gpt_jax.conversion import Variant
+from gpt_jax.config.variant import Variant
 
 
 class RopeScaling(Variant):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gpt_jax.config.attention import Attention, AttentionConfig
 from gpt_jax.config.checks import require
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 
 
 def value_source(attentions: Sequence[AttentionConfig]) -> int | None:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt_jax.config import Copy, DataConfig, Induction, Recall, Sort, require
-from gpt_jax.conversion import to_dict
+from gpt_jax.config.conversion import to_dict
 from gpt_jax.data.batches import Data
 from gpt_jax.data.rows import MASK64, Batch
 from gpt_jax.data.tokenizer import CharacterTokenizer

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.config import Characters, Text, TokenizerFile
-from gpt_jax.conversion import to_dict
+from gpt_jax.config.conversion import to_dict
 from gpt_jax.data.cache import build_once
 from gpt_jax.data.corpus import Corpus, code_version, open_corpus
 from gpt_jax.data.files import Document

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config import Init, ModelConfig
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.settings import Settings
 from gpt_jax.model.gpt import GPT
-from gpt_jax.paths import path_of
+from gpt_jax.model.paths import path_of
 
 
 @dataclass(frozen=True)

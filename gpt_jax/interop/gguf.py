@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.conversion import ConfigError, nearest
+from gpt_jax.config.errors import ConfigError, nearest
 from gpt_jax.data.tokenizer import HuggingFaceTokenizer
 from gpt_jax.interop.gguf_file import Changed, Quantized, read_header
 from gpt_jax.interop.gguf_tokenizer import read_tokenizer

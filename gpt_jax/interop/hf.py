@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config import Dtype, ModelConfig
-from gpt_jax.conversion import ConfigError, nearest
+from gpt_jax.config.errors import ConfigError, nearest
 from gpt_jax.data.tokenizer import Tokenizer, as_hugging_face, read_pretrained, write_pretrained
 from gpt_jax.interop.families import FAMILIES
 from gpt_jax.interop.family import Family, Row, parameter_shapes, plain
 from gpt_jax.interop.normal import differences, normal, without_dropout
 from gpt_jax.interop.weights import WEIGHTS, Tensor, open_weights, write_weights
 from gpt_jax.model.gpt import GPT
+from gpt_jax.model.paths import path_of
 from gpt_jax.model.stack import canonical
-from gpt_jax.paths import path_of
 
 CONFIG = "config.json"
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from gpt_jax import config as cfg
-from gpt_jax.conversion import difference, from_dict, to_dict
+from gpt_jax.config.conversion import difference, from_dict, to_dict
 from gpt_jax.interop.family import plain
 from gpt_jax.interop.rope import fraction
 

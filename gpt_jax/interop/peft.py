@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config import Lora, ModelConfig, has_adapter
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.family import Row, parameter_shapes, plain
 from gpt_jax.interop.hf import choose_family
 from gpt_jax.interop.weights import read_header, write_weights
 from gpt_jax.model.adapter import SCOPE, grafted, projections, trained, without_adapter
 from gpt_jax.model.gpt import GPT
+from gpt_jax.model.paths import path_of
 from gpt_jax.model.stack import canonical
-from gpt_jax.paths import path_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpt_jax import config as cfg
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.settings import Settings
 
 # The keys of every family that rotates; `rope_theta` is the family's own default.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from gpt_jax.conversion import ConfigError, nearest
+from gpt_jax.config.errors import ConfigError, nearest
 
 # Keys that any configuration of `transformers` may have and that change no logit: names, ids, labels of other tasks,
 # how a library runs or initialises the model, and settings of generation that older files keep here.

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
 from gpt_jax.model.parameter import Parameter
-from gpt_jax.paths import map_with_path, matches, path_of
+from gpt_jax.model.paths import map_with_path, matches, path_of
 
 SCOPE = "adapter"
 

@@ -15,7 +15,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.model import splash
 from gpt_jax.model.bias import adds, position_bias
 from gpt_jax.model.chunked import HIDDEN, chunked_attention, scores

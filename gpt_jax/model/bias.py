@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
-from gpt_jax.conversion import implementation
+from gpt_jax.config.variant import implementation
 
 
 def position_bias(

@@ -6,7 +6,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
-from gpt_jax.conversion import implementation
+from gpt_jax.config.variant import implementation
 from gpt_jax.model.convolution import convolved
 from gpt_jax.model.mixer import LayerCache, Shared
 from gpt_jax.model.mlp import Mlp

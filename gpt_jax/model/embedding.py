@@ -7,7 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.position import LearnedPosition, sinusoidal_position
 

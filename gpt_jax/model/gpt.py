@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
-from gpt_jax.conversion import nearest
+from gpt_jax.config.errors import nearest
 from gpt_jax.model.cache import Cache
 from gpt_jax.model.embedding import TokenEmbedding
 from gpt_jax.model.head import LmHead

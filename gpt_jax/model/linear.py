@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from gpt_jax.conversion import implementation
+from gpt_jax.config.variant import implementation
 from gpt_jax.model.adapter import ADAPTERS, SCOPE, adapter_of
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gpt_jax import config as cfg
-from gpt_jax.conversion import implementation
+from gpt_jax.config.variant import implementation
 
 
 class Side(NamedTuple):

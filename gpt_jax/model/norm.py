@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
-from gpt_jax.conversion import implementation
+from gpt_jax.config.variant import implementation
 
 
 class LayerNorm(nn.Module):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from gpt_jax import config as cfg
-from gpt_jax.conversion import implementation
+from gpt_jax.config.variant import implementation
 from gpt_jax.model.attention import MultiHeadAttention
 from gpt_jax.model.average import AverageAttention
 from gpt_jax.model.delta import GatedDeltaNet

@@ -19,13 +19,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
-from gpt_jax.conversion import ConfigError, nearest
+from gpt_jax.config.errors import ConfigError, nearest
 from gpt_jax.model.adapter import projections
 from gpt_jax.model.block import Block
 from gpt_jax.model.mixer import LayerCache, Shared
+from gpt_jax.model.paths import matches
 from gpt_jax.model.row import Row
 from gpt_jax.model.taps import COLLECTION, tapped
-from gpt_jax.paths import matches
 
 Params = dict[str, Any]
 REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}

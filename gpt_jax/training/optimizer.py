@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float
 
 from gpt_jax import config
-from gpt_jax.paths import is_stacked, layer_paths, map_with_path, matches, path_of
+from gpt_jax.model.paths import is_stacked, layer_paths, map_with_path, matches, path_of
 
 MATRICES = ("blocks/**/kernel",)
 

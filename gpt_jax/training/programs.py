@@ -16,12 +16,12 @@ from gpt_jax.config import Config, has_adapter
 from gpt_jax.model.adapter import grafted, pruned, trained
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.stack import canonical, stacked
-from gpt_jax.training import record
+from gpt_jax.runs.loop import HostBatch
 from gpt_jax.training.evaluate import SumsByRow, compile_sums
-from gpt_jax.training.loop import HostBatch
 from gpt_jax.training.optimizer import make_optimizer
 from gpt_jax.training.sharding import Step, compile_step, place_batch, replicate
-from gpt_jax.training.step import Batch, Given, TrainState, first_state, given_by, make_train_step
+from gpt_jax.training.state import Given, TrainState, first_state, given_by, templates
+from gpt_jax.training.step import Batch, make_train_step
 from gpt_jax.training.together import compile_together
 
 
@@ -101,7 +101,7 @@ class Programs:
         """Shapes, types and places of what a checkpoint of the run holds."""
         return self._get(
             ("templates", config.model, _without_rate(config)),
-            lambda: record.templates(config, NamedSharding(mesh, PartitionSpec())),
+            lambda: templates(config, NamedSharding(mesh, PartitionSpec())),
         )
 
     def _get(self, key: Any, make: Callable[[], Any]) -> Any:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gpt_jax.training.step import Batch, Metrics, TrainState, TrainStep
+from gpt_jax.training.state import TrainState
+from gpt_jax.training.step import Batch, Metrics, TrainStep
 
 AXIS = "data"
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]

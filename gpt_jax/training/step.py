@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from flax import struct
 from jaxtyping import Array, Float
 
 from gpt_jax import config
@@ -18,52 +17,11 @@ from gpt_jax.model.gpt import GPT
 from gpt_jax.training.loss import Sums, cross_entropy_sums
 from gpt_jax.training.optimizer import make_optimizer
 from gpt_jax.training.schedule import make_schedule
+from gpt_jax.training.state import Given, TrainState, given_by
 
 Batch = dict[str, Any]  # tokens, targets, weights; segments and positions, or None; each (B, T)
 Metrics = dict[str, Array]
 TrainStep = Callable[..., tuple["TrainState", Metrics]]
-
-
-@struct.dataclass
-class TrainState:
-    """All that a training step changes. `params` is what `model.init` returns; `optimizer` is about those that train
-    (`model.adapter.trained`).
-
-    `step` counts batches. `skipped` counts those whose loss or gradient was not finite, `skipped_in_row` those of them
-    since the last good one.
-    """
-
-    step: Any  # int32 ()
-    params: Any
-    optimizer: Any
-    skipped: Any  # int32 ()
-    skipped_in_row: Any  # int32 ()
-
-
-@struct.dataclass
-class Given:
-    """What runs that share a compiled step may differ in: the key that dropout draws from, and the learning rate."""
-
-    key: Any  # the data of the run's key: a key itself can't be put on devices of other processes
-    learning_rate: Any  # () float32, weakly typed as a Python float is
-
-
-def given_by(c: config.Config) -> Given:
-    """The `Given` of a configuration; a step that takes it computes what one with these numbers inside would."""
-    return Given(jax.random.key_data(jax.random.key(c.seed)), jnp.asarray(c.optimizer.learning_rate))
-
-
-def init_state(model: nn.Module, c: config.Config) -> TrainState:
-    """The state before the first step, a function of the configuration alone."""
-    tokens = jnp.zeros((1, c.model.context_length), jnp.int32)
-    params = model.init(jax.random.key(c.seed), tokens)
-    return first_state(params, jax.jit(make_optimizer(c.optimizer).init)(trained(params)))
-
-
-def first_state(params: Any, optimizer: Any) -> TrainState:
-    """The state before the first step, of initial parameters and the optimizer's initial state for them."""
-    step, skipped, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # three buffers: each is donated by itself
-    return TrainState(step, params, optimizer, skipped, in_row)
 
 
 def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:

@@ -4,8 +4,7 @@ alone. Each keeps its own loop, records and checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gpt_jax.data import Batch as DataBatch
-from gpt_jax.training.loop import Course, HostBatch, Loop, TrainingDiverged
+from gpt_jax.runs.loop import HostBatch
 from gpt_jax.training.sharding import traced_under
-from gpt_jax.training.step import Batch, Given, Metrics, TrainState, TrainStep
+from gpt_jax.training.state import Given, TrainState
+from gpt_jax.training.step import Batch, Metrics, TrainStep
 
 StepTogether = Callable[[TrainState, Sequence[HostBatch]], tuple[TrainState, Sequence[Metrics]]]
 
@@ -52,42 +51,3 @@ def stack_rows(batches: Sequence[HostBatch]) -> HostBatch:
 def lane(trees: Any, i: Any) -> Any:
     """What `stack` made of the i-th tree."""
     return jax.tree.map(lambda x: x[i], trees)
-
-
-def run_together(
-    loops: Sequence[Loop],
-    step: StepTogether,
-    states: TrainState,
-    batches: Sequence[Iterator[DataBatch]],
-    starts: Sequence[int],
-) -> list[int | TrainingDiverged]:
-    """Goes with all loops at once; returns how each ended: the number of its updates, or why it diverged.
-
-    They start after as many updates each, but for runs that diverged before. A run that ended keeps its lane, unseen,
-    so that the program and with it the others' numbers stay.
-    """
-    cut = jax.jit(lane)
-    courses: dict[int, Course] = {
-        i: loop.course(lambda i=i: cut(states, i), rows, start)  # type: ignore[misc]
-        for i, (loop, rows, start) in enumerate(zip(loops, batches, starts, strict=True))
-    }
-    ends: dict[int, int | TrainingDiverged] = {}
-    rows: dict[int, HostBatch] = {}
-
-    def advance(i: int, move: Callable[[], HostBatch]) -> None:
-        try:
-            rows[i] = move()
-        except StopIteration as end:
-            ends[i] = end.value
-        except TrainingDiverged as error:
-            ends[i] = error
-
-    for i, course in courses.items():
-        advance(i, partial(next, course))
-    while len(ends) < len(courses):
-        some = next(iter(rows.values()))  # for a lane that ended before it had any
-        states, metrics = step(states, [rows[i] if i in rows else some for i in courses])
-        for i, course in courses.items():
-            if i not in ends:
-                advance(i, partial(course.send, metrics[i]))
-    return [ends[i] for i in courses]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gpt_jax.ablation.page import write_report
+from gpt_jax.ablation.report import write_report
 from tests.ablation import made_up
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -12,23 +12,25 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from gpt_jax.ablation import grouping as togethers
 from gpt_jax.ablation import plan as plans
 from gpt_jax.ablation import runner as runners
-from gpt_jax.ablation import together as togethers
+from gpt_jax.ablation.grouping import Together, choose, measure
 from gpt_jax.ablation.plan import make_plan
 from gpt_jax.ablation.results import _badness, collect, write_results
 from gpt_jax.ablation.runner import Runner, show_plan, write_plan
 from gpt_jax.ablation.study import Arm, Probe, Study, vary
-from gpt_jax.ablation.together import Together, choose, measure
 from gpt_jax.config import Checkpoint, Copy, Evaluation
-from gpt_jax.conversion import ConfigError, config_hash
+from gpt_jax.config.conversion import config_hash
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.data import open_data
-from gpt_jax.run import load_run, train
-from gpt_jax.training import metrics
-from gpt_jax.training.checkpoint import CheckpointError, Checkpoints
-from gpt_jax.training.interrupt import Interrupts
+from gpt_jax.runs import metrics
+from gpt_jax.runs.checkpoint import CheckpointError, Checkpoints
+from gpt_jax.runs.folder import RunFolder
+from gpt_jax.runs.interrupt import Interrupts
+from gpt_jax.runs.load import load_run
+from gpt_jax.runs.train import train
 from gpt_jax.training.programs import Programs
-from gpt_jax.training.storage import RunFolder
 from tests.ablation.made_up import study as made_up_study
 from tests.tiny import tiny_config
 

@@ -9,7 +9,7 @@ from gpt_jax import GPT
 from gpt_jax.ablation.matching import costs, match_arms, solve
 from gpt_jax.ablation.study import Arm, Study, chain, change, overlay, product, vary, zip_arms
 from gpt_jax.config import Alibi, Attention, Config, Latent, Rope, Window
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from tests.tiny import tiny_config
 
 KV = "model.attention.kv_heads"

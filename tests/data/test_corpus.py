@@ -14,7 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from gpt_jax.config import Bpe, Characters, Text, TokenizerFile
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.data import Data, builders, open_data
 from gpt_jax.data.files import find_files, python_files
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.config import Copy, DataConfig, Induction, Recall, Sort
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.data import open_data
 from gpt_jax.data.tasks import make_task
 

@@ -19,7 +19,7 @@ STUDIES = sorted(path.stem for path in (ROOT / "configs" / "ablations").glob("*.
 STUDY = """
 from gpt_jax.ablation.study import Study, vary
 from gpt_jax.config import Attention, Checkpoint, Evaluation
-from gpt_jax.conversion import to_config_dict
+from gpt_jax.config.conversion import to_config_dict
 from tests.tiny import tiny_config
 
 def get_config():

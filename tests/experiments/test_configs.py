@@ -9,10 +9,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from gpt_jax.config import Config
-from gpt_jax.conversion import from_config_dict
-from gpt_jax.starting import completed
-from gpt_jax.training.record import write_config
-from gpt_jax.training.storage import RunFolder
+from gpt_jax.config.conversion import from_config_dict
+from gpt_jax.runs.base import completed
+from gpt_jax.runs.folder import RunFolder
+from gpt_jax.runs.record import write_config
 from tests.tiny import tiny_config
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"

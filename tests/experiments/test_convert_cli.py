@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from gpt_jax.interop import load_pretrained
-from gpt_jax.run import evaluate_run, load_run
+from gpt_jax.runs.evaluate import evaluate_run
+from gpt_jax.runs.load import load_run
 from tests.experiments.test_train_cli import ROOT, environment, many
 from tests.interop.gguf_files import TEXT, tensors, write
 
@@ -88,7 +89,7 @@ def test_in_and_out_and_all_that_works_on_it(place: Path, tmp_path: Path) -> Non
 def test_a_run_of_ones_own_goes_out(place: Path, tmp_path: Path) -> None:
     """And `--chat` without a template is refused."""
     from gpt_jax.config import Adamw, Attention, BlockConfig, Config, GatedMlp, ModelConfig, Rope, Text, Train
-    from gpt_jax.run import train
+    from gpt_jax.runs.train import train
 
     block = BlockConfig(Attention(heads=2, position=Rope()), GatedMlp(32))
     model = ModelConfig(None, 32, 16, (block,) * 2)

@@ -7,7 +7,7 @@ import pytest
 
 from gpt_jax.config import Adamw, Attention, BlockConfig, Bytes, Characters, Config, ModelConfig, Rope, Text, Train
 from gpt_jax.config import Mlp as MlpConfig
-from gpt_jax.run import train
+from gpt_jax.runs.train import train
 from tests.experiments.test_train_cli import command, many
 
 CONTEXT = 32

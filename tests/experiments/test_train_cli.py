@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 CONFIG = """
 from gpt_jax.config import *
-from gpt_jax.conversion import to_config_dict
+from gpt_jax.config.conversion import to_config_dict
 
 def get_config(arg=""):
     block = BlockConfig(Attention(heads=2, position=Rope()), Mlp(32))
@@ -271,7 +271,7 @@ def test_a_signal_saves_and_exits_with_its_own_code(place: Path, tmp_path: Path,
 def test_a_second_ctrl_c_ends_at_once(place: Path) -> None:
     script = (
         "import signal, sys, time\n"
-        "from gpt_jax.training.interrupt import Interrupts\n"
+        "from gpt_jax.runs.interrupt import Interrupts\n"
         "with Interrupts() as interrupts:\n"
         "    signal.raise_signal(signal.SIGINT)\n"
         "    assert interrupts.requested(1)\n"

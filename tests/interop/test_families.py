@@ -14,7 +14,7 @@ import pytest
 
 from gpt_jax import Greedy, generate
 from gpt_jax.config import depends_on_length
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop import load_pretrained, save_pretrained
 from gpt_jax.interop.families import FAMILIES
 from gpt_jax.interop.hf import choose_family

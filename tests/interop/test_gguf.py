@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.config import Llama3Scaling, LongRope
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop import load_pretrained
 from gpt_jax.interop.gguf_file import read_header
 from gpt_jax.interop.weights import write_weights

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 import gpt_jax
 from gpt_jax import GPT, ModelConfig, load_pretrained, save_pretrained
 from gpt_jax.config import Alibi, Attention, BlockConfig, GatedMlp, Init, Rope, Score
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.weights import read_header
 from gpt_jax.model.stack import stacked
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.data.tokenizer.chat import render_chat
 from gpt_jax.interop import load_pretrained
 from gpt_jax.interop.families import FAMILIES
-from gpt_jax.run import load_run
+from gpt_jax.runs.load import load_run
 from tests.interop.make_fixtures import FIXTURES
 
 # Of Qwen2.5-0.5B, gpt2-medium, Apertus-8B, Youtu-LLM-2B, gemma-2-9b, Hunyuan-0.5B, LLaMA-7B, gpt-neox-20b, command-r,

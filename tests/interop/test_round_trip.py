@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import load_pretrained, save_pretrained
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.families import FAMILIES
 from gpt_jax.interop.family import parameter_shapes, plain
 from gpt_jax.interop.hf import choose_family

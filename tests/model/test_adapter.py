@@ -22,11 +22,12 @@ from gpt_jax.config import (
     Rope,
     pattern,
 )
-from gpt_jax.conversion import ConfigError, from_dict, to_dict
-from gpt_jax.lora import merge_adapter
+from gpt_jax.config.conversion import from_dict, to_dict
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.model.adapter import grafted, pruned, replaced, trained
+from gpt_jax.model.merge import merge_adapter
+from gpt_jax.model.paths import map_with_path
 from gpt_jax.model.stack import canonical, stacked
-from gpt_jax.paths import map_with_path
 from tests.tiny import random_params, tiny
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, 9)))

@@ -27,7 +27,7 @@ from gpt_jax.config import (
     T5Bias,
     Window,
 )
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.model import attend as attend_module
 from tests.tiny import random_params
 

@@ -8,7 +8,7 @@ import pytest
 
 from gpt_jax import GPT
 from gpt_jax.config import PROJECTIONS, Alibi, Attention, Causal, MaskConfig, PositionConfig, Score, Window
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.model.attend import Logits, mix, normalize
 from gpt_jax.model.chunked import scores as dot_products
 from gpt_jax.model.mask import Side, allowed

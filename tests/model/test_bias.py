@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.config import Alibi, PositionConfig, Rope, T5Bias
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.model import bias as module
 from gpt_jax.model.bias import alibi_slopes, position_bias, relative_buckets
 from tests import reference_positions as reference

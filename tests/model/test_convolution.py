@@ -9,7 +9,7 @@ import pytest
 
 from gpt_jax import GPT, init_cache
 from gpt_jax.config import Attention, BlockConfig, GatedMlp, ModelConfig, Rope, Window
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.model.convolution import ShortConvolution
 from gpt_jax.model.row import Row
 

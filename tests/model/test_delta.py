@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.config import Delta
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.model.delta import gated_delta, unit, unit_inverse
 
 B, H, T, D, E = 2, 3, 23, 4, 5

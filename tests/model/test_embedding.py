@@ -5,7 +5,7 @@ import pytest
 
 from gpt_jax import GPT
 from gpt_jax.config import AbsolutePositionConfig, Embedding, Learned, RmsNorm, Sinusoidal
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.model.embedding import TokenEmbedding
 from gpt_jax.model.position import sinusoidal_position
 from tests.tiny import tiny

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.config import Alibi, Linear, Rope
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.model.linear_attention import feature_map, linear_attention
 from gpt_jax.model.mixer import empty
 from gpt_jax.model.recurrence import decays, fixed_log_decay

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_jax.config import Causal, Chunk, MaskConfig, Prefix, Window
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.model.mask import Side, allowed, spans
 from tests import reference
 

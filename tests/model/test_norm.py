@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.config import LayerNorm, NormConfig, RmsNorm
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.model.norm import make_norm
 from tests import reference
 

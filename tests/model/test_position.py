@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.config import Learned, Sinusoidal
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.model.position import LearnedPosition, sinusoidal_position
 
 POSITIONS = jnp.array([[0, 1, 2, 3, 4], [7, 0, 1, 100, 2]])

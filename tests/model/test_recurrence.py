@@ -32,12 +32,12 @@ from gpt_jax.config import (
 )
 from gpt_jax.model.delta import gated_delta
 from gpt_jax.model.linear_attention import linear_attention
+from gpt_jax.model.paths import map_with_path
 from gpt_jax.model.recurrence import LogDecay
 from gpt_jax.model.registry import mixer_of
 from gpt_jax.model.row import Row
 from gpt_jax.model.stack import canonical, stacked
-from gpt_jax.paths import map_with_path
-from gpt_jax.run import train
+from gpt_jax.runs.train import train
 from tests import reference_recurrent
 from tests.reference import as_float64
 from tests.reference_attention import Row as ReferenceRow

@@ -18,7 +18,8 @@ from gpt_jax.config import (
     Yarn,
     rope_width,
 )
-from gpt_jax.conversion import ConfigError, from_dict, to_dict
+from gpt_jax.config.conversion import from_dict, to_dict
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.model import rope as module
 from gpt_jax.model.rope import rope_frequencies, rotate
 from tests import reference_positions as reference

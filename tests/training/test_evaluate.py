@@ -15,9 +15,11 @@ from rich.console import Console
 from gpt_jax.config import Embedding, Learned, Text
 from gpt_jax.data import Data, open_data
 from gpt_jax.model.gpt import GPT
-from gpt_jax.run import evaluate_run, load_run, train
+from gpt_jax.runs.evaluate import evaluate_run
+from gpt_jax.runs.load import load_run
+from gpt_jax.runs.train import train
 from gpt_jax.training.evaluate import make_evaluate, summarize
-from gpt_jax.training.record import resolve
+from gpt_jax.training.resolve import resolve
 from gpt_jax.training.sharding import make_mesh, replicate
 from tests.tiny import tiny_config
 

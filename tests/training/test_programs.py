@@ -8,10 +8,11 @@ import pytest
 from rich.console import Console
 
 from gpt_jax.config import Adamw, Config
-from gpt_jax.run import train
-from gpt_jax.training import metrics, programs
+from gpt_jax.runs import metrics
+from gpt_jax.runs.folder import RunFolder
+from gpt_jax.runs.train import train
+from gpt_jax.training import programs
 from gpt_jax.training.programs import Programs
-from gpt_jax.training.storage import RunFolder
 from tests.tiny import tiny_config
 
 

@@ -8,7 +8,8 @@ from flax import linen as nn
 
 from gpt_jax import GPT
 from gpt_jax.config import Adamw, Config, LinearDecay, Muon, Sgd, Text, Train
-from gpt_jax.training.step import init_state, make_train_step
+from gpt_jax.training.state import init_state
+from gpt_jax.training.step import make_train_step
 from tests.tiny import VOCABULARY, tiny
 
 METRICS = {"loss", "accuracy", "tokens", "grad_norm", "learning_rate", "skipped", "skipped_in_row"}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpt_jax import config as cfg
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.families.classic import QKV, layer_norm, spelled
 from gpt_jax.interop.families.common import decoder, require_type
 from gpt_jax.interop.family import Family, Row, by_name, fused

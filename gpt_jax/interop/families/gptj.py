@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpt_jax import config as cfg
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.families.classic import layer_norm, mlp, spelled
 from gpt_jax.interop.families.common import decoder, head_width, require_type
 from gpt_jax.interop.families.gpt2 import MASKS, SPELLING, UNUSED

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpt_jax import config as cfg
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.families.common import (
     DEFAULTS,
     FULL,

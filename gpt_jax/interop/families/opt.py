@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from gpt_jax import config as cfg
-from gpt_jax.conversion import ConfigError
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.families.classic import mlp, spelled
 from gpt_jax.interop.families.common import decoder, require_type
 from gpt_jax.interop.family import Family, Row, by_name

@@ -1,0 +1,20 @@
+"""One self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from html import escape
+from importlib.resources import files
+from string import Template
+
+KINDS = ("css", "js", "html")
+
+
+def render(title: str, body: str) -> str:
+    """A whole page around `body`, with its style and script inside; no other script may run in it."""
+    style, script, page = (files("gpt_jax.pages").joinpath(f"page.{kind}").read_text("utf-8") for kind in KINDS)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return Template(page).substitute(
+        title=escape(title), style=style, script=script, script_hash=f"sha256-{digest}", body=body
+    )

@@ -1,0 +1,110 @@
+"""What a run folder says about its run: the configuration and what was derived from it, where it ran, what a checkpoint
+holds.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from gpt_jax.config import Config
+from gpt_jax.config.conversion import difference, from_dict, to_dict
+from gpt_jax.config.errors import ConfigError
+from gpt_jax.data import Data
+from gpt_jax.runs.environment import git_revision, versions
+from gpt_jax.runs.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, RunFolder
+
+
+class ConfigChanged(ConfigError):
+    """The run folder holds a run of another configuration."""
+
+
+def recorded(folder: RunFolder) -> tuple[Config, Config] | None:
+    """The configuration of the run in a folder, as it was given and as it was resolved; None where no run has begun."""
+    if not folder.exists(CONFIG):
+        return None
+    record = folder.read_json(CONFIG)
+    if not isinstance(record, dict) or not {"config", "resolved"} <= record.keys():
+        raise ConfigError(
+            f"{folder} is no run: its {CONFIG} is another program's; if it is a published model, make a run of it with"
+            f" `python -m experiments.convert --from={folder} --workdir=DIR` and give DIR"
+        )
+    return from_dict(Config, record["config"]), from_dict(Config, record["resolved"])
+
+
+def has_progress(folder: RunFolder) -> bool:
+    """Whether there is anything in the folder that a new run would destroy."""
+    return folder.exists(METRICS) or (folder.exists(CHECKPOINTS) and any(folder.file(CHECKPOINTS).iterdir()))
+
+
+def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -> None:
+    """Refuses to go on with another configuration; only `train.steps` may grow.
+
+    Raises:
+      ConfigChanged: with the difference.
+      ValueError: not `resume`.
+    """
+    if not resume:
+        raise ValueError(
+            f"{folder} holds a run already: choose another --workdir, delete it, or go on with it (--resume)"
+        )
+    changes = difference(old, new)
+    if new.train.steps > old.train.steps:
+        changes.pop("train.steps", None)
+    if changes:
+        shown = ", ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in changes.items())
+        raise ConfigChanged(
+            f"{folder} holds a run of another configuration ({shown}): choose another --workdir, or take the change"
+            " back (train.steps alone may grow)"
+        )
+
+
+def write_config(folder: RunFolder, config: Config, resolved: Config) -> None:
+    folder.write_json(CONFIG, {"config": to_dict(config), "resolved": to_dict(resolved)})
+
+
+def record_start(folder: RunFolder, data: Data, step: int, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Adds this start to `environment.json` and returns its content: versions, devices, git revision, hashes of the
+    data, and the `base` that a new run begins with.
+
+    Raises:
+      ValueError: the data is not what the run began with.
+    """
+    environment: dict[str, Any] = {"id": uuid.uuid4().hex[:12], "hashes": hashes(data), "base": base, "starts": []}
+    if has_progress(folder):
+        check_data(folder, data)
+        environment = folder.read_json(ENVIRONMENT)
+    devices = jax.devices()
+    environment["starts"].append(
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "step": step,
+            "command": sys.argv,
+            "git": git_revision(),
+            "versions": versions(),
+            "platform": platform.platform(),
+            "devices": {"kind": devices[0].device_kind, "count": len(devices), "processes": jax.process_count()},
+        }
+    )
+    folder.write_json(ENVIRONMENT, environment)
+    return environment
+
+
+def hashes(data: Data) -> dict[str, str]:
+    return {"data": data.content_hash, "tokenizer": data.tokenizer.content_hash()}
+
+
+def check_data(folder: RunFolder, data: Data) -> None:
+    """Raises ValueError where the data is not what the run in the folder began with; one converted began with none."""
+    began, here = folder.read_json(ENVIRONMENT)["hashes"], hashes(data)
+    if any(began[name] not in (None, here[name]) for name in here):
+        raise ValueError(
+            f"the text or the tokenizer is not the one that the run in {folder} began with: restore it, or start in"
+            " another folder"
+        )

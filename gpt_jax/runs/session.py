@@ -1,0 +1,161 @@
+"""A run in this process: its folder locked, its data open, its loop wired up."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+
+from gpt_jax.config import Config, has_adapter
+from gpt_jax.config.conversion import to_dict
+from gpt_jax.data import Batch, Data, open_data
+from gpt_jax.model.gpt import GPT
+from gpt_jax.runs import metrics, record
+from gpt_jax.runs.base import changed_settings, check_base, with_vocabulary
+from gpt_jax.runs.checkpoint import Checkpoints, Restored
+from gpt_jax.runs.console import make_display, show_banner
+from gpt_jax.runs.folder import PROFILE, TOKENIZER, RunFolder
+from gpt_jax.runs.interrupt import Interrupts
+from gpt_jax.runs.load import Base, Workdir, open_base, reopen_base
+from gpt_jax.runs.loop import Loop, Trace
+from gpt_jax.runs.plot import plot_loss
+from gpt_jax.training.evaluate import make_evaluate
+from gpt_jax.training.programs import Programs
+from gpt_jax.training.resolve import lengthened, resolve
+from gpt_jax.training.sharding import replicate
+from gpt_jax.training.state import TrainState, from_trees
+
+Status = Literal["finished", "already finished", "interrupted"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How `train` ended, after `step` updates; `validation` is the record of the last evaluation, if there was any."""
+
+    status: Status
+    step: int
+    validation: dict[str, Any] | None
+    checkpoint: str
+    loss_plot: str
+
+
+@dataclasses.dataclass
+class Session:
+    """A run whose folder this process holds the lock of. `config` is resolved, `given` as it was given; `base` is what
+    a new run begins with, its parameters until they are taken.
+    """
+
+    folder: RunFolder
+    given: Config
+    config: Config
+    data: Data
+    checkpoints: Checkpoints
+    base: Base | None
+
+    @classmethod
+    def open(cls, config: Config, workdir: Workdir, resume: bool, stack: ExitStack, keep: int = 1) -> Session:
+        """Until `stack` is closed; for what it raises see `gpt_jax.train`. At least `keep` checkpoints stay."""
+        metrics.check_wandb(config)
+        folder = RunFolder(workdir)
+        stack.enter_context(folder.lock())
+        earlier = record.recorded(folder) if record.has_progress(folder) else None
+        if earlier is not None:
+            record.check_resumable(folder, earlier[0], config, resume)
+        data = open_data(config.data, config.model.context_length, config.data_seed)
+        resolved, base = _resolved(folder, config, data) if earlier is None else (earlier[1], None)
+        resolved = lengthened(resolved, config.train.steps)
+        checkpoints = stack.enter_context(Checkpoints(folder, max(keep, resolved.checkpoint.keep)))
+        return cls(folder, config, resolved, data, checkpoints, base)
+
+    def newest_state(self, mesh: Mesh, programs: Programs) -> tuple[TrainState, int]:
+        """The state of the newest good checkpoint or a new one, on every device, and the number of its updates."""
+        newest = self.checkpoints.restore_newest(programs.templates(self.config, mesh), move_damaged=True)
+        return self.state(newest, mesh, programs)
+
+    def state(self, restored: Restored | None, mesh: Mesh, programs: Programs) -> tuple[TrainState, int]:
+        """As `newest_state`, of what was restored."""
+        base = self.base
+        if base is not None:
+            self.base = base._replace(params=None)
+        if base is None and self.config.init_from is not None and (restored is None or has_adapter(self.config.model)):
+            base = reopen_base(self.folder, self.config)
+        params = None if base is None else base.params
+        if restored is None:
+            return replicate(programs.init(self.config, params), mesh), 0
+        return replicate(from_trees(self.config, restored.trees, params), mesh), restored.step
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """This process's part of those that remain."""
+        train = self.config.train
+        return self.data.batches(start, train.steps, train.batch_size, jax.process_index(), jax.process_count())
+
+    @contextmanager
+    def loop(
+        self, start: int, mesh: Mesh, interrupts: Interrupts, console: Console, programs: Programs, profile: bool
+    ) -> Iterator[Loop]:
+        """Writes down that the run starts, and wires its loop up."""
+        folder, config, data = self.folder, self.config, self.data
+        environment = record.record_start(folder, data, start, None if self.base is None else self.base.record)
+        record.write_config(folder, self.given, config)
+        if folder.writes:
+            data.tokenizer.save(folder.file(TOKENIZER))
+        show_banner(console, folder, config, data, environment, start)
+        records = metrics.Metrics(folder, start, _sinks(folder, config, start, environment))
+        display = make_display(console, config, data)
+        rows, sums = config.evaluation.batch_size, programs.sums_by_row(config, mesh)
+        try:
+            display.start(start)
+            yield Loop(
+                config=config,
+                evaluate=make_evaluate(GPT(config.model), data, rows, mesh, sums),
+                checkpoints=self.checkpoints,
+                records=records,
+                display=display,
+                interrupts=interrupts,
+                trace=Trace(str(folder.make(PROFILE)) if profile else None),
+            )
+        finally:
+            display.stop()
+            records.close()
+
+    def outcome(self, step: int, was_done: bool = False) -> Outcome:
+        """How the run stands after `step` updates, once all of it is on disk."""
+        self.checkpoints.wait()
+        validations = metrics.read(self.folder, "validation")
+        is_finished = step >= self.config.train.steps
+        return Outcome(
+            status="already finished" if was_done else "finished" if is_finished else "interrupted",
+            step=step,
+            validation=validations[-1] if validations else None,
+            checkpoint=self.checkpoints.path(step),
+            loss_plot=plot_loss(self.folder),
+        )
+
+
+def _resolved(folder: RunFolder, config: Config, data: Data) -> tuple[Config, Base | None]:
+    """A new run's resolved configuration, and what it begins with."""
+    if config.init_from is None:
+        return resolve(config, data), None
+    base = open_base(config.init_from, config, folder)
+    resolved = resolve(with_vocabulary(config, base), data)
+    check_base(base, resolved.model, data)
+    return resolved, base._replace(record=base.record | {"changed": changed_settings(base, resolved.model)})
+
+
+def _sinks(folder: RunFolder, config: Config, start: int, environment: Mapping[str, Any]) -> list[metrics.Sink]:
+    if not folder.writes:
+        return []
+    sinks: list[metrics.Sink] = []
+    try:
+        sinks.append(metrics.TensorBoard(folder, start))
+    except ImportError as error:  # tensorboardX needs another package for an object store
+        warnings.warn(f"no TensorBoard events are written: {error}", stacklevel=2)
+    if config.wandb is not None:
+        sinks.append(metrics.WeightsAndBiases(folder, config.wandb, environment["id"], to_dict(config)))
+    return sinks

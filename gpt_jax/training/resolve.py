@@ -1,0 +1,32 @@
+"""What a configuration derives from its data and its length."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gpt_jax.config import Config
+from gpt_jax.config.errors import ConfigError
+from gpt_jax.data import Data
+from gpt_jax.training.schedule import resolve_schedule
+
+
+def resolve(config: Config, data: Data) -> Config:
+    """The configuration with everything that it derives: the vocabulary's size, the data's seed, the schedule's length.
+
+    Raises:
+      ConfigError: a vocabulary that has no room for the tokenizer's ids.
+    """
+    size = data.vocab_size if config.model.vocab_size is None else config.model.vocab_size
+    if size < data.vocab_size:
+        raise ConfigError(f"model.vocab_size ({size}) is too small for the tokenizer's {data.vocab_size} ids: raise it")
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, vocab_size=size),
+        data=dataclasses.replace(config.data, seed=config.data_seed),  # type: ignore[type-var]
+        schedule=resolve_schedule(config.schedule, config.train.steps),
+    )
+
+
+def lengthened(config: Config, steps: int) -> Config:
+    """The same run to another number of steps; all that was derived from the old number stays."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
