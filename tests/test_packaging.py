@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*ROOT.glob("gpt_jax/**/*.py"), *ROOT.glob("experiments/**/*.py")])
-# The order of DESIGN section 2: an import points to the same room or to a lower level; rooms of one level are strangers,
-# but for those of `training`, `decoding` and `interop`.
+# The order of DESIGN section 2. An import points to the same room or to one of a lower level.
+
 LEVELS = {
     "config": 0,
     "pages": 0,

@@ -26,8 +26,7 @@ from gpt_jax.training.resolve import resolve
 
 AA = "A/A"
 # What decides a run's numbers; analysis, decoding and this package only look at them.
-PARTS = ("config", "data", "model", "training")
-CODE = (*PARTS, "conversion.py", "paths.py", "lora.py", "opening.py", "starting.py", "session.py", "run.py")
+CODE = ("config", "data", "model", "training", "runs")
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 Purpose = Literal["arm", "noise", "aa"]

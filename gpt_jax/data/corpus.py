@@ -1,25 +1,21 @@
 """Corpora: documents by the name of a corpus or by the path of files, prepared once as a TFDS data set in the cache."""
 
-import contextlib
 import functools
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import absl.logging
-
 from gpt_jax.config import Text
 from gpt_jax.data.cache import build_once
 from gpt_jax.data.files import Document, SourceFile, find_files, python_files
+from gpt_jax.data.prepared import PreparedDataset
 from gpt_jax.data.progress import Report, progress_bar
+from gpt_jax.data.stored import directory_of, quiet, read_examples
 
-HELD_OUT_SPLITS = ("validation", "valid", "dev", "test")
-READ_AT_ONCE = 2**24  # bytes
-DECISIVE = ("builders.py", "cache.py", "corpus.py", "files.py", "prepared.py", "tokenized.py")
+DECISIVE = ("builders.py", "cache.py", "corpus.py", "files.py", "prepared.py", "stored.py", "tokenized.py")
 
 
 @runtime_checkable
@@ -103,8 +99,6 @@ def _source(config: Text) -> Source:
             return _Shakespeare()
         case "text":
             raise ValueError('The corpus "text" reads your own files: say which with data.path=FILE, FOLDER or GLOB.')
-    from gpt_jax.data.prepared import PreparedDataset
-
     return PreparedDataset(config.corpus)
 
 
@@ -145,14 +139,14 @@ class _Files:
         from gpt_jax.data.builders import PythonSources, TextFiles
 
         where: dict[str, Any] = {"data_dir": folder, "file_format": "array_record", "report": report}
-        with _quiet():
+        with quiet():
             if self.path is None:
                 PythonSources(**where).download_and_prepare()
             else:
                 TextFiles(path=self.path, separator=self.separator, **where).download_and_prepare()
 
     def read(self, folder: Path) -> Iterator[tuple[Document, bool | None]]:
-        for example in read_examples(_directory(folder), "train"):
+        for example in read_examples(directory_of(folder), "train"):
             yield Document(example["name"].decode(), example["text"].decode()), None
 
 
@@ -168,43 +162,12 @@ class _Shakespeare:
     def prepare(self, folder: Path, report: Report) -> None:
         from gpt_jax.data.builders import TinyShakespeare
 
-        with _quiet():
+        with quiet():
             TinyShakespeare(data_dir=folder, file_format="array_record").download_and_prepare()
 
     def read(self, folder: Path) -> Iterator[tuple[Document, bool | None]]:
-        directory = _directory(folder)
+        directory = directory_of(folder)
         parts = [
             example["text"] for split in ("train", "validation", "test") for example in read_examples(directory, split)
         ]
         yield Document("tiny_shakespeare", b"".join(parts).decode()), None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the builders' own notices, prints and bars off the terminal, where ours are."""
-    import tensorflow_datasets as tfds
-
-    verbosity = absl.logging.get_verbosity()
-    absl.logging.set_verbosity(absl.logging.ERROR)
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        absl.logging.set_verbosity(verbosity)
-
-
-def _directory(folder: Path) -> Path:
-    """The one data set below `folder`."""
-    return next(folder.rglob("dataset_info.json")).parent
-
-
-def read_examples(directory: Path, split: str) -> Iterator[dict[str, Any]]:
-    """The examples of a split of the data set in `directory`, in order."""
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(directory)
-    source, info = builder.as_data_source(split), builder.info.splits[split]
-    step = max(1, READ_AT_ONCE * len(source) // max(info.num_bytes, 1))
-    for first in range(0, len(source), step):
-        yield from source.__getitems__(range(first, min(first + step, len(source))))

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt_jax.data.corpus import HELD_OUT_SPLITS, read_examples
 from gpt_jax.data.files import Document
 from gpt_jax.data.progress import Report
+from gpt_jax.data.stored import read_examples
+
+HELD_OUT_SPLITS = ("validation", "valid", "dev", "test")
 
 
 @dataclass(frozen=True)

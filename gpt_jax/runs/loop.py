@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 
@@ -17,8 +16,8 @@ from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.metrics import Metrics
 from gpt_jax.training.evaluate import Evaluate
 from gpt_jax.training.state import PARAMS, REST, TrainState, to_trees
+from gpt_jax.training.step import HostBatch
 
-HostBatch = dict[str, Any]
 Step = Callable[[TrainState, HostBatch], tuple[TrainState, dict[str, jax.Array]]]
 Course = Generator[HostBatch, dict[str, jax.Array], int]
 

@@ -19,12 +19,12 @@ from gpt_jax.runs.checkpoint import CheckpointError, Restored
 from gpt_jax.runs.compilation import enable_compilation_cache
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.load import Workdir
-from gpt_jax.runs.loop import Course, HostBatch, Loop, TrainingDiverged
+from gpt_jax.runs.loop import Course, Loop, TrainingDiverged
 from gpt_jax.runs.session import Outcome, Session
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.sharding import make_mesh, place_batch, replicate
 from gpt_jax.training.state import REST, TrainState, given_by
-from gpt_jax.training.step import Metrics
+from gpt_jax.training.step import HostBatch, Metrics
 from gpt_jax.training.together import lane, stack, stack_rows
 
 StepTogether = Callable[[TrainState, Sequence[HostBatch]], tuple[TrainState, Sequence[Metrics]]]

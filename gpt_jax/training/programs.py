@@ -16,12 +16,11 @@ from gpt_jax.config import Config, has_adapter
 from gpt_jax.model.adapter import grafted, pruned, trained
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.stack import canonical, stacked
-from gpt_jax.runs.loop import HostBatch
 from gpt_jax.training.evaluate import SumsByRow, compile_sums
 from gpt_jax.training.optimizer import make_optimizer
 from gpt_jax.training.sharding import Step, compile_step, place_batch, replicate
 from gpt_jax.training.state import Given, TrainState, first_state, given_by, templates
-from gpt_jax.training.step import Batch, make_train_step
+from gpt_jax.training.step import Batch, HostBatch, make_train_step
 from gpt_jax.training.together import compile_together
 
 

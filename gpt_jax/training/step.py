@@ -20,6 +20,7 @@ from gpt_jax.training.schedule import make_schedule
 from gpt_jax.training.state import Given, TrainState, given_by
 
 Batch = dict[str, Any]  # tokens, targets, weights; segments and positions, or None; each (B, T)
+HostBatch = dict[str, Any]
 Metrics = dict[str, Array]
 TrainStep = Callable[..., tuple["TrainState", Metrics]]
 

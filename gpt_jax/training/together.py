@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gpt_jax.runs.loop import HostBatch
 from gpt_jax.training.sharding import traced_under
 from gpt_jax.training.state import Given, TrainState
-from gpt_jax.training.step import Batch, Metrics, TrainStep
+from gpt_jax.training.step import Batch, HostBatch, Metrics, TrainStep
 
 StepTogether = Callable[[TrainState, Sequence[HostBatch]], tuple[TrainState, Sequence[Metrics]]]
 

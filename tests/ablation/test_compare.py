@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.ablation.test_page import Page
 
 from experiments.cli import _spread
 from gpt_jax.ablation.compare import short_names, write_comparison
 from tests.ablation import made_up
+from tests.ablation.test_report import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 

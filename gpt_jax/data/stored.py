@@ -1,0 +1,42 @@
+"""Data sets that TFDS stored on disk, read without TensorFlow."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import absl.logging
+
+READ_AT_ONCE = 2**24  # bytes
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the builders' own notices, prints and bars off the terminal, where ours are."""
+    import tensorflow_datasets as tfds
+
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        absl.logging.set_verbosity(verbosity)
+
+
+def directory_of(folder: Path) -> Path:
+    """The one data set below `folder`."""
+    return next(folder.rglob("dataset_info.json")).parent
+
+
+def read_examples(directory: Path, split: str) -> Iterator[dict[str, Any]]:
+    """The examples of a split of the data set in `directory`, in order."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(directory)
+    source, info = builder.as_data_source(split), builder.info.splits[split]
+    step = max(1, READ_AT_ONCE * len(source) // max(info.num_bytes, 1))
+    for first in range(0, len(source), step):
+        yield from source.__getitems__(range(first, min(first + step, len(source))))
