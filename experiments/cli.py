@@ -20,15 +20,14 @@ from ml_collections import ConfigDict, config_flags
 
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import from_config_dict
-from gpt_jax.config.errors import ConfigError
+from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.runs.base import completed
 
 FAILURE, USAGE_ERROR, INTERRUPTED, SAVED = 1, 2, 130, 75
-OUR_PACKAGES = ("gpt_jax", "experiments", "configs", "__main__")
 _switched_off: list[str] = []
 
 
-class UsageError(ValueError):
+class UsageError(UserError):
     """The command line is not right; the message says how to put it right."""
 
 
@@ -146,24 +145,12 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        if not _is_answer(error):
-            raise
+    except (UserError, OSError, ModuleNotFoundError) as error:
+        if not isinstance(error, UserError | ModuleNotFoundError) and error.filename is None:
+            raise  # from deep inside a library, and nothing that a person named
         command = Path(sys.argv[0]).stem
         print(f"{command}: {_sentence(error)}", file=sys.stderr)
         sys.exit(USAGE_ERROR if isinstance(error, UsageError | ConfigError) else FAILURE)
-
-
-def _is_answer(error: Exception) -> bool:
-    """Whether an error speaks to the user: something is missing, or we raised it ourselves. From deep inside a library
-    it is a bug.
-    """
-    if isinstance(error, OSError | ModuleNotFoundError):
-        return True
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback is not None and traceback.tb_frame.f_globals["__name__"].split(".")[0] in OUR_PACKAGES
 
 
 def _sentence(error: Exception) -> str:

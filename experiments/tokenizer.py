@@ -19,6 +19,7 @@ from typing import NoReturn
 from rich import console, progress
 
 from gpt_jax.config import Bpe
+from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.data import tokenizer as tokenizers
 
 
@@ -27,11 +28,11 @@ def train(flags: argparse.Namespace) -> None:
     paths = [pathlib.Path(name) for name in sorted(glob.glob(flags.input, recursive=True))]
     paths = [path for path in paths if path.is_file()]
     if not paths:
-        raise FileNotFoundError(f"No file matches --input={flags.input}; check the pattern with ls.")
+        raise MissingFile(f"No file matches --input={flags.input}; check the pattern with ls.")
     if pathlib.Path(flags.output).exists() and not flags.overwrite:
         raise FileExistsError(f"{flags.output} exists already; choose another --output or add --overwrite.")
     if flags.kind == "bpe" and flags.vocab_size is None:
-        raise ValueError("Say how many tokens to learn, for example --vocab_size=512.")
+        raise UserError("Say how many tokens to learn, for example --vocab_size=512.")
     with progress.Progress(console=console.Console(stderr=True)) as bar:
         texts, special = read(paths, bar), flags.special_tokens
         if flags.kind == "characters":
@@ -61,7 +62,7 @@ def decode(flags: argparse.Namespace) -> None:
     """Writes the exact bytes that token ids stand for; the ids are arguments or else words of standard input."""
     words = flags.ids or sys.stdin.read().split()
     if wrong := [word for word in words if not word.removeprefix("-").isdecimal()]:
-        raise ValueError(f"{wrong[0]!r} is no token id; give whole numbers with spaces between them.")
+        raise UserError(f"{wrong[0]!r} is no token id; give whole numbers with spaces between them.")
     sys.stdout.buffer.write(load(flags).decode_bytes([int(word) for word in words]) + b"\n" * sys.stdout.isatty())
 
 

@@ -15,6 +15,7 @@ from gpt_jax.ablation.report import pictures_html
 from gpt_jax.ablation.sections import plain_table
 from gpt_jax.ablation.table import count, loss, plain
 from gpt_jax.config.conversion import flatten
+from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.pages.render import render
 from gpt_jax.runs import metrics
 from gpt_jax.runs.folder import CONFIG, METRICS, RunFolder
@@ -32,9 +33,9 @@ def write_comparison(runs: Sequence[str], output: str) -> str:
     """
     folders = [RunFolder(run) for run in runs]
     if not folders:
-        raise ValueError("there is nothing to compare: name the folders of some runs")
+        raise UserError("there is nothing to compare: name the folders of some runs")
     if len({str(folder) for folder in folders}) < len(folders):
-        raise ValueError("a run is named twice: name each once")
+        raise UserError("a run is named twice: name each once")
     names = short_names([str(folder) for folder in folders])
     arms = [_arm(name, folder) for name, folder in zip(names, folders, strict=True)]
     study = {"arms": arms, "baseline": names[0]}
@@ -75,7 +76,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
 def _arm(name: str, folder: RunFolder) -> dict[str, Any]:
     if not folder.exists(METRICS):
         what = "nothing was recorded yet in" if folder.exists(CONFIG) else "there is no run in"
-        raise FileNotFoundError(f"{what} {folder}: name the folder of a run, the one with {METRICS} in it")
+        raise MissingFile(f"{what} {folder}: name the folder of a run, the one with {METRICS} in it")
     records = metrics.read(folder)
     by_split = {split: [r for r in records if r["split"] == split] for split in ("train", "validation")}
     return {

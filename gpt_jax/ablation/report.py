@@ -13,7 +13,7 @@ from typing import Any
 
 from gpt_jax.ablation import sections, table
 from gpt_jax.ablation.pictures import Picture, pictures
-from gpt_jax.config.errors import ConfigError
+from gpt_jax.config.errors import ConfigError, MissingFile
 from gpt_jax.pages.render import render
 from gpt_jax.runs.folder import RunFolder
 
@@ -42,7 +42,7 @@ def write_report(folder: str | os.PathLike[str]) -> str:
     """
     place = RunFolder(folder)
     if not place.exists(RESULTS):
-        raise FileNotFoundError(f"there is no {RESULTS} in {place}: give the folder of a study that has begun")
+        raise MissingFile(f"there is no {RESULTS} in {place}: give the folder of a study that has begun")
     results = complete(place.read_json(RESULTS))
     place.write_text(CSV, table.to_csv(results))
     place.write_text(MARKDOWN, to_markdown(results))

@@ -12,6 +12,7 @@ import numpy as np
 
 from gpt_jax.ablation import statistics as st
 from gpt_jax.ablation.verdict import compare_arms, verdict_sentence
+from gpt_jax.config.errors import MissingFile
 from gpt_jax.runs import metrics
 from gpt_jax.runs.checkpoint import Checkpoints
 from gpt_jax.runs.folder import METRICS, RunFolder
@@ -48,7 +49,7 @@ def collect(workdir: Workdir) -> dict[str, Any]:
     """
     folder = RunFolder(workdir)
     if not folder.exists(STUDY):
-        raise FileNotFoundError(f"there is no study in {folder}: give the --workdir of experiments.ablate")
+        raise MissingFile(f"there is no study in {folder}: give the --workdir of experiments.ablate")
     study = folder.read_json(STUDY)
     runs = [_Run(folder, entry) for entry in study["runs"]]
     arms = [_arm(arm, [r for r in runs if r.is_of(arm["name"])], study) for arm in study["arms"]]

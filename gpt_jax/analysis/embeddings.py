@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from gpt_jax.config.errors import UserError
+
 
 def cosine_similarity(a: Float[Array, "N C"], b: Float[Array, "M C"]) -> Float[Array, "N M"]:
     """cos of the angle between each vector of `a` and each of `b`: 1 the same direction, 0 unrelated. A zero vector's
@@ -24,7 +26,7 @@ def nearest_neighbours(
       ValueError: `count` is no number of rows that the table has.
     """
     if not 1 <= count <= table.shape[0]:
-        raise ValueError(
+        raise UserError(
             f"{count} neighbours can't be had from a table of {table.shape[0]} rows: choose 1 to all of them"
         )
     cosines, ids = jax.lax.top_k(cosine_similarity(vectors, table), count)

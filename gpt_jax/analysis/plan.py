@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from gpt_jax import config
+from gpt_jax.config.errors import UserError
 from gpt_jax.decoding.generate import advance, begin
 from gpt_jax.decoding.sampling import Sampler
 from gpt_jax.model.gpt import GPT
@@ -51,12 +52,12 @@ def tpu_mesh(topology: str) -> Mesh:
       ValueError: there is no libtpu, or it does not know the topology.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("planning for TPUs needs libtpu: pip install 'gpt_jax[plan]' (Linux x86-64 only)")
+        raise UserError("planning for TPUs needs libtpu: pip install 'gpt_jax[plan]' (Linux x86-64 only)")
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # else libtpu asks a metadata server that only TPU machines have
     try:
         return make_mesh(topologies.get_topology_desc(topology, "tpu").devices)
     except Exception as error:
-        raise ValueError(f'libtpu has no topology "{topology}" (try "v5e:2x2"): {error}') from error
+        raise UserError(f'libtpu has no topology "{topology}" (try "v5e:2x2"): {error}') from error
 
 
 def plan_train_step(c: config.Config, mesh: Mesh) -> Plan:

@@ -18,6 +18,10 @@ class MissingFile(UserError, FileNotFoundError):
     """A file or a folder that the user named and that is not there."""
 
 
+class Unreachable(UserError, ConnectionError):
+    """A download that this machine cannot make."""
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """`; did you mean "x"?` for the nearest of `names`, or the list of them all."""
     known = sorted(names)

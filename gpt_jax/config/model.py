@@ -12,7 +12,7 @@ from gpt_jax.config.adapter import AdapterConfig
 from gpt_jax.config.attention import AttentionConfig, Prefix
 from gpt_jax.config.checks import require, require_positive, require_probability, require_taps
 from gpt_jax.config.conversion import convert, from_dict, join, overlay, overlay_between, to_dict
-from gpt_jax.config.errors import nearest
+from gpt_jax.config.errors import UserError, nearest
 from gpt_jax.config.norm import NormConfig, RmsNorm
 from gpt_jax.config.position import AbsolutePositionConfig, DynamicNtk, Learned, LongRope, Rope, Sinusoidal
 from gpt_jax.config.sharing import check_shared
@@ -285,7 +285,7 @@ def check_length(model: ModelConfig, length: int) -> None:
     """Raises ValueError where `length` tokens exceed a learned table of positions."""
     limit = learned_positions(model)
     if limit is not None and length > limit:
-        raise ValueError(
+        raise UserError(
             f"{length} tokens don't fit the learned table of {limit} positions: "
             "shorten the input or use another position scheme"
         )

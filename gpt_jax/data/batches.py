@@ -7,6 +7,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from gpt_jax.config.errors import UserError
 from gpt_jax.data.rows import Batch, Rows
 from gpt_jax.data.tokenizer import Tokenizer
 
@@ -56,7 +57,7 @@ class Data:
         """
         share = _share(batch_size, process_index, process_count)
         if step < 0:
-            raise ValueError(f"A step is numbered from 0, so there is no batch for step {step}.")
+            raise UserError(f"A step is numbered from 0, so there is no batch for step {step}.")
         first = step * batch_size + process_index * share
         return self.train.gather(np.arange(first, first + share))
 
@@ -80,11 +81,11 @@ class Data:
 
 def _share(batch_size: int, process_index: int, process_count: int) -> int:
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
+        raise UserError(
             f"{process_count} processes cannot share {batch_size} rows evenly; choose a batch size that is a multiple."
         )
     if not 0 <= process_index < process_count:
-        raise ValueError(f"Process {process_index} is none of {process_count}; they are numbered from 0.")
+        raise UserError(f"Process {process_index} is none of {process_count}; they are numbered from 0.")
     return batch_size // process_count
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from gpt_jax.config.errors import Unreachable, UserError
 from gpt_jax.data.files import Document, find_files, python_files, read_documents
 from gpt_jax.data.progress import Report, counted
 
@@ -46,7 +47,7 @@ class _Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # ty
         for number, document in enumerate(counted(self._documents(), self._report)):
             yield number, document._asdict()
         if number < 0:
-            raise ValueError(f"There is no text in the files of the corpus {self.name}: give one that is not empty.")
+            raise UserError(f"There is no text in the files of the corpus {self.name}: give one that is not empty.")
 
 
 class PythonSources(_Documents, skip_registration=True):  # type: ignore[call-arg]
@@ -116,7 +117,7 @@ def _download(url: str, sha256: str) -> bytes:
         if hashlib.sha256(problem).hexdigest() == sha256:
             return problem
         problem = "what came is another file"
-    raise ConnectionError(
+    raise Unreachable(
         f"tiny_shakespeare could not be downloaded from {url} ({problem}); get the file by other means and pass it as "
         "data.path=FILE, which gives the same data."
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from gpt_jax.config import Text
+from gpt_jax.config.errors import UserError
 from gpt_jax.data.cache import build_once
 from gpt_jax.data.files import Document, SourceFile, find_files, python_files
 from gpt_jax.data.prepared import PreparedDataset
@@ -98,7 +99,7 @@ def _source(config: Text) -> Source:
         case "tiny_shakespeare":
             return _Shakespeare()
         case "text":
-            raise ValueError('The corpus "text" reads your own files: say which with data.path=FILE, FOLDER or GLOB.')
+            raise UserError('The corpus "text" reads your own files: say which with data.path=FILE, FOLDER or GLOB.')
     return PreparedDataset(config.corpus)
 
 
@@ -112,7 +113,7 @@ def _build(source: Source, label: str, progress: bool, folder: Path) -> dict[str
         sides.add(held_out)
         documents, characters = documents + 1, characters + len(document.text)
     if not characters:
-        raise ValueError(f"There is no text in the data set {label}: use another one, or give data.path=FILE.")
+        raise UserError(f"There is no text in the data set {label}: use another one, or give data.path=FILE.")
     fixed = None not in sides
     return {"text_hash": digest.hexdigest(), "documents": documents, "characters": characters, "fixed_split": fixed}
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from etils import epath
 
+from gpt_jax.config.errors import MissingFile, UserError
+
 # What pip adds to the standard library, and its tests, which are a good part of it and much of them data.
 SKIPPED_FOLDERS = frozenset({"__pycache__", "idle_test", "site-packages", "dist-packages", "test", "tests"})
 
@@ -45,7 +47,7 @@ def find_files(path: str) -> list[SourceFile]:
         found = [epath.Path(root, name) for name in glob.glob(pattern, root_dir=root, recursive=True)]
     files = sorted({_source_file(file, root) for file in found if file.is_file()})
     if not files:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"There is no text at data.path={path}; give a file, a folder with files, or a glob that matches some."
         )
     return files
@@ -71,9 +73,7 @@ def python_files() -> list[SourceFile]:
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
         files += [_source_file(epath.Path(folder, name), root) for name in names if name.endswith(".py")]
     if not files:
-        raise FileNotFoundError(
-            f'This Python keeps no sources at {root}; name another corpus, or give data.path="FILE".'
-        )
+        raise MissingFile(f'This Python keeps no sources at {root}; name another corpus, or give data.path="FILE".')
     return sorted(files)
 
 
@@ -92,7 +92,7 @@ def read_documents(files: Iterable[SourceFile], separator: str | None, skip_unde
         except UnicodeDecodeError as error:
             if skip_undecodable:
                 continue
-            raise ValueError(
+            raise UserError(
                 f"{file.path} is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); "
                 "convert it, for example with iconv, or leave it out of data.path."
             ) from None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt_jax.config.errors import UserError
 from gpt_jax.data.files import Document
 from gpt_jax.data.progress import Report
 from gpt_jax.data.stored import read_examples
@@ -56,18 +57,18 @@ class PreparedDataset:
         info = self._builder().info
         if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
             stored = "an unknown format" if info.file_format is None else info.file_format.value
-            raise ValueError(
+            raise UserError(
                 f"The data set {self.name} is stored as {stored}, which TensorFlow alone reads; prepare it again with "
                 "file_format='array_record'."
             )
         if "train" not in info.splits:
-            raise ValueError(
+            raise UserError(
                 f"The data set {self.name} has no train split, only {', '.join(info.splits)}; use another one."
             )
         features = info.features if isinstance(info.features, tfds.features.FeaturesDict) else {}
         texts = sorted(name for name, feature in features.items() if isinstance(feature, tfds.features.Text))
         if "text" not in texts and len(texts) != 1:
-            raise ValueError(
+            raise UserError(
                 f'The data set {self.name} needs one text feature, or one called "text"; its text features are: '
                 f"{', '.join(texts) or 'none'}."
             )
@@ -81,7 +82,7 @@ class PreparedDataset:
         try:
             return read_only_builder.builder_from_files(self.name, data_dir=str(folder))
         except (tfds.core.DatasetNotFoundError, ValueError):
-            raise ValueError(
+            raise UserError(
                 f'The corpus "{self.name}" is neither "python", "tiny_shakespeare" nor a TFDS data set in {folder}: '
                 "correct data.corpus, or give data.path=FILE."
             ) from None

@@ -12,6 +12,7 @@ import numpy as np
 
 from gpt_jax.config import Characters, Text, TokenizerFile
 from gpt_jax.config.conversion import to_dict
+from gpt_jax.config.errors import UserError
 from gpt_jax.data.cache import build_once
 from gpt_jax.data.corpus import Corpus, code_version, open_corpus
 from gpt_jax.data.files import Document
@@ -95,7 +96,7 @@ def _build(corpus: Corpus, config: Text, loaded: Tokenizer | None, progress: boo
     counts = {split: writer.close(ended=corpus.documents > 1) for split, writer in zip(SPLITS, writers, strict=True)}
     for split, count in counts.items():
         if count < 1:
-            raise ValueError(
+            raise UserError(
                 f"The {split} split of {corpus.documents} document(s) has no token to predict: give more text, or "
                 "data.separator to divide a file, or another data.validation_fraction than "
                 f"{config.validation_fraction}."
@@ -137,7 +138,7 @@ class _Writer:
 
     def write(self, ids: np.ndarray, size: int, vocab_size: int) -> None:
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
-            raise ValueError(f"The tokenizer gave an id outside its vocabulary of {vocab_size}: use another tokenizer.")
+            raise UserError(f"The tokenizer gave an id outside its vocabulary of {vocab_size}: use another tokenizer.")
         if self._end is None and not len(ids):
             return
         self._starts.append(self._count)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from gpt_jax.config import depends_on_length, has_prefix
+from gpt_jax.config.errors import UserError
 from gpt_jax.decoding.layout import with_own_head
 from gpt_jax.decoding.sampling import Greedy, Sampler
 from gpt_jax.decoding.stages import Choice, State, again, append, choose, forward, prefill, start, step_keys
@@ -87,7 +88,7 @@ def stream(
       ValueError: as `generate`, at the call, before anything runs.
     """
     if every < 1:
-        raise ValueError(f"every must be at least 1 step, not {every}")
+        raise UserError(f"every must be at least 1 step, not {every}")
     return _pieces(_Run(model, params, prompts, key, max_new_tokens, sampler, stop, slide, chunk), every)
 
 
@@ -196,12 +197,12 @@ class _Run:
         chunk: int | None,
     ) -> None:
         if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+            raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
         if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk must be at least 1 token, not {chunk}")
+            raise UserError(f"chunk must be at least 1 token, not {chunk}")
         config, context = model.config, model.config.context_length
         if has_prefix(config) and (slide or chunk is not None):
-            raise ValueError("a model with masks of type Prefix sees its prompt whole: leave out slide and chunk")
+            raise UserError("a model with masks of type Prefix sees its prompt whole: leave out slide and chunk")
         rows = _check_prompts(prompts, config.vocab_size)
         stops = np.asarray(list(stop), np.int32)
         check_range("stop id", stops, config.vocab_size)
@@ -209,7 +210,7 @@ class _Run:
             rows = [row[-context:] for row in rows]
         longest = max(map(len, rows))
         if longest + max_new_tokens > context and not slide:
-            raise ValueError(
+            raise UserError(
                 f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the context length of {context}: "
                 "shorten one of them, or let the context slide (slide=True, --slide)"
             )
@@ -260,17 +261,17 @@ def bucket(length: int) -> int:
 
 def _check_prompts(prompts: Any, vocab_size: int | None) -> list[Int[np.ndarray, " T"]]:
     if isinstance(prompts, str) or len(prompts) == 0:
-        raise ValueError("prompts must be a list of id lists, one a row, with at least one row: encode texts first")
+        raise UserError("prompts must be a list of id lists, one a row, with at least one row: encode texts first")
     rows = [np.asarray(prompt) for prompt in prompts]
     for i, row in enumerate(rows):
         if row.ndim != 1:
-            raise ValueError("prompts must be a list of id lists, one a row: put a single prompt in [ ]")
+            raise UserError("prompts must be a list of id lists, one a row: put a single prompt in [ ]")
         if row.size == 0:
-            raise ValueError(
+            raise UserError(
                 f"prompt {i} is empty: give it at least one token to continue, such as the tokenizer's end_of_text"
             )
         if not np.issubdtype(row.dtype, np.integer):
-            raise ValueError(f"prompt {i} must hold integer ids, not {row.dtype}: encode the text first")
+            raise UserError(f"prompt {i} must hold integer ids, not {row.dtype}: encode the text first")
         check_range(f"prompt {i}: token id", row, vocab_size)
     return [row.astype(np.int32) for row in rows]
 
@@ -288,5 +289,5 @@ def _row_keys(key: Array, rows: int) -> Key[Array, " B"]:
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
     if key.shape != (rows,):
-        raise ValueError(f"give one key, or one for each of the {rows} prompts, not keys of shape {key.shape}")
+        raise UserError(f"give one key, or one for each of the {rows} prompts, not keys of shape {key.shape}")
     return key

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from gpt_jax.config.errors import UserError
+
 # Below it, float32 arithmetic flushes a temperature to 0.
 SMALLEST_TEMPERATURE = float(jnp.finfo(jnp.float32).tiny)
 
@@ -55,20 +57,20 @@ class Sampler:
     def __post_init__(self) -> None:
         _require_number("temperature", self.temperature)
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(
+            raise UserError(
                 f"temperature must be 0 (the most probable token) or a positive number, not {self.temperature}"
             )
         top_k: Any = self.top_k
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, numbers.Integral) or top_k < 1):
-            raise ValueError(f"top_k must be a whole number of at least 1, or None for no limit, not {top_k!r}")
+            raise UserError(f"top_k must be a whole number of at least 1, or None for no limit, not {top_k!r}")
         if self.top_p is not None:
             _require_number("top_p", self.top_p)
             if not 0 < self.top_p <= 1:
-                raise ValueError(f"top_p must lie in (0, 1], or be None for no limit, not {self.top_p}")
+                raise UserError(f"top_p must lie in (0, 1], or be None for no limit, not {self.top_p}")
         if self.min_p is not None:
             _require_number("min_p", self.min_p)
             if not 0 <= self.min_p <= 1:
-                raise ValueError(f"min_p must lie in [0, 1], or be None for no limit, not {self.min_p}")
+                raise UserError(f"min_p must lie in [0, 1], or be None for no limit, not {self.min_p}")
 
     @property
     def is_greedy(self) -> bool:
@@ -137,7 +139,7 @@ def _nucleus(weights: Float[Array, "B N"], top_p: Any) -> Float[Array, "B N"]:
 
 def _require_number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ValueError(f"{name} must be a number, not {value!r}")
+        raise UserError(f"{name} must be a number, not {value!r}")
 
 
 def _flatten(sampler: Sampler) -> tuple[tuple[Any, ...], tuple[int | None, bool]]:

@@ -11,6 +11,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from gpt_jax.config import has_prefix
+from gpt_jax.config.errors import UserError
 from gpt_jax.model.cache import Cache
 from gpt_jax.model.gpt import GPT
 
@@ -77,11 +78,11 @@ def prefill(
       ValueError: `chunk` is no positive number or not for this model, or as `forward`.
     """
     if chunk is not None and chunk < 1:
-        raise ValueError(f"a prompt is read in chunks of at least 1 token, not {chunk}")
+        raise UserError(f"a prompt is read in chunks of at least 1 token, not {chunk}")
     (B, T) = tokens.shape
     if has_prefix(model.config):
         if chunk is not None:
-            raise ValueError("a model with masks of type Prefix sees its prompt whole: read it without chunk")
+            raise UserError("a model with masks of type Prefix sees its prompt whole: read it without chunk")
         return forward(model, params, tokens, cache, T - cache.padding)
     if chunk is None or chunk >= T:
         return forward(model, params, tokens, cache)

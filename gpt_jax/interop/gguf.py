@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.config.errors import ConfigError, nearest
+from gpt_jax.config.errors import ConfigError, MissingFile, nearest
 from gpt_jax.data.tokenizer import HuggingFaceTokenizer
 from gpt_jax.interop.gguf_file import Changed, Quantized, read_header
 from gpt_jax.interop.gguf_tokenizer import read_tokenizer
@@ -98,7 +98,7 @@ def open_gguf(
     """
     path = Path(file)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise MissingFile(f"there is no file {path}")
     values, tensors = read_header(path)
     values = {key: value for key, value in values.items() if key not in ignore}
     name = values["general.architecture"] if "general.architecture" in values else None

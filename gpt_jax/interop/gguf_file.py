@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 import gguf
 import numpy as np
 
+from gpt_jax.config.errors import UserError
+
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 ALIGNMENT = "general.alignment"
 AT_ONCE = 2**22  # elements that are dequantized at a time
@@ -54,7 +56,7 @@ class Quantized:
                 try:
                     rows[start : start + step] = gguf.dequantize(raw, self.kind)
                 except NotImplementedError:
-                    raise ValueError(f"{self.file} has tensors of type {self.kind.name}, which can't be read") from None
+                    raise UserError(f"{self.file} has tensors of type {self.kind.name}, which can't be read") from None
         return result
 
 
@@ -82,11 +84,11 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, Quantized]]:
     damaged = ValueError(f"{file} is damaged: download it again")
     with file.open("rb") as f:
         if f.read(4) != MAGIC:
-            raise ValueError(f"{file} is no GGUF file")
+            raise UserError(f"{file} is no GGUF file")
         try:
             (version,) = _unpack(f, "I")
             if version not in VERSIONS:
-                raise ValueError(f"{file} is GGUF of version {version}, and gpt_jax reads {VERSIONS}, little-endian")
+                raise UserError(f"{file} is GGUF of version {version}, and gpt_jax reads {VERSIONS}, little-endian")
             tensor_count, key_count = _unpack(f, "QQ")
             values = {}
             for _ in range(key_count):
@@ -103,7 +105,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, Quantized]]:
         try:
             tensor = Quantized(file, gguf.GGMLQuantizationType(kind), shape, start + offset)
         except ValueError:
-            raise ValueError(f"{file} has the tensor {name} of type {kind}, which the gguf package lacks") from None
+            raise UserError(f"{file} has the tensor {name} of type {kind}, which the gguf package lacks") from None
         if tensor.offset + tensor.nbytes > size:
             raise damaged
         tensors[name] = tensor

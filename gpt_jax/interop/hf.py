@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config import Dtype, ModelConfig
-from gpt_jax.config.errors import ConfigError, nearest
+from gpt_jax.config.errors import ConfigError, MissingFile, UserError, nearest
 from gpt_jax.data.tokenizer import Tokenizer, as_hugging_face, read_pretrained, write_pretrained
 from gpt_jax.interop.families import FAMILIES
 from gpt_jax.interop.family import Family, Row, parameter_shapes, plain
@@ -83,7 +83,7 @@ def save_pretrained(
         given = leaves[path].shape if path in leaves else None
         if path not in shapes or given != shapes[path]:
             wanted = f"needs the shape {shapes[path]} there" if path in shapes else "has no such parameter"
-            raise ValueError(f"the parameters have {path} of shape {given}, and the model {wanted}: are they its own?")
+            raise UserError(f"the parameters have {path} of shape {given}, and the model {wanted}: are they its own?")
     dtype = np.dtype(next(iter(leaves.values())).dtype)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,26 +169,26 @@ def _existing(folder: str | Path) -> Path:
         if not (path / CONFIG).exists():
             others = sorted(path.glob("*.gguf"))
             instead = f"the file {others[0]} in it" if others else "a folder that transformers saved"
-            raise FileNotFoundError(f"{path} has no {CONFIG}: give {instead}")
+            raise MissingFile(f"{path} has no {CONFIG}: give {instead}")
         return path
     name = str(folder)
     on_hub = re.fullmatch(r"(?:https?://[^/]+/)?((?:[\w.-]+/)?([\w-][\w.-]*))/?", name)
     if on_hub and not path.exists():
         whole, local = on_hub.groups()
-        raise FileNotFoundError(
+        raise MissingFile(
             f"{name} is no folder here; if it is a name on the Hugging Face Hub, download it with"
             f" `hf download {whole} --local-dir {local}` and give {local}"
         )
-    raise FileNotFoundError(f"{name} is no folder: give one with {CONFIG} and {WEIGHTS}")
+    raise MissingFile(f"{name} is no folder: give one with {CONFIG} and {WEIGHTS}")
 
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error})") from None
+        raise UserError(f"{file} is not JSON ({error})") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{file} holds no settings")
+        raise UserError(f"{file} holds no settings")
     return values
 
 
@@ -232,17 +232,15 @@ def _account(
         wanted = _their_shape(row, shapes)[0 if row.count is None else 1 :]
         for name in row.names:
             if name not in stored:
-                raise ValueError(
-                    f"the weights lack the tensor {name}, which a {family.model_type} of this {CONFIG} has"
-                )
+                raise UserError(f"the weights lack the tensor {name}, which a {family.model_type} of this {CONFIG} has")
             found = stored[name].shape
             if found != wanted:
-                raise ValueError(f"the tensor {name} has the shape {found}, and by {CONFIG} it should be {wanted}")
+                raise UserError(f"the tensor {name} has the shape {found}, and by {CONFIG} it should be {wanted}")
     unread = ignore + family.ignored + (family.copies if model.head.tied else ())
     known = {name for row in rows for name in row.names}
     for name in stored:
         if name not in known and not any(fnmatch.fnmatchcase(name, glob) for glob in unread):
-            raise ValueError(
+            raise UserError(
                 f"the tensor {name} {list(stored[name].shape)} has no place in a {family.model_type} of this {CONFIG}; "
                 f'if it changes no logit, pass ignore=("{name}",)'
             )
@@ -262,7 +260,7 @@ def _check_copies(family: Family, rows: tuple[Row, ...], stored: Mapping[str, Te
     for name in family.copies:
         if name in stored and name not in {row.theirs for row in rows}:
             if not np.array_equal(stored[name].read(), stored[table].read()):
-                raise ValueError(f'{CONFIG} says "tie_word_embeddings", and {name} is not {table}: which one is wrong?')
+                raise UserError(f'{CONFIG} says "tie_word_embeddings", and {name} is not {table}: which one is wrong?')
 
 
 def _their_shape(row: Row, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config import Lora, ModelConfig, has_adapter
-from gpt_jax.config.errors import ConfigError
+from gpt_jax.config.errors import ConfigError, MissingFile
 from gpt_jax.interop.family import Row, parameter_shapes, plain
 from gpt_jax.interop.hf import choose_family
 from gpt_jax.interop.weights import read_header, write_weights
@@ -99,7 +99,7 @@ def load_adapter(folder: str | os.PathLike[str], model: GPT, params: Any) -> tup
     path = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (path / name).exists():
-            raise FileNotFoundError(f"{path / name} does not exist: give a folder that save_adapter or PEFT wrote")
+            raise MissingFile(f"{path / name} does not exist: give a folder that save_adapter or PEFT wrote")
     if has_adapter(model.config):
         raise ConfigError("this model has an adapter already: make them one first, with merge_adapter")
     adapter = _read_config(path / CONFIG)

@@ -15,6 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import ml_dtypes
 import numpy as np
 
+from gpt_jax.config.errors import MissingFile, UserError
+
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HEADER_LIMIT = 100_000_000  # bytes, the format's own
@@ -64,7 +66,7 @@ class Stored:
         with self.file.open("rb") as f:
             f.seek(self.offset)
             if f.readinto(raw.data) != raw.size:
-                raise ValueError(f"{self.file} is damaged: it ends within a tensor; download it again")
+                raise UserError(f"{self.file} is damaged: it ends within a tensor; download it again")
         return raw.view(self.dtype).reshape(self.shape)
 
 
@@ -80,19 +82,19 @@ def open_weights(folder: Path) -> Mapping[str, Tensor]:
     if not (folder / INDEX).exists():
         others = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack") for p in folder.glob(pattern)]
         found = f" beside {others[0]}, which gpt_jax doesn't read: save the model as safetensors" if others else ""
-        raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {INDEX}{found}")
+        raise MissingFile(f"{folder} has neither {WEIGHTS} nor {INDEX}{found}")
     try:
         places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{folder / INDEX} is damaged: download it again") from None
+        raise UserError(f"{folder / INDEX} is damaged: download it again") from None
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         if not (folder / name).exists():
-            raise FileNotFoundError(f"{folder / name} is missing, and {INDEX} names it: download it too")
+            raise MissingFile(f"{folder / name} is missing, and {INDEX} names it: download it too")
         tensors |= read_header(folder / name)
     for tensor, name in places.items():
         if tensor not in tensors:
-            raise ValueError(f"{folder / name} lacks the tensor {tensor}, which {INDEX} places there")
+            raise UserError(f"{folder / name} lacks the tensor {tensor}, which {INDEX} places there")
     return tensors
 
 
@@ -118,7 +120,7 @@ def read_header(file: Path) -> dict[str, Stored]:
         if name == "__metadata__":
             continue
         if entry["dtype"] not in DTYPES:
-            raise ValueError(f"{file} has the tensor {name} of type {entry['dtype']}, which is none of {[*DTYPES]}")
+            raise UserError(f"{file} has the tensor {name} of type {entry['dtype']}, which is none of {[*DTYPES]}")
         dtype, shape, (start, stop) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
         if stop - start != dtype.itemsize * int(np.prod(shape, dtype=np.int64)) or 8 + length + stop > size:
             raise damaged

@@ -9,6 +9,7 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from gpt_jax import config as cfg
+from gpt_jax.config.errors import UserError
 from gpt_jax.model.convolution import convolution_shapes
 from gpt_jax.model.mixer import CacheShapes, LayerCache, empty
 from gpt_jax.model.registry import mixer_of
@@ -39,7 +40,7 @@ def init_cache(model: cfg.ModelConfig, batch_size: int, length: int, padding: In
       ValueError: `length` is no positive number or exceeds a learned table of positions.
     """
     if length < 1:
-        raise ValueError(f"a cache needs room for at least 1 token, not {length}")
+        raise UserError(f"a cache needs room for at least 1 token, not {length}")
     cfg.check_length(model, length)
     layers = tuple(_init_layer(block, model, batch_size, length) for block in model.blocks)
     padding = jnp.zeros(batch_size, jnp.int32) if padding is None else jnp.asarray(padding, jnp.int32)

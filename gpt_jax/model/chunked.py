@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from gpt_jax.config.errors import UserError
 from gpt_jax.model.mask import Side
 from gpt_jax.model.tiles import add_at, cut, joined, padded
 
@@ -67,7 +68,7 @@ def chunked_attention(
     `queries` and `keys`.
     """
     if sinks is not None and normalizer == "sigmoid":
-        raise ValueError("sinks join a softmax's denominator, and sigmoid attention has none: set sinks to None")
+        raise UserError("sinks join a softmax's denominator, and sigmoid attention has none: set sinks to None")
     (B, H, T, _), S = query.shape, key.shape[2]
     operands = Operands(query, key, value, queries, keys, jax.tree.map(jnp.asarray, params), sinks)
     if T * S <= (AT_ONCE if block is None else block**2):

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
-from gpt_jax.config.errors import nearest
+from gpt_jax.config.errors import UserError, nearest
 from gpt_jax.model.cache import Cache
 from gpt_jax.model.embedding import TokenEmbedding
 from gpt_jax.model.head import LmHead
@@ -50,7 +50,7 @@ class GPT(nn.Module):
     def setup(self) -> None:
         c = self.config
         if c.vocab_size is None:
-            raise ValueError("model.vocab_size is None: give the tokenizer's vocab_size")
+            raise UserError("model.vocab_size is None: give the tokenizer's vocab_size")
         self.embedding = TokenEmbedding(c)
         self.blocks = Blocks(c)
         self.final_norm = make_norm(c.final_norm, c.param_dtype)
@@ -89,7 +89,7 @@ class GPT(nn.Module):
         captured = {"embedding": embedded, **captured, "hidden": hidden}
         names = fnmatch.filter(captured, capture)
         if not names:
-            raise ValueError(f'capture="{capture}" matches nothing{nearest(capture, captured)}')
+            raise UserError(f'capture="{capture}" matches nothing{nearest(capture, captured)}')
         return hidden, cache, {name: captured[name] for name in names}
 
     @nn.nowrap
@@ -135,9 +135,9 @@ def check_inputs(
         _check_prefix(model, tokens, segments, prefix, cache)
     if cache is not None:
         if segments is not None or positions is not None:
-            raise ValueError("a cache holds one document a row and counts its positions: pass no segments or positions")
+            raise UserError("a cache holds one document a row and counts its positions: pass no segments or positions")
         if not isinstance(cache.step, jax.core.Tracer) and int(cache.step) + tokens.shape[1] > cache.length:
-            raise ValueError(
+            raise UserError(
                 f"the cache has room for {cache.length} tokens and holds {int(cache.step)}, so {tokens.shape[1]} more "
                 "don't fit: give init_cache a greater length"
             )
@@ -151,15 +151,15 @@ def _check_prefix(
     cache: Cache | None,
 ) -> None:
     if not cfg.has_prefix(model):
-        raise ValueError("no layer has the mask Prefix(), so nothing reads a prefix: choose it, or pass none")
+        raise UserError("no layer has the mask Prefix(), so nothing reads a prefix: choose it, or pass none")
     if segments is not None:
-        raise ValueError("a prefix is the beginning of a row of one document: pass no segments with it")
+        raise UserError("a prefix is the beginning of a row of one document: pass no segments with it")
     check_range("prefix", prefix, None)
     if cache is None:
         check_range("prefix", prefix, tokens.shape[1] + 1)
     elif not any(isinstance(x, jax.core.Tracer) for x in (prefix, cache.step, cache.padding)):
         if int(cache.step) > 0 or np.any(np.asarray(prefix) + np.asarray(cache.padding) > tokens.shape[1]):
-            raise ValueError(
+            raise UserError(
                 f"a prefix sees itself whole, so it must be read at once: give its {int(np.max(prefix))} tokens to one "
                 "call with an empty cache, and none to the calls that follow"
             )
@@ -173,7 +173,7 @@ def check_range(what: str, values: Any, stop: int | None) -> None:
     low, high = int(values.min()), int(values.max())
     if low < 0 or (stop is not None and high >= stop):
         bad = low if low < 0 else high
-        raise ValueError(f"{what} {bad} is out of range: it must lie in [0, {'∞' if stop is None else stop})")
+        raise UserError(f"{what} {bad} is out of range: it must lie in [0, {'∞' if stop is None else stop})")
 
 
 def _unwrap(result: Array, cache: Cache | None, captured: dict[str, Array] | None) -> Any:

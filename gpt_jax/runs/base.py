@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_dict
 
 from gpt_jax.config import Attention, BlockConfig, Config, Learned, ModelConfig, Text, learned_positions
 from gpt_jax.config.conversion import difference, overlay, to_config_dict, to_dict
-from gpt_jax.config.errors import ConfigError
+from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.data import Data
 from gpt_jax.data.tokenizer import load_tokenizer
 from gpt_jax.model.adapter import without_adapter
@@ -100,7 +100,7 @@ def check_base(base: Base, model: ModelConfig, data: Data) -> None:
             )
     tokenizer = load_tokenizer(base.folder.file(TOKENIZER))
     if tokenizer.content_hash() != data.tokenizer.content_hash():
-        raise ValueError(
+        raise UserError(
             f"the run in {base.folder} reads other ids than this data has: set data.tokenizer.type to TokenizerFile and"
             f" data.tokenizer.path to {base.folder.file(TOKENIZER)}"
         )

@@ -21,12 +21,13 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy  # type: ignore[import-untyped]
 
+from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.runs.folder import CHECKPOINTS, DAMAGED, RunFolder
 
 PARAMS, REST, RECORD = "params", "rest", "record"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint is not there, or can't be read."""
 
 
@@ -82,7 +83,7 @@ class Checkpoints:
             ]
         )
         if read_only and not folder.exists(CHECKPOINTS):
-            raise FileNotFoundError(f"the run in {folder} has no checkpoint yet: wait for its first one")
+            raise MissingFile(f"the run in {folder} has no checkpoint yet: wait for its first one")
         self._manager = ocp.CheckpointManager(
             folder.make(CHECKPOINTS) if not read_only else folder.file(CHECKPOINTS),
             options=ocp.CheckpointManagerOptions(

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from gpt_jax.analysis.cost import parameter_shapes, parameter_table, peak_flops, training_flops_per_token
 from gpt_jax.config import Config, has_adapter
+from gpt_jax.config.errors import UserError
 from gpt_jax.data import Data
 from gpt_jax.data.tokenizer import Tokenizer
 from gpt_jax.decoding.generate import generate
@@ -124,7 +125,7 @@ def sample_text(
     ids = tokenizer.encode(prompt)
     room = model.config.context_length - len(ids)
     if not ids or room < 1:
-        raise ValueError("config.prompt must have at least one token, and fewer than model.context_length")
+        raise UserError("config.prompt must have at least one token, and fewer than model.context_length")
     generated = generate(
         model,
         params,

@@ -22,6 +22,8 @@ import filelock
 import jax
 from etils import epath
 
+from gpt_jax.config.errors import UserError
+
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
@@ -37,7 +39,7 @@ LEASE_SECONDS = 120.0  # a lease that was not renewed for so long belongs to a d
 REMOTE_REWRITE_SECONDS = 30.0
 
 
-class RunLocked(ValueError):
+class RunLocked(UserError):
     """Another process is writing to this run folder."""
 
 
@@ -78,7 +80,7 @@ class RunFolder:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise ValueError(
+                raise UserError(
                     f"the folder {folder} can't be made ({error.strerror}): choose another --workdir"
                 ) from None
         return folder
@@ -95,7 +97,7 @@ class RunFolder:
         try:
             return json.loads(self.read_text(name))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{self.file(name)} is not JSON ({error}): restore it, or use another folder") from None
+            raise UserError(f"{self.file(name)} is not JSON ({error}): restore it, or use another folder") from None
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Replaces a file; a reader, and a crash, see the old content or the new, nothing between."""
@@ -164,7 +166,7 @@ class RunFolder:
         except filelock.Timeout:
             raise RunLocked(_locked(self.path)) from None
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"the folder {self.path} can't be written to ({error.strerror}): choose another --workdir"
             ) from None
         try:

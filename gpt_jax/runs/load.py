@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax.config import Config, has_adapter
+from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt_jax.model.adapter import grafted, pruned, trained
 from gpt_jax.model.gpt import GPT
@@ -66,7 +67,7 @@ def open_run(workdir: Workdir, step: int | None = None) -> OpenedRun:
     with Checkpoints(folder, read_only=True) as checkpoints:
         restored = checkpoints.restore_newest(template) if step is None else checkpoints.restore(step, template)
         if restored is None:
-            raise FileNotFoundError(f"the run in {folder} has no checkpoint yet: wait for its first one")
+            raise MissingFile(f"the run in {folder} has no checkpoint yet: wait for its first one")
         saved = checkpoints.saved_fingerprints(restored.step)[PARAMS]
     params = restored.trees[PARAMS]
     if has_adapter(config.model):
@@ -85,7 +86,7 @@ def run_config(folder: RunFolder) -> Config:
     found = record.recorded(folder)
     if found is None:
         what = "there is no run in" if folder.exists() else "there is no folder"
-        raise FileNotFoundError(f"{what} {folder}: give the folder of a run")
+        raise MissingFile(f"{what} {folder}: give the folder of a run")
     return found[1]
 
 
@@ -122,12 +123,12 @@ def reopen_base(workdir: RunFolder, config: Config) -> Base:
     places = [began["folder"], *([] if began["relative"] is None else [str(workdir.path / began["relative"])])]
     place = next((place for place in places if record.recorded(RunFolder(place)) is not None), None)
     if place is None:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"the run in {workdir} begins with that of {began['folder']}, which is gone: put it back there"
         )
     base = _base(open_run(place, began["step"]), config, workdir)
     if base.record["fingerprint"] != began["fingerprint"]:
-        raise ValueError(
+        raise UserError(
             f"the parameters of step {began['step']} in {place} are not those that the run in {workdir} began with: put"
             " them back, or start in another folder"
         )

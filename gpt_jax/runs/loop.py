@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import jax
 
 from gpt_jax.config import Config
+from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch
 from gpt_jax.runs.checkpoint import Checkpoints
 from gpt_jax.runs.display import Display
@@ -45,7 +46,7 @@ class Trace:
             self._running = False
 
 
-class TrainingDiverged(ValueError):
+class TrainingDiverged(UserError):
     """Too many steps in a row had a loss or gradient that was not finite."""
 
 

@@ -19,6 +19,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.writer import FileWriter
 
 from gpt_jax.config import Config
+from gpt_jax.config.errors import UserError
 from gpt_jax.runs.folder import METRICS, TENSORBOARD, RunFolder
 
 FLUSH_SECONDS = 1.0
@@ -42,7 +43,7 @@ def parse(text: str) -> list[dict[str, Any]]:
         except (json.JSONDecodeError, KeyError, TypeError):
             if number == len(lines):
                 continue
-            raise ValueError(f"line {number} of {METRICS} is no record of a step: {line[:60]!r}") from None
+            raise UserError(f"line {number} of {METRICS} is no record of a step: {line[:60]!r}") from None
         records.pop(key, None)
         records[key] = record
     return list(records.values())
@@ -128,7 +129,7 @@ class TensorBoard:
 def check_wandb(config: Config) -> None:
     """Raises ValueError where the configuration asks for Weights & Biases and the package is missing."""
     if config.wandb is not None and importlib.util.find_spec("wandb") is None:
-        raise ValueError(
+        raise UserError(
             "config.wandb needs the package wandb: pip install 'gpt_jax[wandb]', or leave config.wandb at None"
         )
 

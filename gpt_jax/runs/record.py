@@ -15,7 +15,7 @@ import jax
 
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import difference, from_dict, to_dict
-from gpt_jax.config.errors import ConfigError
+from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.data import Data
 from gpt_jax.runs.environment import git_revision, versions
 from gpt_jax.runs.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, RunFolder
@@ -51,7 +51,7 @@ def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -
       ValueError: not `resume`.
     """
     if not resume:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds a run already: choose another --workdir, delete it, or go on with it (--resume)"
         )
     changes = difference(old, new)
@@ -104,7 +104,7 @@ def check_data(folder: RunFolder, data: Data) -> None:
     """Raises ValueError where the data is not what the run in the folder began with; one converted began with none."""
     began, here = folder.read_json(ENVIRONMENT)["hashes"], hashes(data)
     if any(began[name] not in (None, here[name]) for name in here):
-        raise ValueError(
+        raise UserError(
             f"the text or the tokenizer is not the one that the run in {folder} began with: restore it, or start in"
             " another folder"
         )

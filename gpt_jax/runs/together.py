@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from gpt_jax.config import Config
+from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch as DataBatch
 from gpt_jax.runs.checkpoint import CheckpointError, Restored
 from gpt_jax.runs.compilation import enable_compilation_cache
@@ -50,9 +51,9 @@ def train_together(
         runs = [Session.open(c, workdir, True, held, 2) for c, workdir in zip(configs, workdirs, strict=True)]
         first = runs[0].config
         if any(_with_luck_of(first, run.config) != first for run in runs):
-            raise ValueError("runs that train together may differ in seed and learning rate only")
+            raise UserError("runs that train together may differ in seed and learning rate only")
         if first.train.parallel != "jit" or first.wandb is not None:
-            raise ValueError("runs can't train together by pmap, nor with wandb: take them one after the other")
+            raise UserError("runs can't train together by pmap, nor with wandb: take them one after the other")
         states, starts = _states_together(runs, mesh, programs)
         if min(starts) >= first.train.steps:
             return [run.outcome(start, was_done=True) for run, start in zip(runs, starts, strict=True)]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config import Adamw, Config, Evaluation, Text, TokenizerFile, Train
+from gpt_jax.config.errors import UserError
 from gpt_jax.data.tokenizer import Tokenizer
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.stack import canonical
@@ -32,12 +33,12 @@ def write_run(
     folder, size = RunFolder(workdir), model.config.vocab_size
     assert size is not None
     if tokenizer.vocab_size > size:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} ids and the model {size}: they don't belong together"
         )
     with folder.lock():
         if record.recorded(folder) is not None or record.has_progress(folder):
-            raise ValueError(f"{folder} holds a run already: choose another --workdir, or delete it")
+            raise UserError(f"{folder} holds a run already: choose another --workdir, or delete it")
         tokenizer.save(folder.file(TOKENIZER))
         data = Text(path=text, tokenizer=TokenizerFile(str(folder.file(TOKENIZER))))
         config = Config(model.config, data, Adamw(), Train(steps=1, batch_size=1), evaluation=Evaluation(batch_size=1))

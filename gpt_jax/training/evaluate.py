@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from gpt_jax.config.errors import UserError
 from gpt_jax.data import Data
 from gpt_jax.training.loss import cross_entropy
 from gpt_jax.training.sharding import place_batch, traced_under
@@ -90,7 +91,7 @@ def _ratio(values: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
     """Σ values / Σ weight and its standard error over rows; rows without weight are no rows."""
     values, weight = values[weight > 0], weight[weight > 0]
     if len(weight) == 0:
-        raise ValueError("the validation set has no targets: raise data.validation_fraction, or give more text")
+        raise UserError("the validation set has no targets: raise data.validation_fraction, or give more text")
     ratio = values.sum() / weight.sum()
     if len(weight) == 1:
         return float(ratio), math.nan

@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Float
 
 from gpt_jax import config
+from gpt_jax.config.errors import UserError
 from gpt_jax.model.paths import is_stacked, layer_paths, map_with_path, matches, path_of
 
 MATRICES = ("blocks/**/kernel",)
@@ -39,7 +40,7 @@ def _decay(optimizer: Any) -> optax.GradientTransformation:
         for rule in optimizer.decay:
             if not any(matches(path, [rule]) for path in paths):
                 known = ", ".join(dict.fromkeys(path.rsplit("/", 1)[-1] for path in paths))
-                raise ValueError(f'optimizer.decay has "{rule}", which names no parameter; paths end in {known}')
+                raise UserError(f'optimizer.decay has "{rule}", which names no parameter; paths end in {known}')
         return optax.EmptyState()
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:

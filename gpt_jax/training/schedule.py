@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from gpt_jax import config
+from gpt_jax.config.errors import UserError
 
 
 def resolve_schedule(schedule: config.ScheduleConfig, steps: int) -> config.ScheduleConfig:
@@ -43,9 +44,9 @@ def _needed(schedule: Any) -> int:
 def _length(schedule: config.WarmupCosine | config.LinearDecay | config.WarmupStableDecay) -> int:
     needed = _needed(schedule)
     if schedule.steps is None:
-        raise ValueError("schedule.steps is None: fill it in with resolve_schedule(schedule, train.steps)")
+        raise UserError("schedule.steps is None: fill it in with resolve_schedule(schedule, train.steps)")
     if schedule.steps < needed:
-        raise ValueError(
+        raise UserError(
             f"schedule.steps ({schedule.steps}) leaves no room: raise it to {needed} or shorten schedule.warmup"
         )
     return schedule.steps
@@ -72,7 +73,7 @@ def _stable(c: config.WarmupStableDecay) -> optax.Schedule:
 
 def _inverse_sqrt(c: config.InverseSqrt) -> optax.Schedule:
     if c.warmup < 1:
-        raise ValueError(f"schedule.warmup must be at least 1 for InverseSqrt, not {c.warmup}")
+        raise UserError(f"schedule.warmup must be at least 1 for InverseSqrt, not {c.warmup}")
     return _warm(c.warmup, lambda count: jnp.sqrt(c.warmup / (jnp.maximum(count, 0) + c.warmup)))
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from gpt_jax.config.errors import UserError
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.step import Batch, Metrics, TrainStep
 
@@ -38,7 +39,7 @@ def place_batch(batch: Batch, mesh: Mesh, parallel: Literal["jit", "pmap", "vmap
     """
     rows, devices = batch["tokens"].shape[-2], len(mesh.local_devices)
     if rows % (devices * accumulate):
-        raise ValueError(
+        raise UserError(
             f"{rows} rows can't be divided over {devices} devices and {accumulate} micro-batches: "
             f"make train.batch_size / {jax.process_count()} a multiple of {devices * accumulate}"
         )

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gpt_jax import config
+from gpt_jax.config.errors import UserError
 from gpt_jax.model.adapter import replaced, trained
 from gpt_jax.model.gpt import GPT
 from gpt_jax.training.loss import Sums, cross_entropy_sums
@@ -115,7 +116,7 @@ def accumulate(
         return gradient(params, batch, key)
     rows = batch["tokens"].shape[0]
     if rows % parts:
-        raise ValueError(f"train.accumulate ({parts}) must divide the {rows} rows of a batch on a device: change one")
+        raise UserError(f"train.accumulate ({parts}) must divide the {rows} rows of a batch on a device: change one")
 
     def cut(x: Array) -> Array:
         # Every `parts`-th row, so that each device's rows spread evenly over the micro-batches and none has to move.

@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from gpt_jax import config as configs
+from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.data.tokenizer.base import END_OF_TEXT, MANIFEST, AllowedSpecial, PieceTokenizer, StreamDecoder, Tokenizer
 from gpt_jax.data.tokenizer.bpe import ENCODINGS, PATTERNS, RANKS, BpeTokenizer
 from gpt_jax.data.tokenizer.byte import ByteTokenizer
@@ -72,22 +73,22 @@ def load_tokenizer(path: epath.PathLike, encoding: str | None = None) -> Tokeniz
     """
     path = epath.Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"There is no tokenizer at {path}; give a folder or file that exists.")
+        raise MissingFile(f"There is no tokenizer at {path}; give a folder or file that exists.")
     if path.is_dir():
         if (path / MANIFEST).exists():
             return _load_saved(path)
         if (found := read_pretrained(path)) is not None:
             return found
-        raise ValueError(f"The folder {path} holds no tokenizer: neither {MANIFEST} nor {TOKENIZER_JSON} is in it.")
+        raise UserError(f"The folder {path} holds no tokenizer: neither {MANIFEST} nor {TOKENIZER_JSON} is in it.")
     if path.name == MANIFEST:
         return _load_saved(path.parent)
     if path.suffix == ".json":
         return HuggingFaceTokenizer(_read_text(path), str(path))
     if path.suffix != ".tiktoken" and encoding is None:
-        raise ValueError(f"{path} is no tokenizer; give a folder, a tokenizer.json or a .tiktoken file.")
+        raise UserError(f"{path} is no tokenizer; give a folder, a tokenizer.json or a .tiktoken file.")
     name = path.stem if encoding is None else encoding
     if name not in ENCODINGS:
-        raise ValueError(f"Name the encoding of the rank file {path}, one of {sorted(ENCODINGS)}, not {name!r}.")
+        raise UserError(f"Name the encoding of the rank file {path}, one of {sorted(ENCODINGS)}, not {name!r}.")
     pattern, special_tokens = ENCODINGS[name]
     return BpeTokenizer.from_ranks(path.read_bytes(), pattern, special_tokens, str(path))
 
@@ -98,16 +99,16 @@ def _load_saved(folder: epath.Path) -> Tokenizer:
         manifest: dict[str, Any] = json.loads(_read_text(manifest_file))
         kind, expected = manifest["kind"], manifest["hash"]
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{manifest_file} is damaged ({error}); save the tokenizer again.") from None
+        raise UserError(f"{manifest_file} is damaged ({error}); save the tokenizer again.") from None
     if kind not in _KINDS:
-        raise ValueError(f"{manifest_file} is of the kind {kind!r}, which is none of {sorted(_KINDS)}.")
+        raise UserError(f"{manifest_file} is of the kind {kind!r}, which is none of {sorted(_KINDS)}.")
     files = {name: (folder / name).read_bytes() for name in (RANKS, TOKENIZER_JSON) if (folder / name).exists()}
     try:
         tokenizer = _KINDS[kind]._load(manifest, files)
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"The tokenizer in {folder} is damaged ({error}); save it again.") from None
+        raise UserError(f"The tokenizer in {folder} is damaged ({error}); save it again.") from None
     if tokenizer.content_hash() != expected:
-        raise ValueError(f"The tokenizer in {folder} is damaged: its content no longer has the hash it was saved with.")
+        raise UserError(f"The tokenizer in {folder} is damaged: its content no longer has the hash it was saved with.")
     return tokenizer
 
 
@@ -115,4 +116,4 @@ def _read_text(path: epath.Path) -> str:
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}).") from None
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}).") from None

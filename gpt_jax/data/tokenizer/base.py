@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 from etils import epath
 
+from gpt_jax.config.errors import UserError
 from gpt_jax.data.tokenizer.chat import Message
 
 END_OF_TEXT = "<|endoftext|>"
@@ -132,7 +133,7 @@ class PieceTokenizer:
         return False
 
     def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
-        raise ValueError("this tokenizer has no chat template: the model was not trained on conversations")
+        raise UserError("this tokenizer has no chat template: the model was not trained on conversations")
 
     def encode(self, text: str, allowed_special: AllowedSpecial = "none_raise") -> list[int]:
         return self.encode_batch([text], allowed_special)[0].tolist()
@@ -189,20 +190,20 @@ class PieceTokenizer:
         """The special tokens to recognise; raises for those of "none_raise" and for names that there are not."""
         if isinstance(allowed_special, str):
             if allowed_special not in ("all", "none", "none_raise"):
-                raise ValueError(
+                raise UserError(
                     f"allowed_special is 'all', 'none', 'none_raise' or a set of names, not {allowed_special!r}."
                 )
             if allowed_special == "none_raise":
                 for name in self.special_tokens:
                     if any(name in text for text in texts):
-                        raise ValueError(
+                        raise UserError(
                             f"The text contains the special token {name!r}; pass allowed_special='all' to encode it as "
                             "special, or 'none' to encode it as ordinary text."
                         )
             return frozenset(self.special_tokens) if allowed_special == "all" else frozenset()
         allowed = frozenset(allowed_special)
         if unknown := sorted(allowed - self.special_tokens.keys()):
-            raise ValueError(
+            raise UserError(
                 f"{unknown[0]!r} is not a special token of this tokenizer, which has {sorted(self.special_tokens)}."
             )
         return allowed
@@ -229,10 +230,10 @@ class PieceTokenizer:
         if array.size == 0:
             return []
         if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise ValueError(f"decode takes one row of integer ids, not {array.dtype} of shape {array.shape}.")
+            raise UserError(f"decode takes one row of integer ids, not {array.dtype} of shape {array.shape}.")
         for extreme in (array.min(), array.max()):
             if not 0 <= extreme < self.vocab_size:
-                raise ValueError(
+                raise UserError(
                     f"Token id {extreme} is outside the vocabulary, whose ids are 0 to {self.vocab_size - 1}."
                 )
         return array.tolist()
@@ -269,7 +270,7 @@ def check_text(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise UserError(
             f"The text has a lone surrogate, U+{ord(text[error.start]):04X}, at position {error.start}, which UTF-8 "
             "cannot hold; remove it, for example with text.encode(errors='replace').decode()."
         ) from None
@@ -279,5 +280,5 @@ def special_ids(names: Iterable[str], first: int) -> dict[str, int]:
     """Special tokens numbered upwards from `first`, in the order given."""
     names = [names] if isinstance(names, str) else list(names)
     if "" in names or len(set(names)) < len(names):
-        raise ValueError(f"Special tokens are non-empty and differ from one another, unlike {names}.")
+        raise UserError(f"Special tokens are non-empty and differ from one another, unlike {names}.")
     return {name: first + place for place, name in enumerate(names)}

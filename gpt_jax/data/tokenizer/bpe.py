@@ -22,6 +22,7 @@ import tiktoken
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from gpt_jax.config.errors import UserError
 from gpt_jax.data.tokenizer.base import PieceTokenizer, check_text, special_ids
 from gpt_jax.data.tokenizer.chunks import CHUNK_CHARACTERS, TRAINING_CHARACTERS, chunks
 
@@ -77,12 +78,12 @@ class BpeTokenizer(PieceTokenizer):
 
     def __init__(self, ranks: Mapping[bytes, int], pattern: str, special_tokens: Mapping[str, int]):
         if pattern not in PATTERNS:
-            raise ValueError(f"{pattern!r} is no split pattern; choose one of {sorted(PATTERNS)}.")
+            raise UserError(f"{pattern!r} is no split pattern; choose one of {sorted(PATTERNS)}.")
         if missing := [value for value in range(256) if bytes([value]) not in ranks]:
-            raise ValueError(f"The vocabulary lacks the byte 0x{missing[0]:02X}; byte-level BPE needs all 256 of them.")
+            raise UserError(f"The vocabulary lacks the byte 0x{missing[0]:02X}; byte-level BPE needs all 256 of them.")
         ids = sorted([*ranks.values(), *special_tokens.values()])
         if ids[0] < 0 or len(set(ids)) < len(ids):
-            raise ValueError("The ids of a vocabulary's tokens and special tokens are not negative and all differ.")
+            raise UserError("The ids of a vocabulary's tokens and special tokens are not negative and all differ.")
         super().__init__({index: piece for piece, index in ranks.items()}, special_tokens)
         self.pattern = pattern
         self._ranks = dict(ranks)
@@ -102,10 +103,10 @@ class BpeTokenizer(PieceTokenizer):
         if isinstance(texts, str):
             raise TypeError("train takes an iterable of texts; put a single text in a list.")
         if pattern not in PATTERNS:
-            raise ValueError(f"{pattern!r} is no split pattern; choose one of {sorted(PATTERNS)}.")
+            raise UserError(f"{pattern!r} is no split pattern; choose one of {sorted(PATTERNS)}.")
         special = special_ids(special_tokens, 0)
         if vocab_size < 256 + len(special):
-            raise ValueError(
+            raise UserError(
                 f"vocab_size is at least {256 + len(special)}, for the 256 bytes and {len(special)} special tokens, "
                 f"not {vocab_size}."
             )
@@ -118,7 +119,7 @@ class BpeTokenizer(PieceTokenizer):
         feed = _Feed(texts)
         library.train_from_iterator(feed, trainer)
         if feed.characters == 0:
-            raise ValueError("There is no text to train on; give at least one text that is not empty.")
+            raise UserError("There is no text to train on; give at least one text that is not empty.")
         merges = json.loads(library.to_str())["model"]["merges"]
         ranks = {bytes([value]): value for value in range(256)}
         for left, right in merges:
@@ -139,16 +140,14 @@ class BpeTokenizer(PieceTokenizer):
                 piece = base64.b64decode(token, validate=True)
                 value = int(rank)
             except (ValueError, binascii.Error):
-                raise ValueError(
-                    f"{name} is no tiktoken rank file: line {number} is not base64, space, rank."
-                ) from None
+                raise UserError(f"{name} is no tiktoken rank file: line {number} is not base64, space, rank.") from None
             if piece in ranks or not piece:
-                raise ValueError(f"{name} is damaged: line {number} holds a token that is empty or there already.")
+                raise UserError(f"{name} is damaged: line {number} holds a token that is empty or there already.")
             ranks[piece] = value
         try:
             return cls(ranks, pattern, special_tokens)
         except ValueError as error:
-            raise ValueError(f"{name} is not a whole rank file: {error}") from None
+            raise UserError(f"{name} is not a whole rank file: {error}") from None
 
     def to_hugging_face(self) -> tokenizers.Tokenizer:
         """The same tokenizer for the `tokenizers` library, whose `save` writes Hugging Face's tokenizer.json."""
@@ -172,7 +171,7 @@ class BpeTokenizer(PieceTokenizer):
             pairs = [self._ranks.get(left + right, rank) for left, right in zip(parts, parts[1:], strict=False)]
             best = min(range(len(pairs)), key=pairs.__getitem__)
             if pairs[best] >= rank:
-                raise ValueError(f"Token {rank} ({piece!r}) is no merge of two earlier tokens, as merge lists need.")
+                raise UserError(f"Token {rank} ({piece!r}) is no merge of two earlier tokens, as merge lists need.")
             parts[best : best + 2] = [parts[best] + parts[best + 1]]
         return parts
 

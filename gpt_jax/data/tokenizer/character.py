@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt_jax.config.errors import UserError
 from gpt_jax.data.tokenizer.base import PieceTokenizer, check_text, special_ids
 
 
@@ -20,7 +21,7 @@ class CharacterTokenizer(PieceTokenizer):
         self.characters = "".join(sorted(set(characters)))
         check_text(self.characters)
         if not self.characters:
-            raise ValueError("A character vocabulary needs at least one character; give it a text that is not empty.")
+            raise UserError("A character vocabulary needs at least one character; give it a text that is not empty.")
         self._codes = _code_points(self.characters)
         pieces = {index: character.encode() for index, character in enumerate(self.characters)}
         super().__init__(pieces, special_ids(special_tokens, len(pieces)))
@@ -44,7 +45,7 @@ class CharacterTokenizer(PieceTokenizer):
         unknown = self._codes[np.minimum(ids, len(self._codes) - 1)] != codes
         if unknown.any():
             position = int(unknown.argmax())
-            raise ValueError(
+            raise UserError(
                 f"Character {text[position]!r} (U+{ord(text[position]):04X}) at position {position} is not among the "
                 f"{len(self.characters)} characters of this vocabulary; train it on text that has it, or use bytes."
             )

@@ -15,6 +15,8 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from gpt_jax.config.errors import UserError
+
 Message = Mapping[str, str]  # "role" ("system", "user" or "assistant") and "content"
 
 
@@ -33,7 +35,7 @@ def render_chat(
     try:
         return _compile(template).render(**values, **tokens)
     except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
-        raise ValueError(f"the chat template can't render this conversation: {error}") from None
+        raise UserError(f"the chat template can't render this conversation: {error}") from None
 
 
 @functools.lru_cache(maxsize=8)

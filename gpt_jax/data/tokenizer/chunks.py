@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from etils import epath
 
+from gpt_jax.config.errors import UserError
+
 # Bounds the stack of the regular expression that splits into words.
 CHUNK_CHARACTERS = 1 << 16
 # Bounds a word: the library's trainer takes time that grows with the square of a word's length.
@@ -53,4 +55,4 @@ def read_chunks(paths: Iterable[epath.PathLike], report: Callable[[int], object]
                     report(len(chunk.encode("utf-8")))
                     yield chunk
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path} is not UTF-8 text ({error.reason}); convert it or leave it out.") from None
+                raise UserError(f"{path} is not UTF-8 text ({error.reason}); convert it or leave it out.") from None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from gpt_jax.config.errors import UserError
 from gpt_jax.data.tokenizer.base import ByteStream, PieceTokenizer, StreamDecoder, TokenIds, as_ids
 from gpt_jax.data.tokenizer.bpe import LETTER_BYTES
 from gpt_jax.data.tokenizer.chat import Message, render_chat
@@ -71,11 +72,11 @@ class HuggingFaceTokenizer(PieceTokenizer):
         # The library raises bare Exception.
         except Exception as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"{name} is not a tokenizer.json that can be read ({reason}).") from None
+            raise UserError(f"{name} is not a tokenizer.json that can be read ({reason}).") from None
         self._encoders: dict[frozenset[str], tokenizers.Tokenizer] = {}
         vocab = self._decoder.get_vocab(with_added_tokens=True)
         if not vocab:
-            raise ValueError(f"{name} has an empty vocabulary; give a trained tokenizer.json.")
+            raise UserError(f"{name} has an empty vocabulary; give a trained tokenizer.json.")
         special = {content: token["id"] for content, token in added.items() if token["special"]}
         self._bytewise = (self._definition["decoder"] or {"type": None})["type"] == "ByteLevel"
         pieces = {
@@ -186,7 +187,7 @@ class HuggingFaceTokenizer(PieceTokenizer):
             if name in allowed or index == self._unknown:
                 continue
             if any(name in text and index in row for row, text in zip(rows, texts, strict=True)):
-                raise ValueError(f"This vocabulary cannot write {name!r} as ordinary text; remove it or allow it.")
+                raise UserError(f"This vocabulary cannot write {name!r} as ordinary text; remove it or allow it.")
         return rows
 
     def _ordinary_batch(self, texts: list[str]) -> list[np.ndarray]:

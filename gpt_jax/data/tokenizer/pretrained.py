@@ -9,6 +9,7 @@ import tokenizers
 from etils import epath
 from tokenizers import decoders, models, pre_tokenizers
 
+from gpt_jax.config.errors import UserError
 from gpt_jax.data.tokenizer.base import Tokenizer
 from gpt_jax.data.tokenizer.bpe import BpeTokenizer
 from gpt_jax.data.tokenizer.byte import ByteTokenizer
@@ -100,7 +101,7 @@ def as_hugging_face(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
         case CharacterTokenizer():
             library = _characters(tokenizer)
         case _:
-            raise ValueError(f"a tokenizer of the kind {tokenizer.kind} has no {TOKENIZER_JSON}: save without it")
+            raise UserError(f"a tokenizer of the kind {tokenizer.kind} has no {TOKENIZER_JSON}: save without it")
     return HuggingFaceTokenizer(library.to_str())
 
 
@@ -155,9 +156,9 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes().decode("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): download it again") from None
+        raise UserError(f"{path} is not JSON ({error}): download it again") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} is not a file of settings: download it again")
+        raise UserError(f"{path} is not a file of settings: download it again")
     return values
 
 
