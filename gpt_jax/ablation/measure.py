@@ -5,7 +5,6 @@ how fast it decodes.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -23,10 +22,13 @@ from gpt_jax.data import Batch, Data, open_data
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Greedy
 from gpt_jax.model.gpt import GPT
+from gpt_jax.model.paths import matches
 from gpt_jax.training.loss import cross_entropy
 from gpt_jax.training.step import model_arguments
 
 DIAGNOSED_ROWS, DIAGNOSED_TOKENS = 8, 512
+# A layer has those of these that its kind of attention taps: a linear one has no probabilities.
+DIAGNOSED = tuple(f"blocks/*/attention/{name}" for name in ("probabilities", "queries", "keys"))
 NEW_TOKENS = 32
 
 
@@ -82,10 +84,8 @@ class Measure:
 
 
 def _capture(model: GPT, params: Any, batch: Batch) -> dict[str, Array]:
-    placed = model_arguments(model, batch)
-    captured: Any = model.apply(params, batch.tokens, capture="*", **placed)
-    wanted = fnmatch.filter(captured[1], "blocks/*/attention/[pqk]*")  # of which a stack without softmax has none
-    return {name: captured[1][name] for name in wanted}
+    captured: Any = model.apply(params, batch.tokens, capture="**", **model_arguments(model, batch))
+    return {name: value for name, value in captured[1].items() if matches(name, DIAGNOSED)}
 
 
 def _sums_by_place(model: GPT, params: Any, batch: Batch) -> Float[Array, "3 T"]:
