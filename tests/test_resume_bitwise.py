@@ -121,7 +121,7 @@ import json, sys, time
 from rich.console import Console
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import from_dict
-from gpt_jax.run import train
+from gpt_jax import train
 from gpt_jax.runs.interrupt import Interrupts
 Interrupts.requested = lambda self, step: time.sleep(0.2)  # or it would be over before it is killed
 train(from_dict(Config, json.load(open(sys.argv[1]))), sys.argv[2], console=Console(quiet=True))

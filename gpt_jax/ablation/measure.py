@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -23,7 +22,7 @@ from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Greedy
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.paths import matches
-from gpt_jax.training.loss import cross_entropy
+from gpt_jax.training.evaluate import each_sum, weighted_sums
 from gpt_jax.training.step import model_arguments
 
 DIAGNOSED_ROWS, DIAGNOSED_TOKENS = 8, 512
@@ -68,8 +67,8 @@ class Measure:
 
     def _sums(self, model: ModelConfig, params: Any, data: Data, rows: int) -> Float[np.ndarray, "3 T"]:
         """Σ weight · nll, Σ weight · hits and Σ weight at each place of the validation rows."""
-        step = self._get("sums", model, _sums_by_place)
-        return sum(np.asarray(step(params, b), np.float64) for b in data.validation(rows))  # type: ignore[return-value]
+        sums = self._get("sums", model, _sums_by_position)
+        return sum(x.astype(np.float64) for x in each_sum(sums, params, data.validation(rows)))  # type: ignore[return-value]
 
     def diagnostics(self, model: ModelConfig, params: Any, data: Data) -> dict[str, float | None]:
         """Of the first validation rows, see `diagnose`."""
@@ -88,11 +87,8 @@ def _capture(model: GPT, params: Any, batch: Batch) -> dict[str, Array]:
     return {name: value for name, value in captured[1].items() if matches(name, DIAGNOSED)}
 
 
-def _sums_by_place(model: GPT, params: Any, batch: Batch) -> Float[Array, "3 T"]:
-    logits: Any = model.apply(params, batch.tokens, **model_arguments(model, batch))
-    nll, _, hit = cross_entropy(logits, batch.targets)
-    weights = batch.weights.astype(jnp.float32)
-    return jnp.stack([jnp.sum(weights * nll, axis=0), jnp.sum(weights * hit, axis=0), jnp.sum(weights, axis=0)])
+def _sums_by_position(model: GPT, params: Any, batch: Batch) -> Float[Array, "3 T"]:
+    return weighted_sums(model, "position", params, batch)
 
 
 def _totals(sums: Float[np.ndarray, "3 T"]) -> tuple[float, float]:

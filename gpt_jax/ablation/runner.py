@@ -18,8 +18,8 @@ from gpt_jax.ablation.measure import Measure, decode_rate
 from gpt_jax.ablation.plan import AA, Plan, PlannedRun, describe
 from gpt_jax.data import open_data
 from gpt_jax.runs.environment import git_revision, versions
-from gpt_jax.runs.folder import RunFolder, RunLocked
-from gpt_jax.runs.load import Workdir, open_run
+from gpt_jax.runs.folder import RunFolder, RunLocked, Workdir
+from gpt_jax.runs.load import open_run
 from gpt_jax.runs.loop import TrainingDiverged
 from gpt_jax.runs.session import Outcome
 from gpt_jax.runs.together import train_together

@@ -35,6 +35,8 @@ TOKENIZER = "tokenizer"
 TENSORBOARD = "tensorboard"
 PROFILE = "profile"
 
+Workdir = str | os.PathLike[str]
+
 LEASE_SECONDS = 120.0  # a lease that was not renewed for so long belongs to a dead run
 REMOTE_REWRITE_SECONDS = 30.0
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from gpt_jax.config import Config, has_adapter
 from gpt_jax.config.errors import MissingFile, UserError
@@ -18,13 +17,13 @@ from gpt_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt_jax.model.adapter import grafted, pruned, trainable
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.merge import merge_adapter
+from gpt_jax.model.shapes import parameter_shapes
 from gpt_jax.runs import record
 from gpt_jax.runs.checkpoint import Checkpoints
 from gpt_jax.runs.compilation import enable_compilation_cache
-from gpt_jax.runs.folder import ENVIRONMENT, TOKENIZER, RunFolder
+from gpt_jax.runs.folder import ENVIRONMENT, TOKENIZER, RunFolder, Workdir
+from gpt_jax.training.sharding import shape_structs
 from gpt_jax.training.state import PARAMS
-
-Workdir = str | os.PathLike[str]
 
 
 class OpenedRun(NamedTuple):
@@ -59,11 +58,8 @@ def open_run(workdir: Workdir, step: int | None = None) -> OpenedRun:
     config = run_config(folder)
     # Scanning is a choice of execution; per layer, names are canonical and decoding is faster.
     model = GPT(dataclasses.replace(config.model, scan=False))
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = pruned(trainable(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))))
-    template = {
-        PARAMS: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
-    }
+    shapes = pruned(trainable(parameter_shapes(model.config)))
+    template = {PARAMS: shape_structs(shapes, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))}
     with Checkpoints(folder, read_only=True) as checkpoints:
         restored = checkpoints.restore_newest(template) if step is None else checkpoints.restore(step, template)
         if restored is None:

@@ -17,14 +17,15 @@ from gpt_jax.config.conversion import to_dict
 from gpt_jax.data import Batch, Data, open_data
 from gpt_jax.model.gpt import GPT
 from gpt_jax.runs import metrics, record
-from gpt_jax.runs.base import changed_settings, check_base, with_vocabulary
 from gpt_jax.runs.checkpoint import Checkpoints, Restored
 from gpt_jax.runs.console import make_display, show_banner
-from gpt_jax.runs.folder import PROFILE, TOKENIZER, RunFolder
+from gpt_jax.runs.folder import PROFILE, TOKENIZER, RunFolder, Workdir
+from gpt_jax.runs.init_from import changed_settings, check_base, with_vocabulary
 from gpt_jax.runs.interrupt import Interrupts
-from gpt_jax.runs.load import Base, Workdir, open_base, reopen_base
-from gpt_jax.runs.loop import Loop, Trace
+from gpt_jax.runs.load import Base, open_base, reopen_base
+from gpt_jax.runs.loop import RunObserver
 from gpt_jax.runs.plot import plot_loss
+from gpt_jax.runs.profile import Trace
 from gpt_jax.training.evaluate import make_evaluate
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.resolve import lengthened, resolve
@@ -87,7 +88,7 @@ class Session:
             base = reopen_base(self.folder, self.config)
         params = None if base is None else base.params
         if restored is None:
-            return replicate(programs.init(self.config, params), mesh), 0
+            return programs.init(self.config, mesh, params), 0
         return replicate(from_trees(self.config, restored.trees, params), mesh), restored.step
 
     def batches(self, start: int) -> Iterator[Batch]:
@@ -96,9 +97,9 @@ class Session:
         return self.data.batches(start, train.steps, train.batch_size, jax.process_index(), jax.process_count())
 
     @contextmanager
-    def loop(
+    def observed(
         self, start: int, mesh: Mesh, interrupts: Interrupts, console: Console, programs: Programs, profile: bool
-    ) -> Iterator[Loop]:
+    ) -> Iterator[RunObserver]:
         """Writes down that the run starts, and wires its loop up."""
         folder, config, data = self.folder, self.config, self.data
         environment = record.record_start(folder, data, start, None if self.base is None else self.base.record)
@@ -111,8 +112,9 @@ class Session:
         rows, sums = config.evaluation.batch_size, programs.sums_by_row(config, mesh)
         try:
             display.start(start)
-            yield Loop(
+            yield RunObserver(
                 config=config,
+                step=start,
                 evaluate=make_evaluate(GPT(config.model), data, rows, mesh, sums),
                 checkpoints=self.checkpoints,
                 records=records,

@@ -15,8 +15,7 @@ from gpt_jax.model.gpt import GPT
 from gpt_jax.model.stack import canonical
 from gpt_jax.runs import record
 from gpt_jax.runs.checkpoint import Checkpoints
-from gpt_jax.runs.folder import ENVIRONMENT, TOKENIZER, RunFolder
-from gpt_jax.runs.load import Workdir
+from gpt_jax.runs.folder import ENVIRONMENT, TOKENIZER, RunFolder, Workdir
 
 
 def write_run(

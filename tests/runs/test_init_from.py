@@ -32,8 +32,8 @@ from gpt_jax.config import (
 from gpt_jax.config.conversion import from_config_dict, from_dict, to_dict
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.model.merge import merge_adapter
-from gpt_jax.runs.base import completed, to_partial_dict
 from gpt_jax.runs.evaluate import evaluate_run
+from gpt_jax.runs.init_from import completed, to_partial_dict
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.session import Outcome
 from gpt_jax.runs.train import train

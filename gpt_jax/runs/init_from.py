@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict, config_dict
 
 from gpt_jax.config import Attention, BlockConfig, Config, Learned, ModelConfig, Text, learned_positions
@@ -16,8 +14,7 @@ from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.data import Data
 from gpt_jax.data.tokenizer import load_tokenizer
 from gpt_jax.model.adapter import without_adapter
-from gpt_jax.model.gpt import GPT
-from gpt_jax.model.paths import path_of
+from gpt_jax.model.shapes import canonical_shapes
 from gpt_jax.runs.folder import TOKENIZER, RunFolder
 from gpt_jax.runs.load import Base, run_config
 
@@ -88,7 +85,7 @@ def check_base(base: Base, model: ModelConfig, data: Data) -> None:
       ConfigError: the model's parameters differ in name or shape; the settings that differ are named.
       ValueError: the tokenizer of the data is another one.
     """
-    ours, theirs = _shapes(without_adapter(model)), _shapes(base.model.config)
+    ours, theirs = canonical_shapes(without_adapter(model)), canonical_shapes(base.model.config)
     for path in dict.fromkeys([*theirs, *ours]):
         here, there = (shapes[path] if path in shapes else None for shapes in (ours, theirs))
         if here != there:
@@ -121,12 +118,6 @@ def _pinned(model: ModelConfig) -> ModelConfig:
     return without_adapter(
         dataclasses.replace(model, embedding=dataclasses.replace(model.embedding, position=position))
     )
-
-
-def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    looped = GPT(dataclasses.replace(model, scan=False))
-    params = jax.eval_shape(looped.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    return {path_of(keys): leaf.shape for keys, leaf in jax.tree.leaves_with_path(params)}
 
 
 def _shown(shape: tuple[int, ...] | None) -> str:
