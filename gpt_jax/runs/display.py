@@ -98,7 +98,9 @@ class Display:
         self.print(f"step {step:,}/{self.steps:,}  validation loss {result['loss']:.4f}{error}{bits}{accuracy}")
 
     def pause(self) -> None:
-        """Excludes the time since the last update from the rate; it went to an evaluation, a checkpoint or a compilation."""
+        """Excludes the time until the next update, which goes to an evaluation, a checkpoint or a compilation, from the
+        rate.
+        """
         self._window = None
 
     def print(self, text: str) -> None:

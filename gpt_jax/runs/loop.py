@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -27,6 +27,7 @@ from gpt_jax.training.state import PARAMS, REST, TrainState, to_trees
 StepFn = Callable[[TrainState, Batch], tuple[TrainState, Any]]
 
 
+@runtime_checkable
 class Observer(Protocol):
     """What the loop calls around each step. Steps are numbered from 1; step s ends with s updates done."""
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind, and how it ends: finished, interrupted, diverged, refused."""
+"""The loop and its observer: what a run leaves behind, and how it ends (finished, interrupted, diverged, refused)."""
 
 import dataclasses
 import io
@@ -18,7 +18,7 @@ from gpt_jax.runs import metrics, session
 from gpt_jax.runs.folder import RunFolder, RunLocked
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.load import load_run
-from gpt_jax.runs.loop import RunObserver, TrainingDiverged
+from gpt_jax.runs.loop import RunObserver, TrainingDiverged, run_steps
 from gpt_jax.runs.record import ConfigChanged
 from gpt_jax.runs.session import Outcome
 from gpt_jax.runs.train import train
@@ -44,6 +44,46 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome, s
     folder, output = tmp_path_factory.mktemp("finished") / "run", io.StringIO()
     outcome = train(tiny_config(), folder, console=Console(file=output, width=120))
     return folder, outcome, output.getvalue()
+
+
+class Noting:
+    """An observer that notes its calls, wants the state of even steps and ends with step `last`."""
+
+    def __init__(self, last: int) -> None:
+        self.last, self.step, self.calls = last, 0, []
+
+    @property
+    def has_ended(self) -> bool:
+        return self.step == self.last
+
+    def begin(self, state: Any) -> None:
+        self.calls.append(("begin", state))
+
+    def before_step(self, step: int) -> None:
+        self.calls.append(("before", step))
+
+    def after_step(self, step: int, metrics: Any) -> None:
+        self.step = step
+        self.calls.append(("after", step, metrics))
+
+    def needs_state(self, step: int) -> bool:
+        return step % 2 == 0
+
+    def take_state(self, step: int, state: Any) -> None:
+        self.calls.append(("state", step, state))
+
+
+def test_the_loop_tells_its_observer_of_each_step_until_it_ends() -> None:
+    """A step adds the batch to the state; its metrics are the sum's negative."""
+    observer = Noting(last=4)
+    assert run_steps(lambda state, batch: (state + batch, -(state + batch)), 100, [1, 2, 3, 4], 2, observer) == 103
+    assert observer.calls == [
+        ("begin", 100),
+        *[("before", 3), ("after", 3, -101)],
+        *[("before", 4), ("after", 4, -103), ("state", 4, 103)],
+    ]
+    assert run_steps(lambda state, batch: (state + batch, None), 0, [1, 2, 3], 0, Noting(last=9)) == 6
+    assert run_steps(lambda state, batch: (state + batch, None), 7, [1, 2, 3], 0, Noting(last=0)) == 7
 
 
 def test_a_run_records_every_step_once(finished: tuple[Path, Outcome, str]) -> None:
