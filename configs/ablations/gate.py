@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def get_study(base: Config) -> Study:
-    gate, residual = "model.attention.gate", "model.attention.values.residual"
+    gate, residual = "model.attention.gate", "model.attention.value.residual"
     return Study(
         question="Do output gates or value residuals lower the loss at equal numbers of parameters?",
         base=base,

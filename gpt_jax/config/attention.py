@@ -9,7 +9,7 @@ from gpt_jax.config.checks import require, require_positive, require_probability
 from gpt_jax.config.norm import NormConfig, RmsNorm
 from gpt_jax.config.position import PositionConfig, Rope
 from gpt_jax.config.score import Causal, MaskConfig, Score
-from gpt_jax.config.values import GateConfig, Projected, Projection, ValuesConfig
+from gpt_jax.config.values import GateConfig, Projected, Projection, ValueConfig
 from gpt_jax.config.variant import Variant
 
 
@@ -32,7 +32,7 @@ class Heads:
             return self.head_width
         require(
             width % self.heads == 0,
-            f"model.width ({width}) is not a multiple of attention.heads ({self.heads}):"
+            f"model.width ({width}) is no multiple of attention.heads ({self.heads}):"
             f" choose one that is, or set attention.head_width",
         )
         return width // self.heads
@@ -42,7 +42,7 @@ class Heads:
 class Attention(Heads, AttentionConfig):
     """Softmax attention with H query heads that share K key/value heads: MHA (K = H), GQA, MQA (K = 1).
 
-    `kv_heads` None: H. `head_width` None: C / H. `values` says where keys and values come from. `bias` names the
+    `kv_heads` None: H. `head_width` None: C / H. `value` says where keys and values come from. `bias` names the
     projections that have one. `clip` bounds the elements of the projected queries, keys and values (MPT, OLMo), and
     `convolution` is the number of taps of a short causal convolution on each of them. `dropout` acts on the
     probabilities. `gate` multiplies the heads' outputs. `forget_gate` multiplies each head's weights by the product of
@@ -55,7 +55,7 @@ class Attention(Heads, AttentionConfig):
     mask: MaskConfig = Causal()
     position: PositionConfig | None = None
     score: Score = Score()
-    values: ValuesConfig = Projected()
+    value: ValueConfig = Projected()
     bias: tuple[Projection, ...] = ()
     clip: float | None = None
     dropout: float = 0.0
@@ -65,11 +65,11 @@ class Attention(Heads, AttentionConfig):
 
     # Settings of earlier versions, and where they are now.
     moved: ClassVar[dict[str, str]] = {
-        "value_width": "values.width",
-        "value_residual": "values.residual",
-        "value_embedding": "values.embedding",
-        "value_from_key": 'values.type "FromKey"',
-        "shared_kv": 'values.type "Shared"',
+        "value_width": "value.width",
+        "value_residual": "value.residual",
+        "value_embedding": "value.embedding",
+        "value_from_key": 'value.type "FromKey"',
+        "shared_kv": 'value.type "Shared"',
     }
 
     def __post_init__(self) -> None:
@@ -83,17 +83,17 @@ class Attention(Heads, AttentionConfig):
         )
         require(len(set(self.bias)) == len(self.bias), f"attention.bias names a projection twice: {self.bias}")
         require_probability(self.dropout, "attention.dropout")
-        made = ("query", "output", *self.values.made)
+        made = ("query", "output", *self.value.made)
         for name in self.bias:
             require(
                 name in made,
-                f'attention.bias names "{name}", which a layer with attention.values of type'
-                f" {type(self.values).__name__} does not project: leave it out of attention.bias",
+                f'attention.bias names "{name}", which a layer with attention.value of type'
+                f" {type(self.value).__name__} does not project: leave it out of attention.bias",
             )
         require(
-            not self.forget_gate or "key" in self.values.made,
-            f"attention.forget_gate acts on the keys that a layer projects, and one with attention.values of type"
-            f" {type(self.values).__name__} projects none: unset one of the two",
+            not self.forget_gate or "key" in self.value.made,
+            f"attention.forget_gate acts on the keys that a layer projects, and one with attention.value of type"
+            f" {type(self.value).__name__} projects none: unset one of the two",
         )
 
     @property
@@ -103,7 +103,7 @@ class Attention(Heads, AttentionConfig):
 
     def resolved_value_width(self, width: int) -> int:
         """E, the width of a value, in a model of width C."""
-        return self.values.resolved_width(self.resolved_head_width(width))
+        return self.value.resolved_width(self.resolved_head_width(width))
 
     def check(self, width: int) -> None:
         """Refuses what a model of width C cannot have."""

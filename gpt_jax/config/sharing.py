@@ -30,11 +30,11 @@ def check_shared(attentions: Sequence[AttentionConfig], width: int) -> None:
 
 
 def _takes_keys(attention: AttentionConfig) -> bool:
-    return isinstance(attention, Attention) and isinstance(attention.values, Shared)
+    return isinstance(attention, Attention) and isinstance(attention.value, Shared)
 
 
 def _has_residual(attention: AttentionConfig) -> bool:
-    values = attention.values if isinstance(attention, Attention) else None
+    values = attention.value if isinstance(attention, Attention) else None
     return isinstance(values, Projected) and values.residual is not None
 
 
@@ -45,13 +45,13 @@ def _check_keys(attentions: Sequence[AttentionConfig], layer: int, attention: At
     other = attentions[source] if source >= 0 else None
     if not isinstance(other, Attention) or _takes_keys(other):
         raise ConfigError(
-            f'layer {layer} has attention.values of type "Shared", and no layer below it has keys and values of its'
+            f'layer {layer} has attention.value of type "Shared", and no layer below it has keys and values of its'
             " own: give one Projected()"
         )
     for name, mine, theirs in [
         ("kv_heads", attention.resolved_kv_heads, other.resolved_kv_heads),
         ("head_width", attention.resolved_head_width(C), other.resolved_head_width(C)),
-        ("values.width", attention.resolved_value_width(C), other.resolved_value_width(C)),
+        ("value.width", attention.resolved_value_width(C), other.resolved_value_width(C)),
         ("mask", attention.mask, other.mask),
         ("position", attention.position, other.position),
     ]:
@@ -61,7 +61,7 @@ def _check_keys(attentions: Sequence[AttentionConfig], layer: int, attention: At
             f" not {mine}",
         )
     require(
-        isinstance(other.values, Projected) and not other.forget_gate,
+        isinstance(other.value, Projected) and not other.forget_gate,
         f"layer {layer} shares the keys and values of layer {source}, which must project both and have no forget gate",
     )
 
@@ -74,6 +74,6 @@ def _check_values(attentions: Sequence[AttentionConfig], layer: int, attention: 
     shapes = [(a.resolved_kv_heads, a.resolved_value_width(C)) for a in (attention, other)]
     require(
         shapes[0] == shapes[1],
-        f"layer {layer} mixes in the values of layer {first}, so both need the same kv_heads and values.width,"
+        f"layer {layer} mixes in the values of layer {first}, so both need the same kv_heads and value.width,"
         f" not {shapes[0]} and {shapes[1]}",
     )

@@ -1,7 +1,7 @@
 """Configurations written by earlier versions, in today's form.
 
 A layer's attention used to be a set of flags: `shared_kv`, `value_from_key`, `value_width`, `value_residual`,
-`value_embedding`, and a `gate` by name. Today `values` and `gate` are groups with a `type`, and the attention `Linear`
+`value_embedding`, and a `gate` by name. Today `value` and `gate` are groups with a `type`, and the attention `Linear`
 is `LinearAttention`. Files of runs are read through `upgraded`; command lines and configuration files are not, so there
 is one spelling for what people write today.
 """
@@ -53,12 +53,12 @@ def _attention(old: Mapping[str, Any]) -> dict[str, Any]:
         return new
     flags, width = {name: new.pop(name, None) for name in FLAGS}, new.pop("value_width", None)
     if flags["shared_kv"]:
-        new["values"] = {"type": "Shared", "width": width}
+        new["value"] = {"type": "Shared", "width": width}
     elif flags["value_from_key"]:
-        new["values"] = {"type": "FromKey"}
+        new["value"] = {"type": "FromKey"}
     else:
         share = flags["value_residual"]
-        new["values"] = {
+        new["value"] = {
             "type": "Projected",
             "width": width,
             "embedding": {"type": "ValueEmbedding" if flags["value_embedding"] else NONE_TAG},

@@ -48,7 +48,7 @@ class ValueResidual(ValueResidualConfig):
     initial: float = 0.5
 
 
-class ValuesConfig(Variant):
+class ValueConfig(Variant):
     """Where the keys and values of a layer come from.
 
     `made` names what the layer projects from its own input beside the queries; decoding caches exactly that.
@@ -62,7 +62,7 @@ class ValuesConfig(Variant):
 
 
 @dataclass(frozen=True)
-class Projected(ValuesConfig):
+class Projected(ValueConfig):
     """Keys and values are projections of the layer's input. `width` None: as wide as keys."""
 
     width: int | None = None
@@ -72,7 +72,7 @@ class Projected(ValuesConfig):
     made = ("key", "value")
 
     def __post_init__(self) -> None:
-        require_positive(self.width, "attention.values.width")
+        require_positive(self.width, "attention.value.width")
 
     def resolved_width(self, head_width: int) -> int:
         """E, the width of a value, where keys have width D."""
@@ -80,14 +80,14 @@ class Projected(ValuesConfig):
 
 
 @dataclass(frozen=True)
-class FromKey(ValuesConfig):
+class FromKey(ValueConfig):
     """The value is the key before its norm and rotation, so that one of them is cached, not two."""
 
     made = ("key",)
 
 
 @dataclass(frozen=True)
-class Shared(ValuesConfig):
+class Shared(ValueConfig):
     """Keys and values are those of the nearest layer below that projects its own (cross-layer attention, CLA: Brandon
     et al. 2024, arXiv:2405.12981).
 
@@ -100,7 +100,7 @@ class Shared(ValuesConfig):
     made = ()
 
     def __post_init__(self) -> None:
-        require_positive(self.width, "attention.values.width")
+        require_positive(self.width, "attention.value.width")
 
     def resolved_width(self, head_width: int) -> int:
         """E, the width of a value, where keys have width D."""

@@ -62,10 +62,10 @@ def _block(block: cfg.BlockConfig, width: int) -> cfg.BlockConfig:
     attention: Any = block.attention
     if isinstance(attention, cfg.Attention):
         D = attention.resolved_head_width(width)
-        values = attention.values
+        values = attention.value
         if isinstance(values, cfg.Projected | cfg.Shared):
             values = replace(values, width=None if values.width == D else values.width)
-        attention = replace(attention, kv_heads=attention.resolved_kv_heads, head_width=D, values=values)
+        attention = replace(attention, kv_heads=attention.resolved_kv_heads, head_width=D, value=values)
         attention = replace(attention, bias=tuple(p for p in cfg.PROJECTIONS if p in attention.bias))
         attention = _place(attention, D, D)
     elif isinstance(attention, cfg.Latent):

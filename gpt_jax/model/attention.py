@@ -68,7 +68,7 @@ class MultiHeadAttention(Mixer):
         query, cache = self.project("query", x, H, D, row, cache)
         query = tap(self, "queries", self.place("query", query, row.positions, row.context))
         query = scaled(self, query, row, c.mask, c.score)
-        (key, value, keys), cache, shared = implementation(VALUES, c.values)(self, x, queries, row, cache, shared)
+        (key, value, keys), cache, shared = implementation(VALUES, c.value)(self, x, queries, row, cache, shared)
         if cfg.is_kv_shared(self.model.attentions):
             shared = {**shared, "key_and_value": (key, value, keys)}
 
@@ -128,7 +128,7 @@ class MultiHeadAttention(Mixer):
         """The slots of what the layer projects itself, what its convolutions look back on, and a forget gate's sums."""
         H, K, S = config.heads, config.resolved_kv_heads, slots(config.mask, length)
         D, E = config.resolved_head_width(model.width), config.resolved_value_width(model.width)
-        made: dict[str, int] = {name: {"key": D, "value": E}[name] for name in config.values.made}
+        made: dict[str, int] = {name: {"key": D, "value": E}[name] for name in config.value.made}
         dtype, widths = jnp.dtype(model.dtype), {"query": H * D} | {name: K * width for name, width in made.items()}
         shapes = {name: jax.ShapeDtypeStruct((K, S, width), dtype) for name, width in made.items()}
         shapes |= convolution_shapes(config.convolution, model.dtype, **widths)

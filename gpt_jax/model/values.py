@@ -36,10 +36,10 @@ def _projected(
     key, cache = layer.project("key", x, K, D, row, cache)
     key = tap(layer, "keys", layer.place("key", key, row.positions, row.context))
     value, cache = layer.project("value", x, K, E, row, cache)
-    if c.values.embedding is not None:
-        value = implementation(EMBEDDINGS, c.values.embedding)(c.values.embedding, layer.model, value, row)
-    if c.values.residual is not None:
-        value, shared = implementation(RESIDUALS, c.values.residual)(c.values.residual, layer.model, value, row, shared)
+    if c.value.embedding is not None:
+        value = implementation(EMBEDDINGS, c.value.embedding)(c.value.embedding, layer.model, value, row)
+    if c.value.residual is not None:
+        value, shared = implementation(RESIDUALS, c.value.residual)(c.value.residual, layer.model, value, row, shared)
     value = tap(layer, "values", value)
     new = {"key": key.swapaxes(1, 2), "value": value.swapaxes(1, 2)}
     cache, seen, keys = extend(cache, new, queries, row, c.mask)
@@ -87,7 +87,7 @@ def _residual(
     return value + share * (first - value), {**shared, "value": first}
 
 
-VALUES: dict[type[cfg.ValuesConfig], Callable[..., Made]] = {
+VALUES: dict[type[cfg.ValueConfig], Callable[..., Made]] = {
     cfg.Projected: _projected,
     cfg.FromKey: _from_key,
     cfg.Shared: _shared,
