@@ -56,7 +56,7 @@ def test_a_whitespace_toy_vocabulary_maps_here_i_am_to_0_1_2(tmp_path: Any) -> N
     toy = Tokenizer(models.WordLevel({"Here": 0, "I": 1, "am": 2}, unk_token="am"))
     toy.pre_tokenizer = pre_tokenizers.Whitespace()
     toy.save(str(tmp_path / "tokenizer.json"))
-    with pytest.warns(UserWarning, match="does not give every text back"):
+    with pytest.warns(UserWarning, match="does not preserve every text"):
         tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
     assert list(tokenizer.encode("Here I am")) == [0, 1, 2]
 
