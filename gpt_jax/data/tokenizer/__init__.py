@@ -11,12 +11,13 @@ from etils import epath
 
 from gpt_jax import config as configs
 from gpt_jax.config.errors import MissingFile, UserError
-from gpt_jax.data.tokenizer.base import END_OF_TEXT, MANIFEST, AllowedSpecial, PieceTokenizer, StreamDecoder, Tokenizer
+from gpt_jax.data.tokenizer.base import END_OF_TEXT, MANIFEST, PieceTokenizer
 from gpt_jax.data.tokenizer.bpe import ENCODINGS, PATTERNS, RANKS, BpeTokenizer
 from gpt_jax.data.tokenizer.byte import ByteTokenizer
 from gpt_jax.data.tokenizer.character import CharacterTokenizer
 from gpt_jax.data.tokenizer.chunks import chunks, read_chunks
 from gpt_jax.data.tokenizer.huggingface import TOKENIZER_JSON, HuggingFaceTokenizer, Roles
+from gpt_jax.data.tokenizer.interface import AllowedSpecial, StreamDecoder, Tokenizer
 from gpt_jax.data.tokenizer.pretrained import as_hugging_face, read_pretrained, write_pretrained
 from gpt_jax.data.tokenizer.show import describe
 

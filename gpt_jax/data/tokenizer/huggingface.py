@@ -11,9 +11,10 @@ import numpy as np
 import tokenizers
 
 from gpt_jax.config.errors import UserError
-from gpt_jax.data.tokenizer.base import ByteStream, PieceTokenizer, StreamDecoder, TokenIds, as_ids
+from gpt_jax.data.tokenizer.base import ByteStream, PieceTokenizer, as_ids
 from gpt_jax.data.tokenizer.bpe import LETTER_BYTES
 from gpt_jax.data.tokenizer.chat import Message, render_chat
+from gpt_jax.data.tokenizer.interface import StreamDecoder, TokenIds
 
 TOKENIZER_JSON = "tokenizer.json"
 

@@ -10,11 +10,11 @@ from etils import epath
 from tokenizers import decoders, models, pre_tokenizers
 
 from gpt_jax.config.errors import UserError
-from gpt_jax.data.tokenizer.base import Tokenizer
 from gpt_jax.data.tokenizer.bpe import BpeTokenizer
 from gpt_jax.data.tokenizer.byte import ByteTokenizer
 from gpt_jax.data.tokenizer.character import CharacterTokenizer
 from gpt_jax.data.tokenizer.huggingface import TOKENIZER_JSON, HuggingFaceTokenizer, Roles
+from gpt_jax.data.tokenizer.interface import Tokenizer
 
 TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION = "tokenizer_config.json", "chat_template.jinja", "generation_config.json"
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

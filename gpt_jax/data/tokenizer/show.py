@@ -4,7 +4,7 @@ from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
 
-from gpt_jax.data.tokenizer.base import Tokenizer
+from gpt_jax.data.tokenizer.interface import Tokenizer
 
 _COLOURS = ("black on cyan", "black on yellow", "black on green", "black on magenta")
 
