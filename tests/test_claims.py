@@ -35,7 +35,7 @@ def params() -> Any:
 
 @pytest.fixture(scope="module")
 def taps(params: Any) -> dict[str, jax.Array]:
-    return apply(params, TOKENS, capture="*")[1]
+    return apply(params, TOKENS, capture="**")[1]
 
 
 # ── text → tokens → ids ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -99,7 +99,7 @@ def test_embeddings_become_contextual() -> None:
     model = GPT(tiny(Attention(H)))
     p = random_params(model)
     tokens = jnp.array([[5, 9, 7, 9], [6, 9, 7, 3]])
-    _, found = model.apply(p, tokens, capture="*")
+    _, found = model.apply(p, tokens, capture="**")
     x0 = found["embedding"]
     x1 = x0 + found["blocks/0/attention_change"] + found["blocks/0/mlp_change"]
     np.testing.assert_array_equal(x0[0, 1], x0[0, 3])

@@ -5,7 +5,6 @@ how fast it decodes.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -19,14 +18,17 @@ from jaxtyping import Array, Float
 
 from gpt_jax.ablation.study import Probe
 from gpt_jax.config import Attention, Config, DataConfig, ModelConfig, learned_positions
-from gpt_jax.data import Data, open_data
+from gpt_jax.data import Batch, Data, open_data
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Greedy
 from gpt_jax.model.gpt import GPT
+from gpt_jax.model.paths import matches
 from gpt_jax.training.loss import cross_entropy
-from gpt_jax.training.step import placement
+from gpt_jax.training.step import model_arguments
 
 DIAGNOSED_ROWS, DIAGNOSED_TOKENS = 8, 512
+# A layer has those of these that its kind of attention taps: a linear one has no probabilities.
+DIAGNOSED = tuple(f"blocks/*/attention/{name}" for name in ("probabilities", "queries", "keys"))
 NEW_TOKENS = 32
 
 
@@ -67,12 +69,12 @@ class Measure:
     def _sums(self, model: ModelConfig, params: Any, data: Data, rows: int) -> Float[np.ndarray, "3 T"]:
         """Σ weight · nll, Σ weight · hits and Σ weight at each place of the validation rows."""
         step = self._get("sums", model, _sums_by_place)
-        return sum(np.asarray(step(params, b._asdict()), np.float64) for b in data.validation(rows))  # type: ignore[return-value]
+        return sum(np.asarray(step(params, b), np.float64) for b in data.validation(rows))  # type: ignore[return-value]
 
     def diagnostics(self, model: ModelConfig, params: Any, data: Data) -> dict[str, float | None]:
         """Of the first validation rows, see `diagnose`."""
         batch = next(data.validation(DIAGNOSED_ROWS))
-        cut = {k: None if v is None else v[:, :DIAGNOSED_TOKENS] for k, v in batch._asdict().items()}
+        cut = jax.tree.map(lambda x: x[:, :DIAGNOSED_TOKENS], batch)
         return diagnose(model, jax.device_get(self._get("capture", model, _capture)(params, cut)))
 
     def _get(self, what: str, model: ModelConfig, function: Callable[..., Any]) -> Any:
@@ -81,17 +83,15 @@ class Measure:
         return self._compiled[what, model]
 
 
-def _capture(model: GPT, params: Any, batch: dict[str, Any]) -> dict[str, Array]:
-    placed = placement(model, batch)
-    captured: Any = model.apply(params, batch["tokens"], capture="*", **placed)
-    wanted = fnmatch.filter(captured[1], "blocks/*/attention/[pqk]*")  # of which a stack without softmax has none
-    return {name: captured[1][name] for name in wanted}
+def _capture(model: GPT, params: Any, batch: Batch) -> dict[str, Array]:
+    captured: Any = model.apply(params, batch.tokens, capture="**", **model_arguments(model, batch))
+    return {name: value for name, value in captured[1].items() if matches(name, DIAGNOSED)}
 
 
-def _sums_by_place(model: GPT, params: Any, batch: dict[str, Any]) -> Float[Array, "3 T"]:
-    logits: Any = model.apply(params, batch["tokens"], **placement(model, batch))
-    nll, _, hit = cross_entropy(logits, batch["targets"])
-    weights = batch["weights"].astype(jnp.float32)
+def _sums_by_place(model: GPT, params: Any, batch: Batch) -> Float[Array, "3 T"]:
+    logits: Any = model.apply(params, batch.tokens, **model_arguments(model, batch))
+    nll, _, hit = cross_entropy(logits, batch.targets)
+    weights = batch.weights.astype(jnp.float32)
     return jnp.stack([jnp.sum(weights * nll, axis=0), jnp.sum(weights * hit, axis=0), jnp.sum(weights, axis=0)])
 
 

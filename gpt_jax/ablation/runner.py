@@ -114,7 +114,7 @@ class Runner:
         study = self.plan.study
         found = self.measure.all(config, opened.params, data, study.extrapolation, study.probe)
         is_first = run.seed == study.seeds[0] and run.purpose == "arm"
-        rows = data.batch(0, config.train.batch_size)._asdict()
+        rows = data.batch(0, config.train.batch_size)
         found["measured_decode_tokens_per_second"] = decode_rate(config.model, opened.params) if is_first else None
         found["measured_peak_bytes"] = self.programs.peak_bytes(config, make_mesh(), rows) if is_first else None
         return found
