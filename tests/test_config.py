@@ -242,7 +242,7 @@ def test_settings_that_are_none_can_be_set_and_unset() -> None:
 
 
 def test_every_setting_is_an_attribute_of_its_config_dict() -> None:
-    """A field with the name of one of ConfigDict's own methods could be set neither in a file nor on the command line."""
+    """A field with the name of one of ConfigDict's own methods can be set neither in a file nor by a flag."""
     for kind in vars(config).values():
         if dataclasses.is_dataclass(kind):
             assert not [field.name for field in dataclasses.fields(kind) if hasattr(ConfigDict, field.name)], kind
