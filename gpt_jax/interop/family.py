@@ -5,21 +5,17 @@ our parameters.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config import Init, ModelConfig
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.settings import Settings
-from gpt_jax.model.gpt import GPT
-from gpt_jax.model.paths import path_of
+from gpt_jax.model.shapes import canonical_shapes
 
 
 @dataclass(frozen=True)
@@ -137,7 +133,7 @@ def fused(
     groups: int = 1,
 ) -> list[Row]:
     """`joined` for linear layers of every block, `{}` its number in `theirs`: the kernels, and biases if there are."""
-    shapes, rows = parameter_shapes(plain(model)), []
+    shapes, rows = canonical_shapes(plain(model)), []
     for layer in range(model.layers):
         for leaf, name, along in (("kernel", "weight", axis), ("bias", "bias", 0)):
             paths = tuple(f"blocks/{layer}/{module}/{leaf}" for module in ours)
@@ -157,7 +153,7 @@ def by_name(
     special = tuple(special)
     taken = {path for row in special for path in row.ours}
     rows = []
-    for path in parameter_shapes(plain(model)):
+    for path in canonical_shapes(plain(model)):
         if path in taken:
             continue
         module, leaf = path.rsplit("/", 1)
@@ -188,10 +184,3 @@ def plain(model: ModelConfig) -> ModelConfig:
         remat=None,
         kernel=None,
     )
-
-
-@functools.lru_cache(maxsize=8)
-def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Path → shape of every parameter, layer by layer."""
-    tree = jax.eval_shape(GPT(model).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    return {path_of(keys): leaf.shape for keys, leaf in jax.tree.leaves_with_path(tree)}

@@ -18,11 +18,12 @@ from gpt_jax.config import Dtype, ModelConfig
 from gpt_jax.config.errors import ConfigError, MissingFile, UserError, nearest
 from gpt_jax.data.tokenizer import Tokenizer, as_hugging_face, read_pretrained, write_pretrained
 from gpt_jax.interop.families import FAMILIES
-from gpt_jax.interop.family import Family, Row, parameter_shapes, plain
+from gpt_jax.interop.family import Family, Row, plain
 from gpt_jax.interop.normal import differences, normal, without_dropout
 from gpt_jax.interop.weights import WEIGHTS, Tensor, open_weights, write_weights
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.paths import matches, path_of
+from gpt_jax.model.shapes import canonical_shapes
 from gpt_jax.model.stack import canonical
 
 CONFIG = "config.json"
@@ -77,7 +78,7 @@ def save_pretrained(
     chosen, values = choose_family(model.config, family)
     tokenizer = None if tokenizer is None else as_hugging_face(tokenizer)
     leaves = {path_of(keys): leaf for keys, leaf in jax.tree.leaves_with_path(canonical(params))}
-    shapes = parameter_shapes(plain(model.config))
+    shapes = canonical_shapes(plain(model.config))
     for path in leaves.keys() | shapes.keys():
         given = leaves[path].shape if path in leaves else None
         if path not in shapes or given != shapes[path]:
@@ -193,7 +194,7 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 def _read_params(family: Family, model: ModelConfig, stored: Mapping[str, Tensor], ignore: tuple[str, ...]) -> Any:
     """Every parameter of `model`, each from its tensor; the largest first, while there is room for its copies."""
-    shapes, rows = parameter_shapes(plain(model)), family.rows(model)
+    shapes, rows = canonical_shapes(plain(model)), family.rows(model)
     stored = {_newer(family, name): place for name, place in stored.items()}
     if not any(name.startswith(family.prefix) for name in stored):  # saved without a head
         heads = {name for row in rows for name in row.names if not name.startswith(family.prefix)} | {*family.copies}

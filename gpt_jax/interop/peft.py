@@ -17,12 +17,13 @@ import numpy as np
 
 from gpt_jax.config import Lora, ModelConfig, has_adapter
 from gpt_jax.config.errors import ConfigError, MissingFile
-from gpt_jax.interop.family import Row, parameter_shapes, plain
+from gpt_jax.interop.family import Row, plain
 from gpt_jax.interop.hf import choose_family
 from gpt_jax.interop.weights import read_header, write_weights
 from gpt_jax.model.adapter import SCOPE, grafted, projections, trainable, without_adapter
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.paths import path_of
+from gpt_jax.model.shapes import canonical_shapes, parameter_shapes
 from gpt_jax.model.stack import canonical
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -105,7 +106,7 @@ def load_adapter(folder: str | os.PathLike[str], model: GPT, params: Any) -> tup
     adapter = _read_config(path / CONFIG)
     names, _ = _their_names(model.config)
     ours = {path.replace("/", "."): path for path in names} | {theirs: p for p, theirs in names.items() if theirs}
-    shapes, dtype = parameter_shapes(plain(model.config)), jnp.dtype(model.config.param_dtype)
+    shapes, dtype = canonical_shapes(plain(model.config)), jnp.dtype(model.config.param_dtype)
     targets: dict[int, list[str]] = {}
     tree: dict[str, Any] = {}
     for name, stored in read_header(path / WEIGHTS).items():
@@ -152,9 +153,7 @@ def _their_names(model: ModelConfig) -> tuple[dict[str, str | None], bool]:
     where no family has the model; and whether theirs are (outputs, inputs).
     """
     everywhere = tuple(dataclasses.replace(block, adapter=Lora(rank=1, targets=("**",))) for block in model.blocks)
-    adapted = GPT(dataclasses.replace(model, blocks=everywhere, scan=False))
-    shapes = jax.eval_shape(adapted.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    paths = projections(shapes)
+    paths = projections(parameter_shapes(dataclasses.replace(model, blocks=everywhere, scan=False)))
     try:
         family, _ = choose_family(model)
     except ConfigError:

@@ -12,9 +12,10 @@ import pytest
 from gpt_jax import load_pretrained, save_pretrained
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.families import FAMILIES
-from gpt_jax.interop.family import parameter_shapes, plain
+from gpt_jax.interop.family import plain
 from gpt_jax.interop.hf import choose_family
 from gpt_jax.interop.normal import differences, normal
+from gpt_jax.model.shapes import canonical_shapes
 from tests.interop.random_settings import SETTINGS, Draw
 from tests.interop.test_families import needs_transformers
 
@@ -35,7 +36,7 @@ def test_settings_survive_the_way_there_and_back(name: str) -> None:
 def test_every_parameter_has_one_row(name: str) -> None:
     model = FAMILIES[name].read(FAMILIES[name].settings(SETTINGS[name](Draw(2))))
     paths = [path for row in FAMILIES[name].rows(model) for path in row.ours]
-    assert sorted(paths) == sorted(parameter_shapes(plain(model)))
+    assert sorted(paths) == sorted(canonical_shapes(plain(model)))
     theirs = [tensor for row in FAMILIES[name].rows(model) for tensor in row.names]
     assert len(set(theirs)) == len(theirs)
 

@@ -18,9 +18,10 @@ from gpt_jax.interop.families.common import (
     written_ropes,
 )
 from gpt_jax.interop.families.llama import of_llamas_make
-from gpt_jax.interop.family import Row, by_name, joined, parameter_shapes, plain
+from gpt_jax.interop.family import Row, by_name, joined, plain
 from gpt_jax.interop.rope import read_rope, rope_group
 from gpt_jax.interop.settings import Settings
+from gpt_jax.model.shapes import canonical_shapes
 
 
 def latent(s: Settings, value_width: int, interleaved: bool) -> cfg.Latent:
@@ -114,7 +115,7 @@ def latent_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
         "blocks/{}/attention/query": f"{at}.q_proj" if mixer.query_rank is None else f"{at}.q_b_proj",
         "blocks/{}/attention/latent_norm": f"{at}.kv_a_layernorm",
     }
-    shapes, special, H = parameter_shapes(plain(model)), [], mixer.heads
+    shapes, special, H = canonical_shapes(plain(model)), [], mixer.heads
     widths = (mixer.rank, mixer.rotary_width)
     for i in range(model.layers):
         ours, theirs = f"blocks/{i}/attention", at.format(i)

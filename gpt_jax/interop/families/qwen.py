@@ -27,9 +27,10 @@ from gpt_jax.interop.families.common import (
     written,
 )
 from gpt_jax.interop.families.llama import QKV, of_llamas_make
-from gpt_jax.interop.family import Row, by_name, parameter_shapes, plain
+from gpt_jax.interop.family import Row, by_name, plain
 from gpt_jax.interop.rope import read_rope, rope_group
 from gpt_jax.interop.settings import Settings
+from gpt_jax.model.shapes import canonical_shapes
 
 
 def qwen_kinds(s: Settings) -> list[str]:
@@ -134,7 +135,7 @@ def nanochat_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
     assert isinstance(mixer, cfg.Attention)
     D = mixer.resolved_head_width(model.width)
     sign = np.where(np.arange(D) < D // 2, 1, -1)
-    shapes, special = parameter_shapes(plain(model)), []
+    shapes, special = canonical_shapes(plain(model)), []
 
     def turned(y: np.ndarray) -> np.ndarray:
         """Ours, with its outputs last."""
