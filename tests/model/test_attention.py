@@ -127,7 +127,7 @@ def test_dropout_acts_on_probabilities_in_training_only_and_takes_its_key_as_an_
 
     def heads(seed: int | None) -> np.ndarray:
         options = {} if seed is None else {"train": True, "rngs": {"dropout": jax.random.key(seed)}}
-        return np.asarray(model.apply(params, tokens, capture="*/heads", **options)[1]["blocks/0/attention/heads"])
+        return np.asarray(model.apply(params, tokens, capture="**/heads", **options)[1]["blocks/0/attention/heads"])
 
     np.testing.assert_array_equal(heads(0), heads(0))
     assert not np.array_equal(heads(0), heads(1))
@@ -147,7 +147,7 @@ def test_attention_in_spans_is_attention_at_once(mask: MaskConfig, monkeypatch: 
 
     def run() -> Any:
         def loss(params: Any) -> Any:
-            logits, taps = model.apply(params, tokens, segments=segments, capture="*/probabilities")
+            logits, taps = model.apply(params, tokens, segments=segments, capture="**/probabilities")
             return logits.std(), (logits, taps)
 
         return jax.jit(jax.grad(loss, has_aux=True))(params)
