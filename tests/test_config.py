@@ -409,8 +409,8 @@ ILLEGAL = {
         blocks=tuple(BlockConfig(Attention(4, k, 4, value=Projected(residual=ValueResidual())), None) for k in (4, 2))
     ),
     "Differential pairs its heads": lambda: Differential(4, kv_heads=1),
-    "Latent has norms on its latents": lambda: Latent(4, 6, 4, 4, score=Score(qk_norm=RmsNorm())),
-    "Latent has a part of queries and keys for Rope": lambda: Latent(4, 6, 4, 4, position=Alibi()),
+    "Latent normalizes its latents": lambda: Latent(4, 6, 4, 4, score=Score(qk_norm=RmsNorm())),
+    "Latent rotates a part of queries and keys with Rope": lambda: Latent(4, 6, 4, 4, position=Alibi()),
     "norm.unit_offset is about the scale": lambda: RmsNorm(scale=False, unit_offset=True),
     "LogTemperature.length must be positive": lambda: LogTemperature(length=0),
     "needs an even model.width": lambda: tiny(Attention(3, head_width=2), width=9, embedding=Embedding(Sinusoidal())),
