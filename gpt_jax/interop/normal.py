@@ -1,4 +1,4 @@
-"""One spelling for each model: what is derived is written out, and factors of 1 are left out."""
+"""One spelling for each model: derived settings are written out, and factors of 1 are left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpt_jax.interop.rope import fraction
 
 
 def normal(model: cfg.ModelConfig) -> cfg.ModelConfig:
-    """The model in the spelling by which two are compared: equal means that they compute the same logits from the same
+    """The model in the spelling in which models are compared: two that are equal compute the same logits from the same
     parameters, and drop out the same in training.
     """
     model = from_dict(cfg.ModelConfig, to_dict(plain(model)))  # 1 where a float belongs becomes 1.0
@@ -31,7 +31,7 @@ def normal(model: cfg.ModelConfig) -> cfg.ModelConfig:
 
 
 def differences(wanted: cfg.ModelConfig, found: cfg.ModelConfig) -> dict[str, Any]:
-    """The settings of `wanted` that `found` has otherwise, by more than the rounding of a quotient."""
+    """The settings of `wanted` that differ in `found` by more than the rounding of a quotient."""
     pairs = difference(wanted, found)
     return {key: was for key, (was, now) in pairs.items() if not _close(was, now)}
 
@@ -41,7 +41,7 @@ def _close(a: Any, b: Any) -> bool:
 
 
 def without_dropout(model: cfg.ModelConfig) -> cfg.ModelConfig:
-    """The model without what acts in training alone, and has no place in many families."""
+    """The model without dropout, which acts in training only and which many families cannot express."""
 
     def kept(block: cfg.BlockConfig) -> cfg.BlockConfig:
         attention: Any = block.attention
@@ -75,7 +75,7 @@ def _block(block: cfg.BlockConfig, width: int) -> cfg.BlockConfig:
 
 
 def _place(attention: Any, rotated: int, scored: int) -> Any:
-    """With the fraction that is really rotated of `rotated` elements, and no scale that says what is done anyway."""
+    """With the fraction of `rotated` elements that is actually rotated, and without a scale that is the default."""
     position, score = attention.position, attention.score
     if isinstance(position, cfg.Rope):
         position = replace(position, fraction=fraction(cfg.rope_width(position, rotated), rotated))
