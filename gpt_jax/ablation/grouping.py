@@ -20,7 +20,7 @@ from gpt_jax.data import open_data
 from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.load import Workdir
 from gpt_jax.training.programs import Programs
-from gpt_jax.training.sharding import make_mesh, place_batch, replicate
+from gpt_jax.training.sharding import make_mesh, replicate, shard_batch
 from gpt_jax.training.state import given_by
 from gpt_jax.training.together import stack, stack_rows
 
@@ -75,16 +75,16 @@ def time_both(config: Config, count: int, programs: Programs, chosen_for: str) -
     """Chooses by timing steps of the resolved configuration, first one state at a time and then `count` together."""
     mesh, steps = make_mesh(), config.train.steps
     data = open_data(config.data, config.model.context_length, config.data_seed, progress=False)
-    rows = data.batch(0, config.train.batch_size)._asdict()
+    rows = data.batch(0, config.train.batch_size)
     seeds = [dataclasses.replace(config, seed=config.seed + i) for i in range(count)]
-    step, batch = programs.step(config, mesh), place_batch(rows, mesh, "jit", config.train.accumulate)
+    step, batch = programs.step(config, mesh), shard_batch(rows, mesh, "jit", config.train.accumulate)
     compiling, one = _seconds(lambda state: step(state, batch), replicate(programs.init(config), mesh))
     alone = compiling + steps * count * one
     if steps * count * one <= compiling:
         reason = "one after the other: all their steps take less time than another compilation"
         return Grouping(1, reason, chosen_for, alone)
     step_together = programs.step_together(config, mesh)
-    batches = place_batch(stack_rows([rows] * count), mesh, "vmap", config.train.accumulate)
+    batches = shard_batch(stack_rows([rows] * count), mesh, "vmap", config.train.accumulate)
     try:
         given = replicate(stack([given_by(seed) for seed in seeds]), mesh)
         states = replicate(stack([programs.init(seed) for seed in seeds]), mesh)

@@ -17,10 +17,10 @@ from gpt_jax.ablation.schema import AccuracyBy, AttentionDiagnostics, Measuremen
 from gpt_jax.ablation.study import Probe
 from gpt_jax.analysis.diagnostics import by_position, capture_attention, diagnose
 from gpt_jax.config import Config, DataConfig, ModelConfig, learned_positions
-from gpt_jax.data import Data, open_data
+from gpt_jax.data import Batch, Data, open_data
 from gpt_jax.model.gpt import GPT
 from gpt_jax.training.loss import cross_entropy
-from gpt_jax.training.step import placement
+from gpt_jax.training.step import model_arguments
 
 DIAGNOSED_ROWS, DIAGNOSED_TOKENS = 8, 512
 
@@ -62,12 +62,12 @@ class Measure:
     def _sums(self, model: ModelConfig, params: Any, data: Data, rows: int) -> Float[np.ndarray, "3 T"]:
         """Σ weight · nll, Σ weight · hits and Σ weight at each place of the validation rows."""
         step = self._get("sums", model, _sums_by_place)
-        return sum(np.asarray(step(params, b._asdict()), np.float64) for b in data.validation(rows))  # type: ignore[return-value]
+        return sum(np.asarray(step(params, b), np.float64) for b in data.validation(rows))  # type: ignore[return-value]
 
     def diagnostics(self, model: ModelConfig, params: Any, data: Data) -> AttentionDiagnostics:
         """`diagnose` of the first validation rows."""
         batch = next(data.validation(DIAGNOSED_ROWS))
-        cut = {k: None if v is None else v[:, :DIAGNOSED_TOKENS] for k, v in batch._asdict().items()}
+        cut = jax.tree.map(lambda x: x[:, :DIAGNOSED_TOKENS], batch)
         captured = self._get("capture", model, capture_attention)(params, cut)
         return AttentionDiagnostics(**diagnose(model, jax.device_get(captured)))
 
@@ -77,10 +77,10 @@ class Measure:
         return self._compiled[what, model]
 
 
-def _sums_by_place(model: GPT, params: Any, batch: dict[str, Any]) -> Float[Array, "3 T"]:
-    logits: Any = model.apply(params, batch["tokens"], **placement(model, batch))
-    nll, _, hit = cross_entropy(logits, batch["targets"])
-    weights = batch["weights"].astype(jnp.float32)
+def _sums_by_place(model: GPT, params: Any, batch: Batch) -> Float[Array, "3 T"]:
+    logits: Any = model.apply(params, batch.tokens, **model_arguments(model, batch))
+    nll, _, hit = cross_entropy(logits, batch.targets)
+    weights = batch.weights.astype(jnp.float32)
     return jnp.stack([jnp.sum(weights * nll, axis=0), jnp.sum(weights * hit, axis=0), jnp.sum(weights, axis=0)])
 
 

@@ -137,7 +137,7 @@ class Runner:
         found = replace(found, address=run.measured_by)
         if not run.is_first:
             return found
-        rows = data.batch(0, config.train.batch_size)._asdict()
+        rows = data.batch(0, config.train.batch_size)
         return replace(
             found,
             measured_decode_tokens_per_second=decode_rate(config.model, opened.params),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import math
 import time
 from collections.abc import Mapping
@@ -14,20 +13,22 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gpt_jax.config import Attention, ModelConfig
+from gpt_jax.data import Batch
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Greedy
 from gpt_jax.model.gpt import GPT
-from gpt_jax.training.step import placement
+from gpt_jax.model.paths import matches
+from gpt_jax.training.step import model_arguments
 
 NEW_TOKENS = 32
+# A layer has those of these that its kind of attention taps: a linear one has no probabilities.
+DIAGNOSED = tuple(f"blocks/*/attention/{name}" for name in ("probabilities", "queries", "keys"))
 
 
-def capture_attention(model: GPT, params: Any, batch: dict[str, Any]) -> dict[str, Array]:
+def capture_attention(model: GPT, params: Any, batch: Batch) -> dict[str, Array]:
     """Path → what `diagnose` reads of each layer: probabilities, queries and keys of the rows in `batch`."""
-    placed = placement(model, batch)
-    captured: Any = model.apply(params, batch["tokens"], capture="*", **placed)
-    wanted = fnmatch.filter(captured[1], "blocks/*/attention/[pqk]*")  # of which a stack without softmax has none
-    return {name: captured[1][name] for name in wanted}
+    captured: Any = model.apply(params, batch.tokens, capture="**", **model_arguments(model, batch))
+    return {name: value for name, value in captured[1].items() if matches(name, DIAGNOSED)}
 
 
 def by_position(sums: Float[np.ndarray, "3 T"], most: int = 64) -> list[list[float]]:

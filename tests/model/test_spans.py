@@ -43,7 +43,7 @@ def test_in_spans_or_at_once_the_same_logits_gradients_and_probabilities(
     params = model.init(jax.random.key(1), tokens)
 
     def run(params: dict) -> tuple[jax.Array, dict]:
-        logits, captured = model.apply(params, tokens, segments=segments, capture="*probabilities")
+        logits, captured = model.apply(params, tokens, segments=segments, capture="**/probabilities")
         return jnp.sum(jnp.sin(logits)), captured
 
     (loss, captured), gradient = jax.value_and_grad(run, has_aux=True)(params)
