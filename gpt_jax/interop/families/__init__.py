@@ -1,6 +1,4 @@
-"""The families of published models, by the `model_type` of their config.json, in the order in which `save_pretrained`
-tries them.
-"""
+"""All families of published models by `model_type`, in the order in which `save_pretrained` tries them."""
 
 from gpt_jax.interop.families import (
     alibi,

@@ -30,7 +30,7 @@ def apertus_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
             for alpha in ("alpha_p", "alpha_n"):
                 path = f"blocks/{i}/mlp/xielu/{alpha}"
                 special.append(Row(f"{at}.{alpha}", (path,), lambda x: (x.reshape(()),), lambda x: x.reshape(1)))
-            # what no file changes; kept in bfloat16 by some
+            # Constants, which some files store in bfloat16.
             special += [constant(f"{at}.beta", np.float32(0.5)), constant(f"{at}.eps", np.float32(-1e-6))]
     return by_name(model, LLAMA | QK | names, special)
 

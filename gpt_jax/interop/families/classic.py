@@ -1,5 +1,5 @@
-"""What families before Llama, and those after it that kept their parts, have in common: LayerNorm, MLPs without a gate,
-learned positions, dropout, and keys spelled in each one's own way.
+"""The common part of families that predate Llama or are built like those: LayerNorm, MLPs without a gate, learned
+positions, dropout, and different spellings of the same keys.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def layer_norm(s: Settings, key: str = "layer_norm_epsilon", **changes: Any) -> 
 
 
 def mlp(s: Settings, key: str = "activation_function", bias: bool = True) -> cfg.Mlp:
-    """An MLP of `intermediate_size`, or of four times the model's width where that is null."""
+    """Returns an MLP of width `intermediate_size`, or of 4 C if that is null."""
     width = s.optional_integer("intermediate_size")
     return cfg.Mlp(4 * s.integer("hidden_size") if width is None else width, activation(s, key), bias)
 
@@ -27,8 +27,10 @@ def mlp(s: Settings, key: str = "activation_function", bias: bool = True) -> cfg
 def spelled(
     model: cfg.ModelConfig, defaults: Mapping[str, Any], spelling: Mapping[str, str] | None = None, **own: Any
 ) -> dict[str, Any]:
-    """`written`, with these families' spellings of norms, activations and dropouts, and keys as the family has them:
-    `spelling` is theirs → the usual.
+    """Returns the settings of `written` in the spellings of these families.
+
+    The values of norms, activations and dropouts are given under every name that a family may use, of which `defaults`
+    selects some. `spelling` maps other names of the family to the usual keys.
     """
     block = model.blocks[0]
     attention, hidden = require_type(block.attention, cfg.Attention), require_type(block.mlp, cfg.MlpConfig)

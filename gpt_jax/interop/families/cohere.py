@@ -1,4 +1,4 @@
-"""Cohere's Command R and R7B: attention and MLP side by side, pairs interleaved, logits scaled."""
+"""Cohere's Command R and R7B: parallel attention and MLP, interleaved RoPE, scaled logits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def layer_norm(s: Settings) -> cfg.LayerNorm:
 
 
 def read_cohere(s: Settings) -> cfg.ModelConfig:
-    """Command R+ has a norm on queries and keys, each head with its own scale."""
+    """Reads Command R; Command R+ also has query and key norms with a separate scale per head."""
     norm = layer_norm(s)
     score = cfg.Score(qk_norm=norm, qk_norm_over="heads") if s.flag("use_qk_norm") else cfg.Score()
     mixer = attention(s, position=read_rope(s, head_width(s), interleaved=True), score=score)
@@ -39,7 +39,7 @@ def read_cohere(s: Settings) -> cfg.ModelConfig:
 
 
 def read_cohere2(s: Settings) -> cfg.ModelConfig:
-    """Only layers with a window rotate."""
+    """Reads Command R7B, in which only layers with a window have RoPE."""
     L, every, norm = s.integer("num_hidden_layers"), s.integer("sliding_window_pattern"), layer_norm(s)
     kinds = layer_types(s, [SLIDING if (i + 1) % every else FULL for i in range(L)])
     rope = read_rope(s, head_width(s), interleaved=True)
@@ -87,7 +87,7 @@ COHERE2 = {key: value for key, value in COHERE.items() if key != "use_qk_norm"} 
     "layer_types": None,
     "_sliding_window_pattern": None,
 }
-# in published files
+# keys of published files
 COHERE2_FIXED = {
     "layer_switch": 4,
     "order_of_interleaved_layers": "local_attn_first",

@@ -1,4 +1,4 @@
-"""GLM 4: a part of each head rotates, in interleaved pairs, and the MLP's gate and input are one tensor."""
+"""GLM 4: interleaved RoPE on a part of each head; gate and up projection of the MLP form one tensor."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_glm(s: Settings) -> cfg.ModelConfig:
 
 
 def read_glm4(s: Settings) -> cfg.ModelConfig:
-    """With norms on both sides."""
+    """Reads GLM-4-0414, with norms before and after each sublayer."""
     return _read(s, "sandwich")
 
 
@@ -39,7 +39,7 @@ def _read(s: Settings, residual: str) -> cfg.ModelConfig:
 
 
 def write_glm(model: cfg.ModelConfig) -> dict[str, Any]:
-    """The family rotates a half where its files don't say, so they say it where it is the whole, too."""
+    """Always writes `partial_rotary_factor`, because the family's default is 0.5, not 1."""
     return written(model, GLM, rope_parameters={"partial_rotary_factor": 1.0} | written_ropes(model))
 
 

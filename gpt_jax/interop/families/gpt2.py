@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019), and the families that are GPT-2 but for their attention: GPT-BigCode (StarCoder), whose
+"""GPT-2 (Radford et al. 2019), and two families that differ from it only in attention: GPT-BigCode (StarCoder), whose
 query heads may share one key head, and GPT-Neo, with windows in some layers and unscaled scores.
 """
 
@@ -28,7 +28,7 @@ NEO_NAMES = NAMES | {
     f"blocks/{{}}/attention/{ours}": f"transformer.h.{{}}.attn.attention.{theirs}_proj"
     for ours, theirs in {"query": "q", "key": "k", "value": "v", "output": "out"}.items()
 }
-# Their spelling of what most families call otherwise.
+# The family's spelling → the usual one.
 SPELLING = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
@@ -37,7 +37,7 @@ SPELLING = {
     "n_inner": "intermediate_size",
 }
 NEO_SPELLING = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
-# Of a model's other heads, and of the TensorFlow it came from.
+# Keys of other heads, and of the original TensorFlow code.
 UNUSED: dict[str, Any] = {
     "n_ctx": None,
     "n_special": 0,
@@ -70,7 +70,7 @@ BIGCODE_DEFAULTS = (
     | {
         "activation_function": "gelu_pytorch_tanh",
         "multi_query": True,
-        # They choose kernels and types, not numbers.
+        # These choose kernels and types.
         "num_key_value_heads": None,
         "attention_softmax_in_fp32": True,
         "scale_attention_softmax_in_fp32": True,
@@ -143,13 +143,13 @@ def write_bigcode(model: cfg.ModelConfig) -> dict[str, Any]:
 
 
 def gpt2_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
-    """GPT-2's linear layers are called convolutions, and keep (inputs, outputs) as ours do."""
+    """GPT-2 stores its linear layers as convolutions, with kernels (inputs, outputs), as we do."""
     qkv = fused(model, "transformer.h.{}.attn.c_attn", QKV, (model.width,) * 3, axis=1)
     return by_name(model, NAMES, qkv, linear=False)
 
 
 def bigcode_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
-    """All queries, the key, the value; or query, key and value head by head."""
+    """One tensor holds all queries, the key and the value; without multi-query, query, key and value of each head."""
     attention = require_type(model.blocks[0].attention, cfg.Attention)
     C, D = model.width, attention.resolved_head_width(model.width)
     if attention.resolved_kv_heads == 1:
@@ -161,7 +161,7 @@ def bigcode_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
 def read_neo(s: Settings) -> cfg.ModelConfig:
     kinds = [kind for pattern, times in s["attention_types"] for kind in list(pattern) * times]
     if s["attention_layers"] is not None and list(s["attention_layers"]) != kinds:
-        raise ConfigError('config.json has "attention_layers" that are not those of its "attention_types": remove them')
+        raise ConfigError('config.json has "attention_layers" that differ from its "attention_types": remove them')
     if len(kinds) != s.integer("num_hidden_layers") or not set(kinds) <= set(KINDS):
         raise ConfigError(
             f'config.json has "attention_types" for layers {kinds}, and needs {s["num_hidden_layers"]} of'

@@ -61,12 +61,12 @@ def write(model: cfg.ModelConfig) -> dict[str, Any]:
 
 
 def whole_share(group: dict[str, Any]) -> dict[str, Any]:
-    """Settings of RoPE for a family that by default rotates a part: a whole has to be said."""
+    """Adds an explicit `partial_rotary_factor` of 1, for families whose default is less."""
     return {"partial_rotary_factor": 1.0} | group
 
 
 def rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
-    """Query, key and value head by head."""
+    """Query, key and value of each head in turn form one tensor."""
     heads = require_type(model.blocks[0].attention, cfg.Attention).heads
     name, widths = "gpt_neox.layers.{}.attention.query_key_value", (model.width,) * 3
     return by_name(model, NAMES, fused(model, name, QKV, widths, groups=heads))

@@ -1,6 +1,4 @@
-"""GPT-J and CodeGen: attention and MLP side by side after one norm, and a part of each head rotated, in neighbouring
-pairs.
-"""
+"""GPT-J and CodeGen: parallel attention and MLP after one norm, and interleaved RoPE on a part of each head."""
 
 from __future__ import annotations
 
@@ -44,7 +42,7 @@ DEFAULTS: dict[str, Any] = UNUSED | {
     "attn_pdrop": 0.0,
     "tie_word_embeddings": False,
 }
-PARTS = 4  # CodeGen was trained on a mesh of so many, and its fused product is laid out by them
+PARTS = 4  # CodeGen was trained on a mesh of 4, which its fused tensor reflects
 
 
 def read(s: Settings) -> cfg.ModelConfig:
@@ -52,7 +50,7 @@ def read(s: Settings) -> cfg.ModelConfig:
     s.expect("scale_attn_weights", (True, None), "GPT-J with unscaled scores")
     D, rotated = head_width(s), s.integer("rotary_dim")
     if rotated % 2 or not 0 < rotated <= D:
-        raise ConfigError(f'config.json has "rotary_dim": {rotated}, no even part of heads of width {D}')
+        raise ConfigError(f'config.json has "rotary_dim": {rotated}, which must be even and at most the head width {D}')
     norm = layer_norm(s)
     attention = cfg.Attention(
         s.integer("num_attention_heads"),
@@ -65,7 +63,9 @@ def read(s: Settings) -> cfg.ModelConfig:
 
 def read_codegen(s: Settings) -> cfg.ModelConfig:
     if s.integer("num_attention_heads") % PARTS:
-        raise ConfigError(f'config.json has "n_head": {s["num_attention_heads"]}, and CodeGen has multiples of {PARTS}')
+        raise ConfigError(
+            f'config.json has "n_head": {s["num_attention_heads"]}, and CodeGen needs a multiple of {PARTS}'
+        )
     return read(s)
 
 
@@ -81,7 +81,7 @@ def rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
 
 
 def codegen_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
-    """In each of four parts of the heads: queries, values, keys."""
+    """One tensor holds the queries, values and keys of each quarter of the heads in turn."""
     order = ("attention/query", "attention/value", "attention/key")
     return by_name(
         model, NAMES, fused(model, "transformer.h.{}.attn.qkv_proj", order, (model.width,) * 3, groups=PARTS)

@@ -1,4 +1,4 @@
-"""Granite: Llama with multipliers."""
+"""Granite: Llama with multipliers of embeddings, scores, residual stream and logits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from gpt_jax.interop.settings import Settings
 
 
 def read_granite(s: Settings) -> cfg.ModelConfig:
-    """Multipliers of the embedding, the scores, the residual stream and the logits."""
     return granite_decoder(s, granite_block(s, attention(s, score=cfg.Score(s.number("attention_multiplier")))))
 
 
@@ -43,12 +42,12 @@ def granite_decoder(s: Settings, blocks: cfg.BlockConfig | list[cfg.BlockConfig]
 
 
 def read_granite_swa(s: Settings) -> cfg.ModelConfig:
-    """Beside that windows, sinks, and a theta for each layer, of which 0 is no rotation."""
+    """Reads Granite with windows, attention sinks and a RoPE theta per layer, where 0 means no RoPE."""
     L = s.integer("num_hidden_layers")
     kinds = layer_types(s, [FULL if i % 4 == 0 else SLIDING for i in range(L)])
     thetas = [None] * L if s["layer_rope_theta"] is None else [float(theta) for theta in s["layer_rope_theta"]]
     if len(thetas) != L:
-        raise ConfigError(f'config.json has {len(thetas)} of "layer_rope_theta" for {L} layers')
+        raise ConfigError(f'config.json has {len(thetas)} values of "layer_rope_theta" for {L} layers')
     score = cfg.Score(s.number("attention_multiplier"), normalizer="sinks")
 
     def mixer(kind: str, theta: float | None) -> cfg.Attention:

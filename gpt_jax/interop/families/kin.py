@@ -1,4 +1,4 @@
-"""Near relatives of Llama: Arcee, Seed-OSS, ERNIE 4.5, Helium."""
+"""Small variants of Llama: Arcee, Seed-OSS, ERNIE 4.5, Helium."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from gpt_jax.interop.settings import Settings
 
 
 def read_arcee(s: Settings) -> cfg.ModelConfig:
-    """An MLP without a gate."""
+    """Reads Arcee, which has an MLP without a gate."""
     mlp = cfg.Mlp(s.integer("intermediate_size"), activation(s), s.flag("mlp_bias"))
     return decoder(s, cfg.BlockConfig(attention(s), mlp, rms(s)), rms(s))
 
 
 def read_seed_oss(s: Settings) -> cfg.ModelConfig:
-    """A switch of its own for the output's bias."""
+    """Reads Seed-OSS, which has a separate switch for the output's bias."""
     output: tuple[cfg.Projection, ...] = ("output",) if s.flag("attention_out_bias") else ()
     mixer = attention(s, bias=(QKV if s.flag("attention_bias") else ()) + output)
     return decoder(s, cfg.BlockConfig(mixer, gated(s), rms(s), dropout=s.number("residual_dropout")), rms(s))
@@ -43,7 +43,7 @@ def write_seed_oss(model: cfg.ModelConfig) -> dict[str, Any]:
 
 
 def read_ernie4_5(s: Settings) -> cfg.ModelConfig:
-    """Pairs interleaved, and one switch for all biases."""
+    """Reads ERNIE 4.5, which has interleaved RoPE and one switch for all biases."""
     D = head_width(s)
     bias = s.flag("use_bias")
     mixer = attention(s, position=read_rope(s, D, interleaved=True), bias=cfg.PROJECTIONS if bias else ())
@@ -55,10 +55,12 @@ def write_ernie4_5(model: cfg.ModelConfig) -> dict[str, Any]:
 
 
 def read_helium(s: Settings) -> cfg.ModelConfig:
-    """Pairs interleaved, and never a bias of the output."""
+    """Reads Helium, which has interleaved RoPE and never a bias of the output."""
     D, H, C = head_width(s), s.integer("num_attention_heads"), s.integer("hidden_size")
     if D * H != C:
-        raise ConfigError(f"Helium's heads are as wide as the model together: {H} of width {D} are not {C}")
+        raise ConfigError(
+            f"config.json has {H} heads of width {D}, and Helium needs heads × width = {C}, the width of the model"
+        )
     mixer = attention(s, position=read_rope(s, D, interleaved=True), bias=QKV if s.flag("attention_bias") else ())
     return decoder(s, cfg.BlockConfig(mixer, gated(s), rms(s)), rms(s))
 

@@ -1,4 +1,4 @@
-"""DeepSeek's latent attention without experts: Youtu, MiniCPM 3."""
+"""Models with DeepSeek's latent attention and without experts: Youtu, MiniCPM 3."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from gpt_jax.interop.settings import Settings
 
 
 def latent(s: Settings, value_width: int, interleaved: bool) -> cfg.Latent:
-    """Their norms of the latents have an eps of their own. With `mscale_all_dim` YaRN sharpens the scores, too."""
+    """Returns latent attention. The norms of its latents have a fixed eps; YaRN with `mscale_all_dim` scales the
+    scores.
+    """
     D, P = s.integer("qk_nope_head_dim"), s.integer("qk_rope_head_dim")
     scale, group = None, rope_group(s)
     if group["rope_type"] != "default" and "mscale_all_dim" in group and group["mscale_all_dim"]:
@@ -52,7 +54,7 @@ def read_youtu(s: Settings) -> cfg.ModelConfig:
 
 
 def read_minicpm3(s: Settings) -> cfg.ModelConfig:
-    """Multipliers of embedding, residual stream and logits (Hu et al. 2024, arXiv:2404.06395)."""
+    """Reads MiniCPM 3, which scales embedding, residual stream and logits (Hu et al. 2024, arXiv:2404.06395)."""
     C, L, base = s.integer("hidden_size"), s.integer("num_hidden_layers"), s.optional_number("dim_model_base")
     value_width = s.optional_integer("v_head_dim") or C // s.integer("num_attention_heads")
     depth = s.optional_number("scale_depth")
@@ -105,7 +107,7 @@ def write_minicpm3(model: cfg.ModelConfig) -> dict[str, Any]:
 
 
 def latent_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
-    """The latent and the rotated key come of one tensor; keys and values, head by head, of another."""
+    """One tensor makes the latent and the rotary key, another the keys and values of each head in turn."""
     mixer = require_type(model.attentions[0], cfg.Latent)
     at = "model.layers.{}.self_attn"
     names = {
@@ -142,7 +144,7 @@ YOUTU = {key: value for key, value in DEFAULTS.items() if key != "head_dim"} | {
     "max_position_embeddings": 131072,
     "tie_word_embeddings": True,
     "rope_interleave": True,
-    # derived from the others, and written beside them
+    # derived from other keys, and written as well
     "head_dim": None,
     "qk_head_dim": None,
     "embedding_initializer_range": None,

@@ -1,4 +1,4 @@
-"""Llama (Touvron et al. 2023, arXiv:2302.13971) and the families that differ from it in a setting or two."""
+"""Llama (Touvron et al. 2023, arXiv:2302.13971), Mistral and Ministral."""
 
 from __future__ import annotations
 
@@ -47,9 +47,11 @@ def of_llamas_make(
     inert: tuple[str, ...] = (),
     whole_heads: bool = False,
 ) -> Family:
-    """A family whose tensors are called as Llama's are and whose settings say all that `written` writes.
+    """Returns a family with the prefix of Llama's tensors; by default with its table and the settings of `written`.
 
-    `whole_heads`: `transformers` refuses a width that is no multiple of the heads.
+    Args:
+      model_type, architecture, defaults, read, write, rows, fixed, aliases, inert: see `Family`.
+      whole_heads: whether `transformers` requires C to be a multiple of H.
     """
 
     def checked(model: cfg.ModelConfig) -> dict[str, Any]:
@@ -71,18 +73,18 @@ def of_llamas_make(
 
 
 def read_llama(s: Settings) -> cfg.ModelConfig:
-    """Versions 1 to 3."""
+    """Reads Llama 1 to 3."""
     return decoder(s, cfg.BlockConfig(attention(s), gated(s), rms(s)), rms(s))
 
 
 def read_mistral(s: Settings) -> cfg.ModelConfig:
-    """A window in every layer (Jiang et al. 2023, arXiv:2310.06825)."""
+    """Reads Mistral, which may have a window in every layer (Jiang et al. 2023, arXiv:2310.06825)."""
     mask = cfg.Causal() if s["sliding_window"] is None else window(s)
     return decoder(s, cfg.BlockConfig(attention(s, mask=mask), gated(s), rms(s)), rms(s))
 
 
 def read_ministral(s: Settings) -> cfg.ModelConfig:
-    """A window in some layers."""
+    """Reads Ministral, which may have a window in some layers."""
     default = "full_attention" if s["sliding_window"] is None else SLIDING
     kinds = layer_types(s, [default] * s.integer("num_hidden_layers"))
     blocks = [cfg.BlockConfig(attention(s, mask=window(s, kind)), gated(s), rms(s)) for kind in kinds]
@@ -93,7 +95,7 @@ BETA = "llama_4_scaling_beta"
 
 
 def read_ministral3(s: Settings) -> cfg.ModelConfig:
-    """Queries are sharper the further on they stand."""
+    """Reads Ministral 3, which scales queries by a factor that grows with the logarithm of their position."""
     group = rope_group(s)
     position = read_rope(s, head_width(s), extra=frozenset({BETA}))
     temperature = None

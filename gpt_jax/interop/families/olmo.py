@@ -1,4 +1,4 @@
-"""OLMo 1 to 3, and EXAONE 4 with norms in the same places."""
+"""OLMo 1 to 3, and EXAONE 4, which has norms in the same places."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from gpt_jax.interop.settings import Settings
 
 
 def read_olmo(s: Settings) -> cfg.ModelConfig:
-    """Layer norms without weights; queries, keys and values clipped (Groeneveld et al. 2024, arXiv:2402.00838)."""
+    """Reads OLMo: norms without weights; clipped queries, keys, values (Groeneveld et al. 2024, arXiv:2402.00838)."""
     norm = cfg.LayerNorm(1e-5, scale=False, bias=False)
     return decoder(s, cfg.BlockConfig(attention(s, clip=s.optional_number("clip_qkv")), gated(s), norm), norm)
 
@@ -40,16 +40,16 @@ def write_olmo(model: cfg.ModelConfig) -> dict[str, Any]:
 
 
 def read_olmo2(s: Settings) -> cfg.ModelConfig:
-    """Norms on outputs alone, and over the whole width of queries and keys (OLMo 2 2024, arXiv:2501.00656)."""
+    """Reads OLMo 2: norms after sublayers, and over the whole width of queries and keys (arXiv:2501.00656)."""
     mixer = attention(s, score=cfg.Score(qk_norm=rms(s), qk_norm_over="width"))
     return decoder(s, cfg.BlockConfig(mixer, gated(s), rms(s), "output"), rms(s))
 
 
 def read_olmo3(s: Settings) -> cfg.ModelConfig:
-    """Beside that windows, and a rotation for each kind of layer."""
+    """Reads OLMo 3: OLMo 2 with windows, and a RoPE per kind of layer."""
     L, D = s.integer("num_hidden_layers"), head_width(s)
     kinds = layer_types(s, [SLIDING if (i + 1) % 4 else FULL for i in range(L)])
-    # `transformers` gives an older file's theta to full attention alone.
+    # In older files, `transformers` applies theta to full attention only.
     ropes = by_kind(s, local_theta=500_000.0)
     score = cfg.Score(qk_norm=rms(s), qk_norm_over="width")
 
@@ -69,7 +69,7 @@ def olmo2_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
 
 
 def read_exaone4(s: Settings) -> cfg.ModelConfig:
-    """Norms on outputs and on each head's queries and keys; with windows, only layers that have one rotate."""
+    """Reads EXAONE 4: norms after sublayers and on queries and keys; if layers have windows, only those have RoPE."""
     L, D = s.integer("num_hidden_layers"), head_width(s)
     has_windows = s["sliding_window"] is not None
     every = s["sliding_window_pattern"] if s["layer_types"] is None and has_windows else None
@@ -86,7 +86,7 @@ def read_exaone4(s: Settings) -> cfg.ModelConfig:
 
 
 def write_exaone4(model: cfg.ModelConfig) -> dict[str, Any]:
-    """Where every layer rotates and none has a window, the family has none."""
+    """Writes "sliding_window": null if every layer has RoPE and none a window."""
     plain = all(isinstance(x, cfg.Attention) and x.mask == cfg.Causal() and x.position for x in model.attentions)
     return written(model, EXAONE4, **({"sliding_window": None} if plain else {}))
 

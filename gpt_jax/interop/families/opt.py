@@ -1,4 +1,4 @@
-"""OPT (Zhang et al. 2022, arXiv:2205.01068) and XGLM (Lin et al. 2021, arXiv:2112.10668), both of fairseq's make."""
+"""OPT (Zhang et al. 2022, arXiv:2205.01068) and XGLM (Lin et al. 2021, arXiv:2112.10668), both built with fairseq."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpt_jax.interop.families.common import decoder, require_type
 from gpt_jax.interop.family import Family, Row, by_name
 from gpt_jax.interop.settings import Settings
 
-OFFSET = 2  # of positions: their first rows belong to ids that pad
+OFFSET = 2  # positions start in row 2 of the table, because padding ids used rows 0 and 1
 BLOCK = {
     "attention_norm": "self_attn_layer_norm",
     "attention/query": "self_attn.q_proj",
@@ -46,7 +46,7 @@ XGLM_SPELLING = {
 DEFAULTS: dict[str, Any] = {
     "attention_dropout": 0.0,
     "dropout": 0.1,
-    "activation_dropout": 0.0,  # inside MLPs; in training, as the next
+    "activation_dropout": 0.0,  # inside MLPs; like layerdrop, only in training
     "layerdrop": 0.0,
     "init_std": 0.02,
     "max_position_embeddings": 2048,
@@ -115,10 +115,12 @@ def opt_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
 
 
 def read_xglm(s: Settings) -> cfg.ModelConfig:
-    """`transformers` gives the position that falls on the padding's row no code."""
+    """Reads XGLM. `transformers` zeroes the row of the sinusoidal table that `pad_token_id` names."""
     pad = s.optional_integer("pad_token_id")
     if pad is not None and pad >= OFFSET:
-        raise ConfigError(f'config.json has "pad_token_id": {pad}, so that position {pad - OFFSET} of XGLM has no code')
+        raise ConfigError(
+            f'config.json has "pad_token_id": {pad}, so position {pad - OFFSET} has no code, which gpt_jax cannot do'
+        )
     norm, dropout = cfg.LayerNorm(), s.number("dropout")
     attention = cfg.Attention(
         s.integer("num_attention_heads"), bias=cfg.PROJECTIONS, dropout=s.number("attention_dropout")

@@ -1,6 +1,4 @@
-"""Phi (1, 1.5 and 2): attention and MLP side by side, biases everywhere; and Phi-3 and 4, of Llama's make with fused
-products.
-"""
+"""Phi 1, 1.5 and 2, with parallel attention and MLP and with biases; Phi-3 and 4, Llama-like with fused tensors."""
 
 from __future__ import annotations
 
@@ -58,7 +56,7 @@ PHI3_DEFAULTS: dict[str, Any] = (
         "original_max_position_embeddings": 4096,
         "partial_rotary_factor": 1.0,
         "sliding_window": None,
-        # Of older files, and of Phi-4's own code; tensors would tell.
+        # Keys of older files and of Phi-4's own code; a model that uses them has other tensors.
         "attention_bias": False,
         "mlp_bias": False,
         "lm_head_bias": False,
@@ -95,7 +93,7 @@ def phi_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
 
 
 def read_phi3(s: Settings) -> cfg.ModelConfig:
-    """The length before any scaling stands outside of RoPE's own settings."""
+    """Reads Phi-3 and 4, whose original context length stands outside of RoPE's own settings."""
     for key in ("attention_bias", "mlp_bias", "lm_head_bias"):
         s.expect(key, (False, None), "biases in Phi-3")
     D = s.integer("hidden_size") // s.integer("num_attention_heads")

@@ -1,5 +1,5 @@
-"""Families that choose each layer's window or rotation, or have a norm on each head's queries and keys: Qwen 2 and 3,
-SmolLM 3, HunYuan, nanochat.
+"""Families with a window or RoPE chosen per layer, or with query and key norms: Qwen 2 and 3, SmolLM 3, HunYuan,
+nanochat.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gpt_jax.interop.settings import Settings
 
 
 def qwen_kinds(s: Settings) -> list[str]:
-    """Windows from layer `max_window_layers` on, if at all."""
+    """Returns the kind of each layer; by default, with windows, those from layer `max_window_layers` on have one."""
     first = s.integer("max_window_layers") if s.flag("use_sliding_window") and s["sliding_window"] is not None else None
     L = s.integer("num_hidden_layers")
     kinds = layer_types(s, [FULL if first is None or i < first else SLIDING for i in range(L)])
@@ -43,13 +43,13 @@ def qwen_kinds(s: Settings) -> list[str]:
 
 
 def read_qwen2(s: Settings) -> cfg.ModelConfig:
-    """Biases of queries, keys and values."""
+    """Reads Qwen 2, which has biases on queries, keys and values."""
     blocks = [cfg.BlockConfig(attention(s, bias=QKV, mask=window(s, kind)), gated(s), rms(s)) for kind in qwen_kinds(s)]
     return decoder(s, blocks, rms(s))
 
 
 def read_qwen3(s: Settings) -> cfg.ModelConfig:
-    """A norm on each head's queries and keys."""
+    """Reads Qwen 3, which has query and key norms."""
     score = cfg.Score(qk_norm=rms(s))
     blocks = [
         cfg.BlockConfig(attention(s, score=score, mask=window(s, kind)), gated(s), rms(s)) for kind in qwen_kinds(s)
@@ -74,17 +74,18 @@ def qk_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
 
 
 def read_smollm3(s: Settings) -> cfg.ModelConfig:
-    """Some layers without rotation; windows, where there are any, in those."""
+    """Reads SmolLM 3, in which some layers have no RoPE; by default only those have a window."""
     L, every = s.integer("num_hidden_layers"), s.integer("no_rope_layer_interval")
     rotated = [(i + 1) % every != 0 for i in range(L)]
     if s["no_rope_layers"] is not None:
         rotated = [bool(x) for x in s["no_rope_layers"]][:L]
     has_window = s.flag("use_sliding_window") and s["sliding_window"] is not None
-    kinds = layer_types(s, [SLIDING if has_window and not turns else FULL for turns in rotated])
+    kinds = layer_types(s, [SLIDING if has_window and not has_rope else FULL for has_rope in rotated])
     rope = read_rope(s, head_width(s))
 
-    def block(kind: str, turns: bool) -> cfg.BlockConfig:
-        return cfg.BlockConfig(attention(s, position=rope if turns else None, mask=window(s, kind)), gated(s), rms(s))
+    def block(kind: str, has_rope: bool) -> cfg.BlockConfig:
+        mixer = attention(s, position=rope if has_rope else None, mask=window(s, kind))
+        return cfg.BlockConfig(mixer, gated(s), rms(s))
 
     return decoder(s, [block(*pair) for pair in zip(kinds, rotated, strict=True)], rms(s))
 
@@ -95,7 +96,7 @@ def write_smollm3(model: cfg.ModelConfig) -> dict[str, Any]:
 
 
 def read_hunyuan(s: Settings) -> cfg.ModelConfig:
-    """The norm on queries and keys follows the rotation, whose theta a fixed `alpha` may stretch."""
+    """Reads HunYuan, which has query and key norms after RoPE, and may scale theta by a fixed `alpha`."""
     group, D = rope_group(s), head_width(s)
     unused = frozenset("alpha beta_fast beta_slow mscale mscale_all_dim".split())
     if group["rope_type"] == "dynamic" and "alpha" in group and group["alpha"]:
@@ -116,7 +117,7 @@ def hunyuan_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
 
 
 def read_nanochat(s: Settings) -> cfg.ModelConfig:
-    """No weights in norms, one on the embedding, those of queries and keys after the rotation; an MLP without gate."""
+    """Reads nanochat: norms without weights, also on embeddings and, after RoPE, on queries and keys; no MLP gate."""
     norm = rms(s, scale=False)
     mixer = attention(s, score=cfg.Score(qk_norm=norm, qk_norm_last=True))
     block = cfg.BlockConfig(mixer, cfg.Mlp(s.integer("intermediate_size"), activation(s)), norm)
@@ -129,7 +130,7 @@ def write_nanochat(model: cfg.ModelConfig) -> dict[str, Any]:
 
 
 def nanochat_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
-    """It rotates the other way: the same as the other sign of each head's second half, in queries and keys alike."""
+    """nanochat rotates in the opposite direction, which equals negating the second half of each query and key head."""
     mixer = model.attentions[0]
     assert isinstance(mixer, cfg.Attention)
     D = mixer.resolved_head_width(model.width)
@@ -137,7 +138,7 @@ def nanochat_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
     shapes, special = parameter_shapes(plain(model)), []
 
     def turned(y: np.ndarray) -> np.ndarray:
-        """Ours, with its outputs last."""
+        """Negates the second half of each head; y (…, heads · D)."""
         return (y.reshape(*y.shape[:-1], -1, D) * sign.astype(y.dtype)).reshape(y.shape)
 
     for i in range(model.layers):
@@ -177,7 +178,7 @@ SMOLLM3 = DEFAULTS | {
     "no_rope_layers": None,
     "no_rope_layer_interval": 4,
     "layer_types": None,
-    "max_window_layers": None,  # in published files, and read by nobody
+    "max_window_layers": None,  # in published files, but never read
 }
 HUNYUAN = DEFAULTS | {"vocab_size": 290943, "rms_norm_eps": 1e-5}
 HUNYUAN_FIXED = {"use_qk_norm": True, "use_cla": False, "mlp_bias": False, "use_rotary_pos_emb": True}

@@ -1,4 +1,4 @@
-"""StarCoder2, StableLM and Nemotron: of Llama's make, with LayerNorm."""
+"""StarCoder2, StableLM and Nemotron: Llama-like, with LayerNorm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STARCODER2_NAMES = NAMES | {
     "blocks/{}/mlp/down": "model.layers.{}.mlp.c_proj",
 }
 COMMON = {key: value for key, value in LLAMAS.items() if key not in ("attention_bias", "rms_norm_eps")}
-# Of older files, which `transformers` passes over.
+# Keys of older files, which `transformers` ignores.
 STARCODER2_UNUSED = dict.fromkeys(
     (
         "activation_function",
@@ -47,7 +47,7 @@ STARCODER2_DEFAULTS: dict[str, Any] = (
         "norm_epsilon": 1e-5,
         "sliding_window": None,
         "use_bias": True,
-        "norm_type": "layer_norm",  # of older files, as the next
+        "norm_type": "layer_norm",  # in older files, like mlp_type
         "mlp_type": "default",
         "residual_dropout": 0.0,
         "embedding_dropout": 0.0,
@@ -65,7 +65,7 @@ STABLELM_DEFAULTS: dict[str, Any] = COMMON | {
     "use_qkv_bias": False,
     "qk_layernorm": False,
     "use_parallel_residual": False,
-    "hidden_dropout": 0.0,  # on MLPs alone, which nothing here is
+    "hidden_dropout": 0.0,  # applied to MLPs only, which gpt_jax cannot do
 }
 NEMOTRON_DEFAULTS: dict[str, Any] = COMMON | {
     "vocab_size": 256000,
@@ -126,7 +126,7 @@ def write_stablelm(model: cfg.ModelConfig) -> dict[str, Any]:
 
 
 def stablelm_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
-    """Each head has a norm of its own, and each norm a tensor."""
+    """The query and key norm of each head is a separate tensor."""
     block = model.blocks[0]
     mixer = require_type(block.attention, cfg.Attention)
     names = NAMES | ({"blocks/{}/norm": PRE["blocks/{}/attention_norm"]} if block.residual == "parallel" else {})
