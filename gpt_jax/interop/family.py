@@ -24,7 +24,7 @@ from gpt_jax.model.paths import path_of
 
 
 @dataclass(frozen=True)
-class Row:
+class TensorRow:
     """One row of a family's table: a tensor, and the parameters that it holds.
 
     Attributes:
@@ -74,7 +74,7 @@ class Family:
     defaults: Mapping[str, Any]
     read: Callable[[Settings], ModelConfig]
     write: Callable[[ModelConfig], dict[str, Any]]
-    rows: Callable[[ModelConfig], tuple[Row, ...]]
+    rows: Callable[[ModelConfig], tuple[TensorRow, ...]]
     prefix: str = "model."
     ignored: tuple[str, ...] = ("*.rotary_emb.inv_freq",)
     copies: tuple[str, ...] = ("lm_head.weight",)
@@ -100,17 +100,17 @@ class Family:
         return Settings(found, self.defaults, self.model_type, (*ignore, *self.inert), self.fixed)
 
 
-def same(theirs: str, *ours: str) -> Row:
+def unchanged(theirs: str, *ours: str) -> TensorRow:
     """A tensor that is stored as the parameter is."""
-    return Row(theirs, ours, lambda x: (x,), lambda x: x)
+    return TensorRow(theirs, ours, lambda x: (x,), lambda x: x)
 
 
-def transposed(theirs: str, *ours: str) -> Row:
+def transposed(theirs: str, *ours: str) -> TensorRow:
     """A tensor that is the transposed parameter: PyTorch stores kernels as (outputs, inputs), not (inputs, outputs)."""
-    return Row(theirs, ours, lambda x: (x.T,), lambda x: x.T)
+    return TensorRow(theirs, ours, lambda x: (x.T,), lambda x: x.T)
 
 
-def constant(theirs: str, value: np.generic) -> Row:
+def constant(theirs: str, value: np.generic) -> TensorRow:
     """A tensor with a fixed number that is not a parameter; `read` raises ConfigError if it holds another number."""
 
     def read(x: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -118,10 +118,10 @@ def constant(theirs: str, value: np.generic) -> Row:
             raise ConfigError(f"the tensor {theirs} is {x}, and gpt_jax reads only {value}")
         return ()
 
-    return Row(theirs, (), read, lambda: np.asarray(value))
+    return TensorRow(theirs, (), read, lambda: np.asarray(value))
 
 
-def joined(theirs: str, ours: tuple[str, ...], widths: tuple[int, ...], *, axis: int = 0, groups: int = 1) -> Row:
+def joined(theirs: str, ours: tuple[str, ...], widths: tuple[int, ...], *, axis: int = 0, groups: int = 1) -> TensorRow:
     """A tensor that holds several parameters, concatenated along their outputs.
 
     Args:
@@ -144,7 +144,7 @@ def joined(theirs: str, ours: tuple[str, ...], widths: tuple[int, ...], *, axis:
         pieces = [part.reshape(groups, -1, *part.shape[1:]) for part in turned]
         return np.moveaxis(np.concatenate(pieces, axis=1).reshape(-1, *turned[0].shape[1:]), 0, axis)
 
-    return Row(theirs, ours, read, write)
+    return TensorRow(theirs, ours, read, write)
 
 
 def fused(
@@ -155,7 +155,7 @@ def fused(
     *,
     axis: int = 0,
     groups: int = 1,
-) -> list[Row]:
+) -> list[TensorRow]:
     """Returns `joined` rows for the kernels and biases of modules in every block; `{}` in `theirs` is the layer."""
     shapes, rows = parameter_shapes(plain(model)), []
     for layer in range(model.layers):
@@ -167,8 +167,8 @@ def fused(
 
 
 def by_name(
-    model: ModelConfig, names: Mapping[str, str], special: Iterable[Row] = (), *, linear: bool = True
-) -> tuple[Row, ...]:
+    model: ModelConfig, names: Mapping[str, str], special: Iterable[TensorRow] = (), *, linear: bool = True
+) -> tuple[TensorRow, ...]:
     """Returns the table of `model`: a row for each parameter, and the `special` rows.
 
     Args:
@@ -194,13 +194,13 @@ def by_name(
             raise ConfigError(f"this family has no place for the parameter {path}")
         theirs = names[general].format(place.group() if place else "")
         if leaf == "bias":
-            rows.append(same(f"{theirs}.bias", path))
+            rows.append(unchanged(f"{theirs}.bias", path))
         elif leaf == "kernel" and (linear or module == "head"):
             rows.append(transposed(f"{theirs}.weight", path))
         elif leaf in ("kernel", "scale", "table"):
-            rows.append(same(f"{theirs}.weight", path))
+            rows.append(unchanged(f"{theirs}.weight", path))
         else:
-            rows.append(same(theirs, path))
+            rows.append(unchanged(theirs, path))
     return (*rows, *special)
 
 

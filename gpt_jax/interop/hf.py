@@ -18,8 +18,8 @@ from gpt_jax.config import Dtype, ModelConfig
 from gpt_jax.config.errors import ConfigError, MissingFile, UserError, nearest
 from gpt_jax.data.tokenizer import Tokenizer, as_hugging_face, read_pretrained, write_pretrained
 from gpt_jax.interop.families import FAMILIES
-from gpt_jax.interop.family import Family, Row, parameter_shapes, plain
-from gpt_jax.interop.normal import differences, normal, without_dropout
+from gpt_jax.interop.family import Family, TensorRow, parameter_shapes, plain
+from gpt_jax.interop.normal import differences, normal_form, without_dropout
 from gpt_jax.interop.weights import WEIGHTS, Tensor, open_weights, write_weights
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.paths import matches, path_of
@@ -98,7 +98,7 @@ def save_pretrained(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
-    def tensor(row: Row) -> np.ndarray:
+    def tensor(row: TensorRow) -> np.ndarray:
         return row.write(*(np.asarray(leaves[path]) for path in row.ours))
 
     entries: dict[str, Any] = {}
@@ -152,12 +152,12 @@ def choose_family(model: ModelConfig, name: str | None = None) -> tuple[Family, 
     """
     if name is not None and name not in FAMILIES:
         raise ConfigError(f'there is no family "{name}"{nearest(name, FAMILIES)}')
-    wanted = normal(model)
+    wanted = normal_form(model)
     misses: dict[str, list[str]] = {}
     for family in FAMILIES.values() if name is None else [FAMILIES[name]]:
         try:
             values = family.write(wanted)
-            found = normal(family.read(family.settings(values)))
+            found = normal_form(family.read(family.settings(values)))
         except ConfigError as error:
             misses.setdefault(family.model_type, [str(error)] * 99)
             continue
@@ -213,7 +213,7 @@ def _read_params(family: Family, model: ModelConfig, stored: Mapping[str, Tensor
     _account(family, model, rows, stored, shapes, ignore)
     params: dict[str, Any] = {}
 
-    def tensor(row: Row) -> np.ndarray:
+    def tensor(row: TensorRow) -> np.ndarray:
         parts = [stored[name].read() for name in row.names]
         return parts[0] if row.count is None else np.stack(parts)
 
@@ -233,7 +233,7 @@ def _read_params(family: Family, model: ModelConfig, stored: Mapping[str, Tensor
 def _account(
     family: Family,
     model: ModelConfig,
-    rows: tuple[Row, ...],
+    rows: tuple[TensorRow, ...],
     stored: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
     ignore: tuple[str, ...],
@@ -267,7 +267,7 @@ def _newer(family: Family, name: str) -> str:
     return name
 
 
-def _check_copies(family: Family, rows: tuple[Row, ...], stored: Mapping[str, Tensor]) -> None:
+def _check_copies(family: Family, rows: tuple[TensorRow, ...], stored: Mapping[str, Tensor]) -> None:
     """Raises UserError if a tied model has a head that differs from the embedding table."""
     table = next(row.theirs for row in rows if row.ours == ("embedding/table",))
     for name in family.copies:
@@ -278,7 +278,7 @@ def _check_copies(family: Family, rows: tuple[Row, ...], stored: Mapping[str, Te
                 )
 
 
-def _their_shape(row: Row, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+def _their_shape(row: TensorRow, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     """Returns the shape of the tensor, or stack of tensors, that holds parameters of these `shapes`."""
     zeros = [np.broadcast_to(np.zeros((), np.int8), shapes[path]) for path in row.ours]
     return tuple(row.write(*zeros).shape)

@@ -17,7 +17,7 @@ import numpy as np
 
 from gpt_jax.config import Lora, ModelConfig, has_adapter
 from gpt_jax.config.errors import ConfigError, MissingFile
-from gpt_jax.interop.family import Row, parameter_shapes, plain
+from gpt_jax.interop.family import TensorRow, parameter_shapes, plain
 from gpt_jax.interop.hf import choose_family
 from gpt_jax.interop.weights import read_header, write_weights
 from gpt_jax.model.adapter import SCOPE, grafted, projections, trainable, without_adapter
@@ -182,7 +182,7 @@ def _their_names(model: ModelConfig) -> tuple[dict[str, str | None], bool]:
     return names, any(found.values())
 
 
-def _orientation(row: Row) -> bool | None:
+def _orientation(row: TensorRow) -> bool | None:
     """Returns True if the tensor is our kernel transposed, False if it is our kernel unchanged, and None otherwise."""
     if len(row.ours) > 1 or row.count is not None:
         return None

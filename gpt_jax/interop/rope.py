@@ -102,10 +102,10 @@ def read_rope(
     if original is not None:
         group["original_max_position_embeddings"] = original
     scaling = _read_scaling(group, s.integer("max_position_embeddings"))
-    return cfg.Rope(theta, fraction(rotated, head_width), interleaved, scaling)
+    return cfg.Rope(theta, rope_fraction(rotated, head_width), interleaved, scaling)
 
 
-def by_kind(s: Settings, local_theta: float) -> Settings:
+def per_kind(s: Settings, local_theta: float) -> Settings:
     """Returns the settings with one RoPE group per kind of layer.
 
     In older files, `rope_theta` and `rope_scaling` apply to full attention only, and layers with a window use
@@ -126,7 +126,7 @@ def by_kind(s: Settings, local_theta: float) -> Settings:
     return s.replaced(rope_parameters=found, rope_scaling=None)
 
 
-def fraction(rotated: int, width: int) -> float:
+def rope_fraction(rotated: int, width: int) -> float:
     """Returns the smallest float f near rotated / width for which int(width * f) is `rotated`."""
     share = rotated / width
     while int(width * share) < rotated:

@@ -14,7 +14,7 @@ from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.families import FAMILIES
 from gpt_jax.interop.family import parameter_shapes, plain
 from gpt_jax.interop.hf import choose_family
-from gpt_jax.interop.normal import differences, normal
+from gpt_jax.interop.normal import differences, normal_form
 from tests.interop.random_settings import SETTINGS, Draw
 from tests.interop.test_families import needs_transformers
 
@@ -26,8 +26,8 @@ def test_settings_survive_the_way_there_and_back(name: str) -> None:
         model = family.read(family.settings(SETTINGS[name](Draw(seed))))
         chosen, values = choose_family(model, name)
         again = chosen.read(chosen.settings(values))
-        assert chosen is family and not differences(normal(model), normal(again))
-        kinds.add(normal(model))
+        assert chosen is family and not differences(normal_form(model), normal_form(again))
+        kinds.add(normal_form(model))
     assert len(kinds) > 8
 
 
@@ -74,6 +74,9 @@ def test_a_family_refuses_what_it_cannot_say() -> None:
             except ConfigError:
                 refused += 1
                 continue
-            assert not differences(normal(model), normal(other.read(other.settings(values)))) or model.blocks[0].dropout
+            assert (
+                not differences(normal_form(model), normal_form(other.read(other.settings(values))))
+                or model.blocks[0].dropout
+            )
             written += 1
     assert written > len(some) and refused > 20 * len(some)

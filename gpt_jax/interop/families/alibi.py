@@ -7,9 +7,9 @@ from typing import Any
 
 from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.interop.families.classic import QKV, layer_norm, spelled
+from gpt_jax.interop.families.classic import QKV, classic_settings, layer_norm
 from gpt_jax.interop.families.common import decoder, require_type
-from gpt_jax.interop.family import Family, Row, by_name, fused
+from gpt_jax.interop.family import Family, TensorRow, by_name, fused
 from gpt_jax.interop.settings import Settings
 
 BLOOM_NAMES = {
@@ -128,10 +128,10 @@ def read_bloom(s: Settings) -> cfg.ModelConfig:
 
 def write_bloom(model: cfg.ModelConfig) -> dict[str, Any]:
     unwritten = {*BLOOM_UNUSED, "intermediate_size", "pretraining_tp", "slow_but_exact"}
-    return spelled(model, {key: None for key in BLOOM_DEFAULTS if key not in unwritten}, BLOOM_SPELLING)
+    return classic_settings(model, {key: None for key in BLOOM_DEFAULTS if key not in unwritten}, BLOOM_SPELLING)
 
 
-def bloom_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def bloom_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     """Query, key and value of each head in turn form one tensor."""
     heads = require_type(model.blocks[0].attention, cfg.Attention).heads
     name, widths = "transformer.h.{}.self_attention.query_key_value", (model.width,) * 3
@@ -174,10 +174,10 @@ def write_mpt(model: cfg.ModelConfig) -> dict[str, Any]:
     attention = require_type(model.blocks[0].attention, cfg.Attention)
     group = {"alibi": True, "alibi_bias_max": 8, "clip_qkv": attention.clip, "softmax_scale": attention.score.scale}
     kept = ("vocab_size", *MPT_SPELLING.values(), "layer_norm_epsilon", "attn_config", "tie_word_embeddings")
-    return spelled(model, dict.fromkeys(kept), MPT_SPELLING, attn_config=group)
+    return classic_settings(model, dict.fromkeys(kept), MPT_SPELLING, attn_config=group)
 
 
-def mpt_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def mpt_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     """All queries, then all keys, then all values form one tensor."""
     widths = (model.width,) * 3
     return by_name(model, MPT_NAMES, fused(model, "transformer.blocks.{}.attn.Wqkv", QKV, widths))

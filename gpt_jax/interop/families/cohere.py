@@ -12,16 +12,16 @@ from gpt_jax.interop.families.common import (
     QK,
     SLIDING,
     attention,
+    common_settings,
     decoder,
-    first,
+    first_attention,
     gated,
     head_width,
     layer_types,
     window,
-    written,
 )
-from gpt_jax.interop.families.llama import of_llamas_make
-from gpt_jax.interop.family import Row, by_name
+from gpt_jax.interop.families.llama import llama_like
+from gpt_jax.interop.family import TensorRow, by_name
 from gpt_jax.interop.rope import read_rope
 from gpt_jax.interop.settings import Settings
 
@@ -52,18 +52,20 @@ def read_cohere2(s: Settings) -> cfg.ModelConfig:
 
 
 def write_cohere(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written(model, COHERE, use_qk_norm=first(model).score.qk_norm is not None, logit_scale=_scale(model))
+    return common_settings(
+        model, COHERE, use_qk_norm=first_attention(model).score.qk_norm is not None, logit_scale=_scale(model)
+    )
 
 
 def write_cohere2(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written(model, COHERE2, logit_scale=_scale(model))
+    return common_settings(model, COHERE2, logit_scale=_scale(model))
 
 
 def _scale(model: cfg.ModelConfig) -> float:
     return 1.0 if model.head.scale is None else model.head.scale
 
 
-def cohere_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def cohere_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, LLAMA | QK | {"blocks/{}/norm": "model.layers.{}.input_layernorm"})
 
 
@@ -100,6 +102,6 @@ COHERE2_FIXED = {
 }
 
 FAMILIES = [
-    of_llamas_make("cohere", "CohereForCausalLM", COHERE, read_cohere, write_cohere, cohere_rows),
-    of_llamas_make("cohere2", "Cohere2ForCausalLM", COHERE2, read_cohere2, write_cohere2, cohere_rows, COHERE2_FIXED),
+    llama_like("cohere", "CohereForCausalLM", COHERE, read_cohere, write_cohere, cohere_rows),
+    llama_like("cohere2", "Cohere2ForCausalLM", COHERE2, read_cohere2, write_cohere2, cohere_rows, COHERE2_FIXED),
 ]

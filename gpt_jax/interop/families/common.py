@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, cfg.Activation] = {
     "swish": "silu",
     "xielu": "xielu",
 }
-WRITTEN = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())} | {"gelu_tanh": "gelu_pytorch_tanh"}
+ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())} | {"gelu_tanh": "gelu_pytorch_tanh"}
 
 # The defaults of `transformers` for Llama-like models; families add their own.
 DEFAULTS: dict[str, Any] = {
@@ -169,7 +169,7 @@ def rms(s: Settings, **changes: Any) -> cfg.RmsNorm:
     return cfg.RmsNorm(s.number("rms_norm_eps"), **changes)
 
 
-def require_whole_heads(model: cfg.ModelConfig) -> None:
+def require_divisible_width(model: cfg.ModelConfig) -> None:
     """Raises ConfigError if C is not a multiple of H.
 
     `transformers` requires that in some families, even if D does not follow from C and H.
@@ -179,7 +179,7 @@ def require_whole_heads(model: cfg.ModelConfig) -> None:
         raise ConfigError(f"a width ({model.width}) that is a multiple of the heads ({heads})")
 
 
-def number_as_written(value: float, read: Callable[[float], float], wanted: float) -> float:
+def shortest_decimal(value: float, read: Callable[[float], float], wanted: float) -> float:
     """Returns the shortest decimal near `value` from which `read` gives exactly `wanted`."""
     rounded = [float(f"{value:.{digits}g}") for digits in range(1, 18)]
     return next((number for number in rounded if read(number) == wanted), value)
@@ -196,7 +196,7 @@ def require_type(value: Any, kind: type[T]) -> T:
     return value
 
 
-def first(model: cfg.ModelConfig) -> cfg.Attention:
+def first_attention(model: cfg.ModelConfig) -> cfg.Attention:
     """Returns the attention of the first layer.
 
     Raises:
@@ -205,13 +205,13 @@ def first(model: cfg.ModelConfig) -> cfg.Attention:
     return require_type(model.attentions[0], cfg.Attention)
 
 
-def written(model: cfg.ModelConfig, defaults: Mapping[str, Any], **own: Any) -> dict[str, Any]:
+def common_settings(model: cfg.ModelConfig, defaults: Mapping[str, Any], **own: Any) -> dict[str, Any]:
     """Returns settings in the spelling of most families, limited to the keys in `defaults`, updated with `own`.
 
     Anything that the family cannot represent is left out; `choose_family` reads the settings back and compares.
     """
     block = model.blocks[0]
-    attention = first(model)
+    attention = first_attention(model)
     mlp: Any = require_type(block.mlp, cfg.MlpConfig)
     masks = [getattr(other, "mask", None) for other in model.attentions]
     windows = [mask.size for mask in masks if isinstance(mask, cfg.Window)]
@@ -224,8 +224,8 @@ def written(model: cfg.ModelConfig, defaults: Mapping[str, Any], **own: Any) -> 
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.resolved_kv_heads,
         "head_dim": attention.resolved_head_width(model.width),
-        "hidden_act": WRITTEN[mlp.activation],
-        "hidden_activation": WRITTEN[mlp.activation],
+        "hidden_act": ACTIVATION_NAMES[mlp.activation],
+        "hidden_activation": ACTIVATION_NAMES[mlp.activation],
         "max_position_embeddings": model.context_length,
         "rms_norm_eps": getattr(norm, "eps", None),
         "layer_norm_eps": getattr(norm, "eps", None),
@@ -236,12 +236,12 @@ def written(model: cfg.ModelConfig, defaults: Mapping[str, Any], **own: Any) -> 
         # With `layer_types`, transformers needs a window even if no layer uses it.
         "sliding_window": windows[0] if windows else model.context_length if "layer_types" in defaults else None,
         "layer_types": [SLIDING if isinstance(mask, cfg.Window) else FULL for mask in masks],
-        "rope_parameters": written_ropes(model),
+        "rope_parameters": rope_settings(model),
     } | own
     return {key: value for key, value in values.items() if key in defaults}
 
 
-def written_ropes(model: cfg.ModelConfig, nested: bool = False) -> dict[str, Any]:
+def rope_settings(model: cfg.ModelConfig, nested: bool = False) -> dict[str, Any]:
     """Returns the RoPE settings of the first layer that has RoPE; with `nested`, one group per kind of layer."""
     groups: dict[str, Any] = {}
     for attention in model.attentions:

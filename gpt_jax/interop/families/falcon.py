@@ -9,9 +9,9 @@ from typing import Any
 
 from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.interop.families.classic import QKV, layer_norm, mlp, spelled
+from gpt_jax.interop.families.classic import QKV, classic_settings, layer_norm, mlp
 from gpt_jax.interop.families.common import decoder, head_width, require_type
-from gpt_jax.interop.family import Family, Row, by_name, fused
+from gpt_jax.interop.family import Family, TensorRow, by_name, fused
 from gpt_jax.interop.rope import ROPE_KEYS, read_rope
 from gpt_jax.interop.settings import Settings
 
@@ -131,7 +131,7 @@ def write(model: cfg.ModelConfig) -> dict[str, Any]:
     implementation = {}
     if isinstance(position, cfg.Alibi):
         implementation["attn_implementation"] = "eager" if position.scale == 2 * D**-0.5 else "sdpa"
-    return implementation | spelled(
+    return implementation | classic_settings(
         model,
         {key: value for key, value in DEFAULTS.items() if key not in UNWRITTEN},
         SPELLING,
@@ -146,7 +146,7 @@ def write(model: cfg.ModelConfig) -> dict[str, Any]:
     )
 
 
-def rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     """For each key head, its queries, its key and its value in turn form one tensor."""
     block = model.blocks[0]
     attention = require_type(block.attention, cfg.Attention)

@@ -16,19 +16,19 @@ from gpt_jax.interop.families.common import (
     QK,
     SLIDING,
     attention,
+    common_settings,
     decoder,
-    first,
+    first_attention,
     gated,
     head_width,
     layer_types,
     rms,
+    rope_settings,
     window,
-    written,
-    written_ropes,
 )
-from gpt_jax.interop.families.llama import of_llamas_make
-from gpt_jax.interop.family import Row, by_name
-from gpt_jax.interop.rope import by_kind, read_rope
+from gpt_jax.interop.families.llama import llama_like
+from gpt_jax.interop.family import TensorRow, by_name
+from gpt_jax.interop.rope import per_kind, read_rope
 from gpt_jax.interop.settings import Settings
 
 BEFORE_MLP = {"blocks/{}/mlp_norm": "model.layers.{}.pre_feedforward_layernorm"}
@@ -58,7 +58,7 @@ def read_gemma3(s: Settings) -> cfg.ModelConfig:
     theta = s.number("rope_local_base_freq")
     qk_norm = rms(s, unit_offset=True)
     every = s.integer("sliding_window_pattern")
-    return _with_windows(s, by_kind(s, local_theta=theta), every=every, residual="sandwich", qk_norm=qk_norm)
+    return _with_windows(s, per_kind(s, local_theta=theta), every=every, residual="sandwich", qk_norm=qk_norm)
 
 
 def read_vaultgemma(s: Settings) -> cfg.ModelConfig:
@@ -83,10 +83,10 @@ def _with_windows(
 
 
 def write_with_windows(model: cfg.ModelConfig, defaults: dict[str, Any], **own: Any) -> dict[str, Any]:
-    mixer, score = first(model), first(model).score
+    mixer, score = first_attention(model), first_attention(model).score
     scalar = mixer.resolved_head_width(model.width) if score.scale is None else round(score.scale**-2)
     softcaps = {"attn_logit_softcapping": score.softcap, "final_logit_softcapping": model.head.softcap}
-    return written(model, defaults, query_pre_attn_scalar=scalar, **softcaps, **own)
+    return common_settings(model, defaults, query_pre_attn_scalar=scalar, **softcaps, **own)
 
 
 def write_gemma2(model: cfg.ModelConfig) -> dict[str, Any]:
@@ -94,10 +94,10 @@ def write_gemma2(model: cfg.ModelConfig) -> dict[str, Any]:
 
 
 def write_gemma3(model: cfg.ModelConfig) -> dict[str, Any]:
-    return write_with_windows(model, GEMMA3, rope_parameters=written_ropes(model, nested=True))
+    return write_with_windows(model, GEMMA3, rope_parameters=rope_settings(model, nested=True))
 
 
-def gemma2_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def gemma2_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, LLAMA | QK | OUTPUT | BEFORE_MLP)
 
 
@@ -147,13 +147,13 @@ def write_vaultgemma(model: cfg.ModelConfig) -> dict[str, Any]:
     return write_with_windows(model, VAULTGEMMA)
 
 
-def vaultgemma_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def vaultgemma_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, LLAMA | BEFORE_MLP)
 
 
 FAMILIES = [
-    of_llamas_make("gemma", "GemmaForCausalLM", GEMMA, read_gemma),
-    of_llamas_make(
+    llama_like("gemma", "GemmaForCausalLM", GEMMA, read_gemma),
+    llama_like(
         "gemma2",
         "Gemma2ForCausalLM",
         GEMMA2,
@@ -161,18 +161,18 @@ FAMILIES = [
         write_gemma2,
         gemma2_rows,
         aliases={"sliding_window_size": "sliding_window"},
-        whole_heads=True,
+        divisible_width=True,
     ),
-    of_llamas_make(
-        "gemma3_text", "Gemma3ForCausalLM", GEMMA3, read_gemma3, write_gemma3, gemma2_rows, whole_heads=True
+    llama_like(
+        "gemma3_text", "Gemma3ForCausalLM", GEMMA3, read_gemma3, write_gemma3, gemma2_rows, divisible_width=True
     ),
-    of_llamas_make(
+    llama_like(
         "vaultgemma",
         "VaultGemmaForCausalLM",
         VAULTGEMMA,
         read_vaultgemma,
         write_vaultgemma,
         vaultgemma_rows,
-        whole_heads=True,
+        divisible_width=True,
     ),
 ]

@@ -8,9 +8,9 @@ from typing import Any
 
 from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.interop.families.classic import QKV, layer_norm, mlp, spelled
+from gpt_jax.interop.families.classic import QKV, classic_settings, layer_norm, mlp
 from gpt_jax.interop.families.common import decoder, head_width, require_type
-from gpt_jax.interop.family import Family, Row, by_name, fused
+from gpt_jax.interop.family import Family, TensorRow, by_name, fused
 from gpt_jax.interop.settings import Settings
 
 NAMES = {
@@ -126,7 +126,7 @@ def read_gpt2(s: Settings) -> cfg.ModelConfig:
 
 def write_gpt2(model: cfg.ModelConfig) -> dict[str, Any]:
     scales = [score.scale for score in _scores(model)]
-    return spelled(
+    return classic_settings(
         model,
         GPT2_DEFAULTS,
         SPELLING,
@@ -139,16 +139,16 @@ def write_bigcode(model: cfg.ModelConfig) -> dict[str, Any]:
     attention = require_type(model.blocks[0].attention, cfg.Attention)
     is_scaled = attention.score.scale is None
     one_key = attention.resolved_kv_heads == 1
-    return spelled(model, BIGCODE_DEFAULTS, SPELLING, scale_attn_weights=is_scaled, multi_query=one_key)
+    return classic_settings(model, BIGCODE_DEFAULTS, SPELLING, scale_attn_weights=is_scaled, multi_query=one_key)
 
 
-def gpt2_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def gpt2_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     """GPT-2 stores its linear layers as convolutions, with kernels (inputs, outputs), as we do."""
     qkv = fused(model, "transformer.h.{}.attn.c_attn", QKV, (model.width,) * 3, axis=1)
     return by_name(model, NAMES, qkv, linear=False)
 
 
-def bigcode_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def bigcode_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     """One tensor holds all queries, the key and the value; without multi-query, query, key and value of each head."""
     attention = require_type(model.blocks[0].attention, cfg.Attention)
     C, D = model.width, attention.resolved_head_width(model.width)
@@ -188,10 +188,10 @@ def write_neo(model: cfg.ModelConfig) -> dict[str, Any]:
     kinds = ["local" if isinstance(mask, cfg.Window) else "global" for mask in masks]
     windows = [mask.size for mask in masks if isinstance(mask, cfg.Window)]
     window = {"window_size": windows[0]} if windows else {}
-    return spelled(model, NEO_DEFAULTS, NEO_SPELLING, attention_types=[[kinds, 1]], **window)
+    return classic_settings(model, NEO_DEFAULTS, NEO_SPELLING, attention_types=[[kinds, 1]], **window)
 
 
-def neo_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def neo_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, NEO_NAMES)
 
 

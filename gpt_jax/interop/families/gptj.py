@@ -6,11 +6,11 @@ from typing import Any
 
 from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.interop.families.classic import layer_norm, mlp, spelled
+from gpt_jax.interop.families.classic import classic_settings, layer_norm, mlp
 from gpt_jax.interop.families.common import decoder, head_width, require_type
 from gpt_jax.interop.families.gpt2 import MASKS, SPELLING, UNUSED
-from gpt_jax.interop.family import Family, Row, by_name, fused
-from gpt_jax.interop.rope import fraction
+from gpt_jax.interop.family import Family, TensorRow, by_name, fused
+from gpt_jax.interop.rope import rope_fraction
 from gpt_jax.interop.settings import Settings
 
 NAMES = {
@@ -54,7 +54,7 @@ def read(s: Settings) -> cfg.ModelConfig:
     norm = layer_norm(s)
     attention = cfg.Attention(
         s.integer("num_attention_heads"),
-        position=cfg.Rope(fraction=fraction(rotated, D), interleaved=True),
+        position=cfg.Rope(fraction=rope_fraction(rotated, D), interleaved=True),
         dropout=s.number("attn_pdrop"),
     )
     block = cfg.BlockConfig(attention, mlp(s), norm, "parallel", dropout=s.number("resid_pdrop"))
@@ -72,15 +72,15 @@ def read_codegen(s: Settings) -> cfg.ModelConfig:
 def write(model: cfg.ModelConfig) -> dict[str, Any]:
     attention = require_type(model.blocks[0].attention, cfg.Attention)
     rotated = cfg.rope_width(require_type(attention.position, cfg.Rope), attention.resolved_head_width(model.width))
-    values = spelled(model, DEFAULTS, SPELLING, rotary_dim=rotated)
+    values = classic_settings(model, DEFAULTS, SPELLING, rotary_dim=rotated)
     return {key: value for key, value in values.items() if key not in ("rotary", "scale_attn_weights")}
 
 
-def rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, NAMES)
 
 
-def codegen_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def codegen_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     """One tensor holds the queries, values and keys of each quarter of the heads in turn."""
     order = ("attention/query", "attention/value", "attention/key")
     return by_name(

@@ -12,18 +12,18 @@ from gpt_jax.interop.families.common import (
     LLAMA,
     SLIDING,
     attention,
+    common_settings,
     decoder,
-    first,
+    first_attention,
     gated,
     head_width,
     layer_types,
-    number_as_written,
     rms,
+    shortest_decimal,
     window,
-    written,
 )
-from gpt_jax.interop.families.llama import of_llamas_make
-from gpt_jax.interop.family import Row, by_name
+from gpt_jax.interop.families.llama import llama_like
+from gpt_jax.interop.family import TensorRow, by_name
 from gpt_jax.interop.rope import read_rope
 from gpt_jax.interop.settings import Settings
 
@@ -60,27 +60,27 @@ def read_granite_swa(s: Settings) -> cfg.ModelConfig:
 
 def granite_multipliers(model: cfg.ModelConfig) -> dict[str, Any]:
     block = model.blocks[0]
-    mixer, head = first(model), model.head.scale
+    mixer, head = first_attention(model), model.head.scale
     scale = mixer.resolved_head_width(model.width) ** -0.5 if mixer.score.scale is None else mixer.score.scale
     return {
         "attention_multiplier": scale,
         "embedding_multiplier": 1.0 if model.embedding.scale is None else model.embedding.scale,
         "residual_multiplier": 1.0 if block.residual_scale is None else block.residual_scale,
-        "logits_scaling": 1.0 if head is None else number_as_written(1 / head, lambda x: 1 / x, head),
+        "logits_scaling": 1.0 if head is None else shortest_decimal(1 / head, lambda x: 1 / x, head),
     }
 
 
 def write_granite(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written(model, GRANITE, **granite_multipliers(model))
+    return common_settings(model, GRANITE, **granite_multipliers(model))
 
 
 def write_granite_swa(model: cfg.ModelConfig) -> dict[str, Any]:
     ropes = [getattr(mixer, "position", None) for mixer in model.attentions]
     thetas = [rope.theta if isinstance(rope, cfg.Rope) else 0.0 for rope in ropes]
-    return written(model, GRANITE_SWA, layer_rope_theta=thetas, **granite_multipliers(model))
+    return common_settings(model, GRANITE_SWA, layer_rope_theta=thetas, **granite_multipliers(model))
 
 
-def granite_swa_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def granite_swa_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, LLAMA | {"blocks/{}/attention/sinks": "model.layers.{}.self_attn.sinks"})
 
 
@@ -102,8 +102,8 @@ GRANITE_SWA = GRANITE | {
 }
 
 FAMILIES = [
-    of_llamas_make("granite", "GraniteForCausalLM", GRANITE, read_granite, write_granite),
-    of_llamas_make(
+    llama_like("granite", "GraniteForCausalLM", GRANITE, read_granite, write_granite),
+    llama_like(
         "granite_swa", "GraniteSWAForCausalLM", GRANITE_SWA, read_granite_swa, write_granite_swa, granite_swa_rows
     ),
 ]

@@ -7,18 +7,18 @@ from typing import Any
 
 from gpt_jax import config as cfg
 from gpt_jax.interop.families.common import (
+    ACTIVATION_NAMES,
     DEFAULTS,
     LLAMA,
-    WRITTEN,
     decoder,
     gated,
-    number_as_written,
     require_type,
     rms,
-    written_ropes,
+    rope_settings,
+    shortest_decimal,
 )
-from gpt_jax.interop.families.llama import of_llamas_make
-from gpt_jax.interop.family import Row, by_name, joined, parameter_shapes, plain
+from gpt_jax.interop.families.llama import llama_like
+from gpt_jax.interop.family import TensorRow, by_name, joined, parameter_shapes, plain
 from gpt_jax.interop.rope import read_rope, rope_group
 from gpt_jax.interop.settings import Settings
 
@@ -64,7 +64,7 @@ def read_minicpm3(s: Settings) -> cfg.ModelConfig:
     return decoder(s, block, rms(s), embedding, scale=1.0 if base is None else base / C)
 
 
-def written_latent(model: cfg.ModelConfig, defaults: dict[str, Any], **own: Any) -> dict[str, Any]:
+def latent_settings(model: cfg.ModelConfig, defaults: dict[str, Any], **own: Any) -> dict[str, Any]:
     mixer, mlp = require_type(model.attentions[0], cfg.Latent), require_type(model.blocks[0].mlp, cfg.GatedMlp)
     norm, rope = require_type(model.final_norm, cfg.RmsNorm), require_type(mixer.position, cfg.Rope)
     values = {
@@ -79,7 +79,7 @@ def written_latent(model: cfg.ModelConfig, defaults: dict[str, Any], **own: Any)
         "qk_nope_head_dim": mixer.head_width,
         "qk_rope_head_dim": mixer.rotary_width,
         "v_head_dim": mixer.resolved_value_width,
-        "hidden_act": WRITTEN[mlp.activation],
+        "hidden_act": ACTIVATION_NAMES[mlp.activation],
         "mlp_bias": mlp.bias,
         "max_position_embeddings": model.context_length,
         "rms_norm_eps": norm.eps,
@@ -87,26 +87,26 @@ def written_latent(model: cfg.ModelConfig, defaults: dict[str, Any], **own: Any)
         "attention_bias": mixer.bias,
         "attention_dropout": mixer.dropout,
         "rope_interleave": rope.interleaved,
-        "rope_parameters": written_ropes(model),
+        "rope_parameters": rope_settings(model),
     } | own
     return {key: value for key, value in values.items() if key in defaults}
 
 
 def write_youtu(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written_latent(model, YOUTU)
+    return latent_settings(model, YOUTU)
 
 
 def write_minicpm3(model: cfg.ModelConfig) -> dict[str, Any]:
     block, head = model.blocks[0], model.head.scale
     residual, scale = (1.0 if x is None else x for x in (block.residual_scale, model.embedding.scale))
     root = math.sqrt(model.layers)
-    depth = number_as_written(residual * root, lambda x: x / root, residual)
+    depth = shortest_decimal(residual * root, lambda x: x / root, residual)
     own = {"scale_emb": scale, "scale_depth": depth}
     base = model.width if head is None else round(head * model.width)
-    return written_latent(model, MINICPM3, dim_model_base=base, **own)
+    return latent_settings(model, MINICPM3, dim_model_base=base, **own)
 
 
-def latent_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def latent_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     """One tensor makes the latent and the rotary key, another the keys and values of each head in turn."""
     mixer = require_type(model.attentions[0], cfg.Latent)
     at = "model.layers.{}.self_attn"
@@ -171,8 +171,8 @@ MINICPM3 |= {
 }
 
 FAMILIES = [
-    of_llamas_make("youtu", "YoutuForCausalLM", YOUTU, read_youtu, write_youtu, latent_rows, {"mlp_bias": False}),
-    of_llamas_make(
-        "minicpm3", "MiniCPM3ForCausalLM", MINICPM3, read_minicpm3, write_minicpm3, latent_rows, whole_heads=True
+    llama_like("youtu", "YoutuForCausalLM", YOUTU, read_youtu, write_youtu, latent_rows, {"mlp_bias": False}),
+    llama_like(
+        "minicpm3", "MiniCPM3ForCausalLM", MINICPM3, read_minicpm3, write_minicpm3, latent_rows, divisible_width=True
     ),
 ]

@@ -13,19 +13,19 @@ from gpt_jax.interop.families.common import (
     QK,
     SLIDING,
     attention,
+    common_settings,
     decoder,
-    first,
+    first_attention,
     gated,
     head_width,
     layer_types,
     rms,
+    rope_settings,
     window,
-    written,
-    written_ropes,
 )
-from gpt_jax.interop.families.llama import of_llamas_make
-from gpt_jax.interop.family import Row, by_name
-from gpt_jax.interop.rope import by_kind, read_rope
+from gpt_jax.interop.families.llama import llama_like
+from gpt_jax.interop.family import TensorRow, by_name
+from gpt_jax.interop.rope import per_kind, read_rope
 from gpt_jax.interop.settings import Settings
 
 
@@ -36,7 +36,7 @@ def read_olmo(s: Settings) -> cfg.ModelConfig:
 
 
 def write_olmo(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written(model, OLMO, clip_qkv=first(model).clip)
+    return common_settings(model, OLMO, clip_qkv=first_attention(model).clip)
 
 
 def read_olmo2(s: Settings) -> cfg.ModelConfig:
@@ -50,7 +50,7 @@ def read_olmo3(s: Settings) -> cfg.ModelConfig:
     L, D = s.integer("num_hidden_layers"), head_width(s)
     kinds = layer_types(s, [SLIDING if (i + 1) % 4 else FULL for i in range(L)])
     # In older files, `transformers` applies theta to full attention only.
-    ropes = by_kind(s, local_theta=500_000.0)
+    ropes = per_kind(s, local_theta=500_000.0)
     score = cfg.Score(qk_norm=rms(s), qk_norm_over="width")
 
     def block(kind: str) -> cfg.BlockConfig:
@@ -61,10 +61,10 @@ def read_olmo3(s: Settings) -> cfg.ModelConfig:
 
 
 def write_olmo3(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written(model, OLMO3, rope_parameters=written_ropes(model, nested=True))
+    return common_settings(model, OLMO3, rope_parameters=rope_settings(model, nested=True))
 
 
-def olmo2_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def olmo2_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, LLAMA | QK | OUTPUT)
 
 
@@ -88,7 +88,7 @@ def read_exaone4(s: Settings) -> cfg.ModelConfig:
 def write_exaone4(model: cfg.ModelConfig) -> dict[str, Any]:
     """Writes "sliding_window": null if every layer has RoPE and none a window."""
     plain = all(isinstance(x, cfg.Attention) and x.mask == cfg.Causal() and x.position for x in model.attentions)
-    return written(model, EXAONE4, **({"sliding_window": None} if plain else {}))
+    return common_settings(model, EXAONE4, **({"sliding_window": None} if plain else {}))
 
 
 OLMO = {key: value for key, value in DEFAULTS.items() if key != "rms_norm_eps"} | {
@@ -108,8 +108,8 @@ EXAONE4 = {key: value for key, value in DEFAULTS.items() if key != "attention_bi
 }
 
 FAMILIES = [
-    of_llamas_make("olmo", "OlmoForCausalLM", OLMO, read_olmo, write_olmo),
-    of_llamas_make("olmo2", "Olmo2ForCausalLM", OLMO2, read_olmo2, rows=olmo2_rows),
-    of_llamas_make("olmo3", "Olmo3ForCausalLM", OLMO3, read_olmo3, write_olmo3, olmo2_rows),
-    of_llamas_make("exaone4", "Exaone4ForCausalLM", EXAONE4, read_exaone4, write_exaone4, olmo2_rows),
+    llama_like("olmo", "OlmoForCausalLM", OLMO, read_olmo, write_olmo),
+    llama_like("olmo2", "Olmo2ForCausalLM", OLMO2, read_olmo2, rows=olmo2_rows),
+    llama_like("olmo3", "Olmo3ForCausalLM", OLMO3, read_olmo3, write_olmo3, olmo2_rows),
+    llama_like("exaone4", "Exaone4ForCausalLM", EXAONE4, read_exaone4, write_exaone4, olmo2_rows),
 ]

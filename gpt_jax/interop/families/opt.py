@@ -7,9 +7,9 @@ from typing import Any
 
 from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.interop.families.classic import mlp, spelled
+from gpt_jax.interop.families.classic import classic_settings, mlp
 from gpt_jax.interop.families.common import decoder, require_type
-from gpt_jax.interop.family import Family, Row, by_name
+from gpt_jax.interop.family import Family, TensorRow, by_name
 from gpt_jax.interop.settings import Settings
 
 OFFSET = 2  # positions start in row 2 of the table, because padding ids used rows 0 and 1
@@ -98,7 +98,7 @@ def read_opt(s: Settings) -> cfg.ModelConfig:
 def write_opt(model: cfg.ModelConfig) -> dict[str, Any]:
     block = model.blocks[0]
     norm, is_pre = require_type(block.norm, cfg.LayerNorm), block.residual == "pre"
-    return _written(
+    return _settings(
         model,
         OPT_DEFAULTS,
         OPT_SPELLING,
@@ -110,7 +110,7 @@ def write_opt(model: cfg.ModelConfig) -> dict[str, Any]:
     )
 
 
-def opt_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def opt_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, OPT_NAMES)
 
 
@@ -134,16 +134,16 @@ def read_xglm(s: Settings) -> cfg.ModelConfig:
 
 
 def write_xglm(model: cfg.ModelConfig) -> dict[str, Any]:
-    return _written(model, XGLM_DEFAULTS, XGLM_SPELLING, scale_embedding=model.embedding.scale is not None)
+    return _settings(model, XGLM_DEFAULTS, XGLM_SPELLING, scale_embedding=model.embedding.scale is not None)
 
 
-def xglm_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def xglm_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, XGLM_NAMES)
 
 
-def _written(model: cfg.ModelConfig, defaults: dict[str, Any], spelling: dict[str, str], **own: Any) -> dict[str, Any]:
+def _settings(model: cfg.ModelConfig, defaults: dict[str, Any], spelling: dict[str, str], **own: Any) -> dict[str, Any]:
     kept = {key: value for key, value in defaults.items() if key not in UNWRITTEN}
-    return spelled(model, kept, spelling, **own)
+    return classic_settings(model, kept, spelling, **own)
 
 
 FAMILIES = [

@@ -18,16 +18,16 @@ from gpt_jax.interop.families.common import (
     SLIDING,
     activation,
     attention,
+    common_settings,
     decoder,
     gated,
     head_width,
     layer_types,
     rms,
     window,
-    written,
 )
-from gpt_jax.interop.families.llama import QKV, of_llamas_make
-from gpt_jax.interop.family import Row, by_name, parameter_shapes, plain
+from gpt_jax.interop.families.llama import QKV, llama_like
+from gpt_jax.interop.family import TensorRow, by_name, parameter_shapes, plain
 from gpt_jax.interop.rope import read_rope, rope_group
 from gpt_jax.interop.settings import Settings
 
@@ -57,19 +57,19 @@ def read_qwen3(s: Settings) -> cfg.ModelConfig:
     return decoder(s, blocks, rms(s))
 
 
-def sliding(model: cfg.ModelConfig) -> bool:
+def has_windows(model: cfg.ModelConfig) -> bool:
     return any(isinstance(getattr(mixer, "mask", None), cfg.Window) for mixer in model.attentions)
 
 
 def write_qwen2(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written(model, QWEN2, use_sliding_window=sliding(model))
+    return common_settings(model, QWEN2, use_sliding_window=has_windows(model))
 
 
 def write_qwen3(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written(model, QWEN3, use_sliding_window=sliding(model))
+    return common_settings(model, QWEN3, use_sliding_window=has_windows(model))
 
 
-def qk_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def qk_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, LLAMA | QK)
 
 
@@ -92,7 +92,7 @@ def read_smollm3(s: Settings) -> cfg.ModelConfig:
 
 def write_smollm3(model: cfg.ModelConfig) -> dict[str, Any]:
     rotated = [int(getattr(mixer, "position", None) is not None) for mixer in model.attentions]
-    return written(model, SMOLLM3, no_rope_layers=rotated, use_sliding_window=sliding(model))
+    return common_settings(model, SMOLLM3, no_rope_layers=rotated, use_sliding_window=has_windows(model))
 
 
 def read_hunyuan(s: Settings) -> cfg.ModelConfig:
@@ -108,7 +108,7 @@ def read_hunyuan(s: Settings) -> cfg.ModelConfig:
     return decoder(s, cfg.BlockConfig(mixer, gated(s), rms(s)), rms(s))
 
 
-def hunyuan_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def hunyuan_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     norms = {
         "blocks/{}/attention/query_norm": "model.layers.{}.self_attn.query_layernorm",
         "blocks/{}/attention/key_norm": "model.layers.{}.self_attn.key_layernorm",
@@ -126,10 +126,10 @@ def read_nanochat(s: Settings) -> cfg.ModelConfig:
 
 
 def write_nanochat(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written(model, NANOCHAT, final_logit_softcapping=model.head.softcap)
+    return common_settings(model, NANOCHAT, final_logit_softcapping=model.head.softcap)
 
 
-def nanochat_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def nanochat_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     """nanochat rotates in the opposite direction, which equals negating the second half of each query and key head."""
     mixer = model.attentions[0]
     assert isinstance(mixer, cfg.Attention)
@@ -137,7 +137,7 @@ def nanochat_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
     sign = np.where(np.arange(D) < D // 2, 1, -1)
     shapes, special = parameter_shapes(plain(model)), []
 
-    def turned(y: np.ndarray) -> np.ndarray:
+    def negated(y: np.ndarray) -> np.ndarray:
         """Negates the second half of each head; y (…, heads · D)."""
         return (y.reshape(*y.shape[:-1], -1, D) * sign.astype(y.dtype)).reshape(y.shape)
 
@@ -146,7 +146,9 @@ def nanochat_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
             at, name = f"blocks/{i}/attention/{ours}", f"model.layers.{i}.self_attn.{theirs}"
             for leaf, tensor in (("kernel", "weight"), ("bias", "bias")):
                 if f"{at}/{leaf}" in shapes:
-                    row = Row(f"{name}.{tensor}", (f"{at}/{leaf}",), lambda x: (turned(x.T),), lambda y: turned(y).T)
+                    row = TensorRow(
+                        f"{name}.{tensor}", (f"{at}/{leaf}",), lambda x: (negated(x.T),), lambda y: negated(y).T
+                    )
                     special.append(row)
     names = {"blocks/{}/mlp/up": "model.layers.{}.mlp.fc1", "blocks/{}/mlp/down": "model.layers.{}.mlp.fc2"}
     return by_name(model, LLAMA | names, special)
@@ -197,10 +199,10 @@ NANOCHAT = DEFAULTS | {
 }
 
 FAMILIES = [
-    of_llamas_make("qwen2", "Qwen2ForCausalLM", QWEN2, read_qwen2, write_qwen2),
-    of_llamas_make("qwen3", "Qwen3ForCausalLM", QWEN3, read_qwen3, write_qwen3, qk_rows),
-    of_llamas_make("smollm3", "SmolLM3ForCausalLM", SMOLLM3, read_smollm3, write_smollm3),
-    of_llamas_make(
+    llama_like("qwen2", "Qwen2ForCausalLM", QWEN2, read_qwen2, write_qwen2),
+    llama_like("qwen3", "Qwen3ForCausalLM", QWEN3, read_qwen3, write_qwen3, qk_rows),
+    llama_like("smollm3", "SmolLM3ForCausalLM", SMOLLM3, read_smollm3, write_smollm3),
+    llama_like(
         "hunyuan_v1_dense",
         "HunYuanDenseV1ForCausalLM",
         HUNYUAN,
@@ -210,5 +212,5 @@ FAMILIES = [
         aliases={"attention_head_dim": "head_dim"},
         inert=tuple(HUNYUAN_INERT.split()),
     ),
-    of_llamas_make("nanochat", "NanoChatForCausalLM", NANOCHAT, read_nanochat, write_nanochat, nanochat_rows),
+    llama_like("nanochat", "NanoChatForCausalLM", NANOCHAT, read_nanochat, write_nanochat, nanochat_rows),
 ]

@@ -11,14 +11,14 @@ from gpt_jax.interop.families.common import (
     DEFAULTS,
     activation,
     attention,
+    common_settings,
     decoder,
-    first,
+    first_attention,
     gated,
     head_width,
     rms,
-    written,
 )
-from gpt_jax.interop.families.llama import LLAMA_DEFAULTS, QKV, of_llamas_make
+from gpt_jax.interop.families.llama import LLAMA_DEFAULTS, QKV, llama_like
 from gpt_jax.interop.rope import read_rope
 from gpt_jax.interop.settings import Settings
 
@@ -37,9 +37,9 @@ def read_seed_oss(s: Settings) -> cfg.ModelConfig:
 
 
 def write_seed_oss(model: cfg.ModelConfig) -> dict[str, Any]:
-    bias = first(model).bias
+    bias = first_attention(model).bias
     own = {"attention_out_bias": "output" in bias, "residual_dropout": model.blocks[0].dropout}
-    return written(model, SEED_OSS, **own)
+    return common_settings(model, SEED_OSS, **own)
 
 
 def read_ernie4_5(s: Settings) -> cfg.ModelConfig:
@@ -51,7 +51,7 @@ def read_ernie4_5(s: Settings) -> cfg.ModelConfig:
 
 
 def write_ernie4_5(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written(model, ERNIE4_5, use_bias=getattr(model.blocks[0].mlp, "bias", False))
+    return common_settings(model, ERNIE4_5, use_bias=getattr(model.blocks[0].mlp, "bias", False))
 
 
 def read_helium(s: Settings) -> cfg.ModelConfig:
@@ -112,8 +112,8 @@ HELIUM = LLAMA_DEFAULTS | {
     "head_dim": 128,
 }
 FAMILIES = [
-    of_llamas_make("arcee", "ArceeForCausalLM", ARCEE, read_arcee, whole_heads=True),
-    of_llamas_make("seed_oss", "SeedOssForCausalLM", SEED_OSS, read_seed_oss, write_seed_oss),
-    of_llamas_make("ernie4_5", "Ernie4_5ForCausalLM", ERNIE4_5, read_ernie4_5, write_ernie4_5),
-    of_llamas_make("helium", "HeliumForCausalLM", HELIUM, read_helium),
+    llama_like("arcee", "ArceeForCausalLM", ARCEE, read_arcee, divisible_width=True),
+    llama_like("seed_oss", "SeedOssForCausalLM", SEED_OSS, read_seed_oss, write_seed_oss),
+    llama_like("ernie4_5", "Ernie4_5ForCausalLM", ERNIE4_5, read_ernie4_5, write_ernie4_5),
+    llama_like("helium", "HeliumForCausalLM", HELIUM, read_helium),
 ]
