@@ -17,7 +17,7 @@ import numpy as np
 
 from gpt_jax.config.errors import ConfigError, MissingFile, nearest
 from gpt_jax.data.tokenizer import HuggingFaceTokenizer
-from gpt_jax.interop.gguf_file import Changed, Quantized, read_header
+from gpt_jax.interop.gguf_file import ConvertedTensor, QuantizedTensor, read_header
 from gpt_jax.interop.gguf_tokenizer import read_tokenizer
 from gpt_jax.interop.weights import Tensor
 
@@ -138,7 +138,7 @@ def _refuse_unknown(name: str, settings: Mapping[str, Any], values: Mapping[str,
             raise ConfigError(f'the file lacks the key "{name}.{key}": convert the model again with llama.cpp')
 
 
-def _config(kind: Architecture, settings: Mapping[str, Any], tensors: Mapping[str, Quantized]) -> dict[str, Any]:
+def _config(kind: Architecture, settings: Mapping[str, Any], tensors: Mapping[str, QuantizedTensor]) -> dict[str, Any]:
     """Returns the equivalent config.json."""
     config: dict[str, Any] = {SIZES[key]: _one(key, settings[key]) for key in SIZES if key in settings}
     table = tensors["token_embd.weight"].shape if "token_embd.weight" in tensors else (0, 0)
@@ -165,7 +165,7 @@ def _config(kind: Architecture, settings: Mapping[str, Any], tensors: Mapping[st
     return config
 
 
-def _rope(settings: Mapping[str, Any], length: int, tensors: Mapping[str, Quantized]) -> dict[str, Any]:
+def _rope(settings: Mapping[str, Any], length: int, tensors: Mapping[str, QuantizedTensor]) -> dict[str, Any]:
     """Returns the settings of RoPE as `rope_parameters` of config.json."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": _decimal(settings["rope.freq_base"])}
     kind, factor = settings["rope.scaling.type"], settings["rope.scaling.factor"]
@@ -208,7 +208,9 @@ def _llama3_factors(rope: Mapping[str, Any], pairs: int) -> np.ndarray:
     return 1 / (kept + (1 - kept) / rope["factor"])
 
 
-def _renamed(kind: Architecture, config: Mapping[str, Any], tensors: Mapping[str, Quantized]) -> dict[str, Tensor]:
+def _renamed(
+    kind: Architecture, config: Mapping[str, Any], tensors: Mapping[str, QuantizedTensor]
+) -> dict[str, Tensor]:
     """Returns the tensors under the names of `transformers`; unknown ones keep theirs, which the family rejects."""
     heads = {"attn_q": config["num_attention_heads"]}
     heads["attn_k"] = config["num_key_value_heads"] if "num_key_value_heads" in config else heads["attn_q"]
@@ -221,7 +223,7 @@ def _renamed(kind: Architecture, config: Mapping[str, Any], tensors: Mapping[str
             layer, part = found.groups()
             theirs = f"model.layers.{layer}.{LAYER[part]}.{leaf}" if part in LAYER else name
             if kind.permuted and part in heads:
-                result[theirs] = Changed(tensor, partial(_halves, heads=heads[part]))
+                result[theirs] = ConvertedTensor(tensor, partial(_halves, heads=heads[part]))
                 continue
         else:
             theirs = f"{STEM[module]}.{leaf}" if module in STEM else name

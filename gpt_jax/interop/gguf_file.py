@@ -26,7 +26,7 @@ STRING, ARRAY = 8, 9
 
 
 @dataclass(frozen=True)
-class Quantized:
+class QuantizedTensor:
     """A quantized tensor on disk, `offset` bytes into `file`; its `shape` is in row-major order, unlike in the file."""
 
     file: Path
@@ -63,10 +63,10 @@ class Quantized:
 
 
 @dataclass(frozen=True)
-class Changed:
+class ConvertedTensor:
     """A tensor that is computed from another one when it is read."""
 
-    tensor: Quantized
+    tensor: QuantizedTensor
     change: Callable[[np.ndarray], np.ndarray]
 
     @property
@@ -77,7 +77,7 @@ class Changed:
         return self.change(self.tensor.read())
 
 
-def read_header(file: Path) -> tuple[dict[str, Any], dict[str, Quantized]]:
+def read_header(file: Path) -> tuple[dict[str, Any], dict[str, QuantizedTensor]]:
     """Returns the values of all keys, with arrays as lists, and the tensors by name.
 
     Raises:
@@ -107,7 +107,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, Quantized]]:
     tensors = {}
     for name, shape, kind, offset in infos:
         try:
-            tensor = Quantized(file, gguf.GGMLQuantizationType(kind), shape, start + offset)
+            tensor = QuantizedTensor(file, gguf.GGMLQuantizationType(kind), shape, start + offset)
         except ValueError:
             raise UserError(
                 f"{file} has the tensor {name} of type {kind}: install a newer gguf package, which may know it"

@@ -52,7 +52,7 @@ class Tensor(Protocol):
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor on disk, `offset` bytes into `file`."""
 
     file: Path
@@ -100,7 +100,7 @@ def open_weights(folder: Path) -> Mapping[str, Tensor]:
     return tensors
 
 
-def read_header(file: Path) -> dict[str, Stored]:
+def read_header(file: Path) -> dict[str, StoredTensor]:
     """Returns the tensors of one file by name.
 
     Raises:
@@ -128,7 +128,7 @@ def read_header(file: Path) -> dict[str, Stored]:
         dtype, shape, (start, stop) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
         if stop - start != dtype.itemsize * int(np.prod(shape, dtype=np.int64)) or 8 + length + stop > size:
             raise damaged
-        tensors[name] = Stored(file, dtype, shape, 8 + length + start)
+        tensors[name] = StoredTensor(file, dtype, shape, 8 + length + start)
     return tensors
 
 
