@@ -167,7 +167,7 @@ def fused(
 
 
 def by_name(
-    model: ModelConfig, names: Mapping[str, str], special: Iterable[TensorRow] = (), *, linear: bool = True
+    model: ModelConfig, names: Mapping[str, str], special: Iterable[TensorRow] = (), *, transpose: bool = True
 ) -> tuple[TensorRow, ...]:
     """Returns the table of `model`: a row for each parameter, and the `special` rows.
 
@@ -176,7 +176,7 @@ def by_name(
       names: our modules → the family's modules; `{}` is the layer. Kernels, scales and tables are the `weight` of a
         module, biases its `bias`; any other parameter is the tensor named.
       special: rows of parameters that `names` cannot describe.
-      linear: whether kernels are transposed. GPT-2 sets it to False; the head is transposed all the same.
+      transpose: whether kernels are transposed. GPT-2 sets it to False; the head is transposed all the same.
 
     Raises:
       ConfigError: a parameter has no place in the family.
@@ -195,7 +195,7 @@ def by_name(
         theirs = names[general].format(place.group() if place else "")
         if leaf == "bias":
             rows.append(unchanged(f"{theirs}.bias", path))
-        elif leaf == "kernel" and (linear or module == "head"):
+        elif leaf == "kernel" and (transpose or module == "head"):
             rows.append(transposed(f"{theirs}.weight", path))
         elif leaf in ("kernel", "scale", "table"):
             rows.append(unchanged(f"{theirs}.weight", path))

@@ -145,7 +145,7 @@ def write_bigcode(model: cfg.ModelConfig) -> dict[str, Any]:
 def gpt2_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     """GPT-2 stores its linear layers as convolutions, with kernels (inputs, outputs), as we do."""
     qkv = fused(model, "transformer.h.{}.attn.c_attn", QKV, (model.width,) * 3, axis=1)
-    return by_name(model, NAMES, qkv, linear=False)
+    return by_name(model, NAMES, qkv, transpose=False)
 
 
 def bigcode_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
