@@ -33,21 +33,21 @@ def tensors(seed: int = 0, *, tied: bool = True, qkv_bias: bool = False) -> dict
     rng = np.random.default_rng(seed)
     V = BPE.vocab_size
 
-    def normal_form(*shape: int) -> np.ndarray:
-        return rng.normal_form(0, 0.2, shape).astype(np.float32)
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(0, 0.2, shape).astype(np.float32)
 
-    found = {"model.embed_tokens.weight": normal_form(V, C), "model.norm.weight": 1 + normal_form(C)}
+    found = {"model.embed_tokens.weight": normal(V, C), "model.norm.weight": 1 + normal(C)}
     if not tied:
-        found["lm_head.weight"] = normal_form(V, C)
+        found["lm_head.weight"] = normal(V, C)
     for layer in range(L):
         at = f"model.layers.{layer}."
         widths = {"q_proj": (H * D, C), "k_proj": (K * D, C), "v_proj": (K * D, C), "o_proj": (C, H * D)}
-        found |= {f"{at}self_attn.{name}.weight": normal_form(*shape) for name, shape in widths.items()}
+        found |= {f"{at}self_attn.{name}.weight": normal(*shape) for name, shape in widths.items()}
         if qkv_bias:
-            found |= {f"{at}self_attn.{name}.bias": normal_form(widths[name][0]) for name in list(widths)[:3]}
-        found |= {f"{at}mlp.{name}.weight": normal_form(F, C) for name in ("gate_proj", "up_proj")}
-        found |= {f"{at}mlp.down_proj.weight": normal_form(C, F)}
-        found |= {f"{at}{name}.weight": 1 + normal_form(C) for name in ("input_layernorm", "post_attention_layernorm")}
+            found |= {f"{at}self_attn.{name}.bias": normal(widths[name][0]) for name in list(widths)[:3]}
+        found |= {f"{at}mlp.{name}.weight": normal(F, C) for name in ("gate_proj", "up_proj")}
+        found |= {f"{at}mlp.down_proj.weight": normal(C, F)}
+        found |= {f"{at}{name}.weight": 1 + normal(C) for name in ("input_layernorm", "post_attention_layernorm")}
     return found
 
 
