@@ -1,4 +1,4 @@
-"""One layer: attention and MLP around the residual stream."""
+"""One layer: a mixer and an MLP, each added to the residual stream."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ MLPS: dict[type[cfg.MlpConfig], type[nn.Module]] = {cfg.Mlp: Mlp, cfg.GatedMlp: 
 
 
 class Block(nn.Module):
-    """x (B, T, C) → x (B, T, C), in one of the residual arrangements that `BlockConfig` names."""
+    """x (B, T, C) → x (B, T, C), in the residual arrangement that `BlockConfig.residual` names.
+
+    Returns x, the layer's extended cache (None without one) and `shared`, what later layers read of this one.
+    """
 
     config: cfg.BlockConfig
     model: cfg.ModelConfig
@@ -69,7 +72,7 @@ class Block(nn.Module):
         return x, None if extended is None else {**extended, **state}, shared
 
 
-# residual arrangement → is there a norm before the sublayer, on what it adds, after the sum?
+# residual arrangement → (norm on the sublayer's input, norm on its output, norm after the sum)
 ARRANGEMENTS = {
     "pre": (True, False, False),
     "sandwich": (True, True, False),
@@ -79,5 +82,5 @@ ARRANGEMENTS = {
 
 
 def residual_scale(model: cfg.ModelConfig) -> float:
-    """What the initial kernels that write to the residual stream are multiplied by (see `Init.output`)."""
+    """The factor on the initial values of the kernels that write to the residual stream (see `Init.output`)."""
     return {"depth": (2 * model.layers) ** -0.5, "same": 1.0, "zero": 0.0}[model.init.output]
