@@ -33,8 +33,8 @@ class UsageError(UserError):
 def run(main: Callable[[], int | None], page: str, several: str | None = None) -> None:
     """Parses the flags, calls `main`, and exits with the code that it returns.
 
-    `--help` prints `page`, and `--helpfull` all flags. `several` names a multi-string flag that takes all words up to the
-    next flag.
+    `--help` prints `page`, and `--helpfull` all flags. `several` names a multi-string flag that takes all words up to
+    the next flag.
 
     A user error is printed to stderr as one sentence; the exit code is 2 if the command line or the configuration is
     wrong, else 1. Any other exception keeps its traceback.
