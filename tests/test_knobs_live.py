@@ -33,7 +33,7 @@ from gpt_jax.runs.metrics import check_wandb, read
 from gpt_jax.runs.train import train
 from gpt_jax.training import evaluate
 from gpt_jax.training.resolve import resolve
-from gpt_jax.training.sharding import make_mesh, place_batch
+from gpt_jax.training.sharding import make_mesh, shard_batch
 from gpt_jax.training.state import init_state
 from gpt_jax.training.step import make_train_step
 from tests.tiny import tiny_config
@@ -262,7 +262,7 @@ def observe(config: Config) -> tuple[str, ...]:
     config = resolve(config, data)
     model = GPT(config.model)
     init = partial(init_state, model, config)
-    step = jax.make_jaxpr(make_train_step(model, config))(jax.eval_shape(init), batches[0]._asdict())
+    step = jax.make_jaxpr(make_train_step(model, config))(jax.eval_shape(init), batches[0])
     return digest([batches, held_out, data.tokenizer.content_hash()]), digest(jax.make_jaxpr(init)()), digest(step)
 
 
@@ -307,7 +307,7 @@ def base_wanted(config: Config, folder: Path) -> bool:
 
 def placed(config: Config, folder: Path) -> Any:
     data = open_data(config.data, config.model.context_length, 0)
-    batch = place_batch(data.batch(0, 8)._asdict(), make_mesh(), config.train.parallel)
+    batch = shard_batch(data.batch(0, 8), make_mesh(), config.train.parallel)
     return jax.tree.map(lambda leaf: leaf.shape, batch)
 
 
@@ -315,9 +315,9 @@ def evaluated(config: Config, folder: Path) -> list[tuple[int, ...]]:
     """Shapes of the batches that an evaluation reads."""
     shapes: list[tuple[int, ...]] = []
     with pytest.MonkeyPatch.context() as patch:
-        place = place_batch
+        place = shard_batch
         patch.setattr(
-            evaluate, "place_batch", lambda batch, *rest: (shapes.append(batch["tokens"].shape), place(batch, *rest))[1]
+            evaluate, "shard_batch", lambda batch, *rest: (shapes.append(batch.tokens.shape), place(batch, *rest))[1]
         )
         train(config, folder, console=Console(quiet=True))
     return shapes

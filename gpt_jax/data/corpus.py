@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from gpt_jax.config import Text
+from gpt_jax.config.code import code_hashes, digest
 from gpt_jax.config.errors import UserError
 from gpt_jax.data.cache import build_once
 from gpt_jax.data.files import Document, SourceFile, find_files, python_files
 from gpt_jax.data.prepared import PreparedDataset
 from gpt_jax.data.progress import Report, progress_bar
 from gpt_jax.data.stored import directory_of, quiet, read_examples
-
-DECISIVE = ("builders.py", "cache.py", "corpus.py", "files.py", "prepared.py", "stored.py", "tokenized.py")
 
 
 @runtime_checkable
@@ -80,14 +79,10 @@ def open_corpus(config: Text, cache: Path, progress: bool) -> Corpus:
     return Corpus(source, folder, **manifest)
 
 
-@functools.cache
 def code_version() -> str:
     """A hash of the code that decides which tokens a text becomes: a cache made by other code is not used."""
-    here = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted([*map(here.joinpath, DECISIVE), *here.glob("tokenizer/*.py")]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    hashes = code_hashes("gpt_jax.data.tokenized")
+    return digest(json.dumps({name: value for name, value in hashes.items() if name.startswith("gpt_jax.data.")}))
 
 
 def _source(config: Text) -> Source:

@@ -10,27 +10,29 @@ The N targets of a stream (all its tokens but the first) are cut into rows of T;
 place earlier. Neighbouring rows share one token. The last row is short: it is padded with token 0 at weight 0.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 
+Array = Any  # np.ndarray, jax.Array, or jax.ShapeDtypeStruct where a program is only compiled
 MASK64 = 2**64 - 1
 
 
 class Batch(NamedTuple):
-    """B rows of T places. Padding has token 0, target 0, weight 0, segment 0 and position 0.
+    """B rows of T tokens: NumPy arrays as the packer makes them, JAX arrays once they are on devices.
 
-    `segments` numbers the documents of a row from 1, and `positions` counts from 0 in each (or from the row's start,
-    where a document began in an earlier row). Both are None in every batch of a data set whose rows each are one
-    document.
+    A pytree, so that `jax.tree.map` reaches its arrays. Padding has token 0, target 0, weight 0, segment 0 and
+    position 0. `segments` numbers the documents of a row from 1, and `positions` counts from 0 in each document (or
+    from the start of the row, if the document began in an earlier row). Both are None in every batch of a data set
+    that has one document per row.
     """
 
-    tokens: np.ndarray  # (B, T) int32
-    targets: np.ndarray  # (B, T) int32
-    weights: np.ndarray  # (B, T) float32: 1 where the target counts, else 0
-    segments: np.ndarray | None = None  # (B, T) int32
-    positions: np.ndarray | None = None  # (B, T) int32
+    tokens: Array  # (B, T) int32
+    targets: Array  # (B, T) int32
+    weights: Array  # (B, T) float32: 1 where the target counts, else 0
+    segments: Array | None = None  # (B, T) int32
+    positions: Array | None = None  # (B, T) int32
 
 
 @runtime_checkable

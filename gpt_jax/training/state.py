@@ -14,7 +14,7 @@ from flax import struct
 
 from gpt_jax import config
 from gpt_jax.config import Config
-from gpt_jax.model.adapter import grafted, pruned, trained
+from gpt_jax.model.adapter import grafted, pruned, trainable
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.paths import path_of
 from gpt_jax.model.stack import canonical, stacked
@@ -26,7 +26,7 @@ PARAMS, REST = "params", "rest"
 @struct.dataclass
 class TrainState:
     """All that a training step changes. `params` is what `model.init` returns; `optimizer` is about those that train
-    (`model.adapter.trained`).
+    (`model.adapter.trainable`).
 
     `step` counts batches. `skipped` counts those whose loss or gradient was not finite, `skipped_in_row` those of them
     since the last good one.
@@ -56,7 +56,7 @@ def init_state(model: nn.Module, c: config.Config) -> TrainState:
     """The state before the first step, a function of the configuration alone."""
     tokens = jnp.zeros((1, c.model.context_length), jnp.int32)
     params = model.init(jax.random.key(c.seed), tokens)
-    return first_state(params, jax.jit(make_optimizer(c.optimizer).init)(trained(params)))
+    return first_state(params, jax.jit(make_optimizer(c.optimizer).init)(trainable(params)))
 
 
 def first_state(params: Any, optimizer: Any) -> TrainState:
@@ -73,7 +73,7 @@ def to_trees(state: TrainState) -> dict[str, Any]:
         {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "params"}
     )
     return {
-        PARAMS: pruned(canonical(trained(state.params))),
+        PARAMS: pruned(canonical(trainable(state.params))),
         REST: {path_of(path): leaf for path, leaf in jax.tree.leaves_with_path(rest)},
     }
 

@@ -24,7 +24,7 @@ from gpt_jax.config import (
 )
 from gpt_jax.config.conversion import from_dict, to_dict
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.model.adapter import grafted, pruned, replaced, trained
+from gpt_jax.model.adapter import grafted, pruned, replaced, trainable
 from gpt_jax.model.merge import merge_adapter
 from gpt_jax.model.paths import map_with_path
 from gpt_jax.model.stack import canonical, stacked
@@ -81,7 +81,7 @@ def test_merged_and_unmerged_are_the_same(kind: str) -> None:
     assert merged.config == tiny(ATTENTIONS[kind], final_norm=RmsNorm())
     logits = model.apply(params, TOKENS)
     assert np.abs(logits - merged.apply(one, TOKENS)).max() < 1e-5
-    changed = jax.tree.map(lambda leaf: leaf * 0, trained(params))
+    changed = jax.tree.map(lambda leaf: leaf * 0, trainable(params))
     assert np.abs(logits - model.apply(replaced(params, changed), TOKENS)).max() > 1e-2  # it had something to merge
 
 
@@ -167,12 +167,12 @@ def test_a_target_that_names_nothing_is_refused() -> None:
 def test_trees_are_split_and_joined() -> None:
     model = GPT(tiny(block={"adapter": Lora(2)}))
     params = random_params(model)
-    part = pruned(trained(params))
+    part = pruned(trainable(params))
     assert len(jax.tree.leaves(part)) == 8 and all("adapter" in name for name in names(part))
     base = {"params": pruned_base(params)}
     jax.tree.map(np.testing.assert_array_equal, grafted(base, part), params)
-    jax.tree.map(np.testing.assert_array_equal, replaced(params, trained(params)), params)
-    assert trained(base) is base
+    jax.tree.map(np.testing.assert_array_equal, replaced(params, trainable(params)), params)
+    assert trainable(base) is base
 
 
 def test_the_compact_form_has_it() -> None:
