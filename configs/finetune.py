@@ -22,7 +22,7 @@ from gpt_jax.runs.base import to_partial_dict
 def get_config(arg: str = "lora") -> ConfigDict:
     arms = {"lora": ({"adapter": Lora()}, 2e-3), "full": ({}, 1e-4)}
     if arg not in arms:
-        raise ConfigError(f'configs/finetune.py has the arms {", ".join(arms)}, not "{arg}"')
+        raise ConfigError(f'configs/finetune.py has no arm "{arg}": choose {" or ".join(arms)}')
     changes, learning_rate = arms[arg]
     return to_partial_dict(
         changes,

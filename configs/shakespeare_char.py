@@ -49,11 +49,12 @@ from gpt_jax.config.errors import ConfigError
 def get_config(arg: str = "modern") -> ConfigDict:
     arms = {"modern": modern, "gpt2": gpt2}
     if arg not in arms:
-        raise ConfigError(f'configs/shakespeare_char.py has the arms {", ".join(arms)}, not "{arg}"')
+        raise ConfigError(f'configs/shakespeare_char.py has no arm "{arg}": choose {" or ".join(arms)}')
     return to_config_dict(arms[arg]())
 
 
 def gpt2() -> Config:
+    """nanoGPT's GPT-2."""
     norm = LayerNorm(bias=False)
     block = BlockConfig(Attention(heads=4), Mlp(width=512, activation="gelu"), norm)
     return Config(
@@ -76,6 +77,7 @@ def gpt2() -> Config:
 
 
 def modern() -> Config:
+    """RMSNorm, RoPE, QK norm, gated MLP, short convolutions and Muon, at the same budget."""
     norm = RmsNorm(scale=False)
     attention = Attention(heads=4, position=Rope(), score=Score(qk_norm=norm), convolution=3)
     block = BlockConfig(attention, GatedMlp(width=344), norm, convolution=3)

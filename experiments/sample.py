@@ -8,7 +8,7 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.writing import opening, show, talk
+from experiments.writing import first_messages, show, talk
 from gpt_jax.data.tokenizer import Tokenizer
 from gpt_jax.decoding.generate import stream
 from gpt_jax.decoding.sampling import Sampler
@@ -87,7 +87,7 @@ def main() -> int:
 def read_prompt(tokenizer: Tokenizer) -> list[int]:
     """The token ids of the prompt, with what the tokenizer puts before a document or a conversation."""
     if FLAGS.chat:
-        return tokenizer.chat([*opening(FLAGS.system), {"role": "user", "content": FLAGS.prompt}])
+        return tokenizer.chat([*first_messages(FLAGS.system), {"role": "user", "content": FLAGS.prompt}])
     ids = tokenizer.encode(FLAGS.prompt, allowed_special="all")
     ids = ids if ids[: len(tokenizer.prefix)] == tokenizer.prefix else [*tokenizer.prefix, *ids]
     if ids:

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable
 from gpt_jax.config.errors import UserError
 from gpt_jax.data.tokenizer import Tokenizer
 
-Answer = Callable[
-    [list[int], int], Iterable[list[int]]
-]  # (ids of the conversation, turn) → new ids as they are generated
+# (ids of the conversation, turn) → new ids as they are generated
+Answer = Callable[[list[int], int], Iterable[list[int]]]
 QUIT = ("/quit", "/exit")
 
 
@@ -22,7 +21,7 @@ def talk(tokenizer: Tokenizer, answer: Answer, system: str | None) -> None:
     Raises:
       UserError: the first message of a conversation has no room in the context.
     """
-    messages, turn = opening(system), 0
+    messages, turn = first_messages(system), 0
     while (said := _read_line()) is not None:
         if not said.strip():
             continue
@@ -30,16 +29,16 @@ def talk(tokenizer: Tokenizer, answer: Answer, system: str | None) -> None:
         try:
             answered = write(answer(tokenizer.chat(messages), turn), tokenizer)
         except UserError as error:
-            if len(messages) == len(opening(system)) + 1:
+            if len(messages) == len(first_messages(system)) + 1:
                 raise
             print(f"{error}; a new conversation starts", file=sys.stderr)
-            messages = opening(system)
+            messages = first_messages(system)
             continue
         messages.append({"role": "assistant", "content": answered})
         turn += 1
 
 
-def opening(system: str | None) -> list[dict[str, str]]:
+def first_messages(system: str | None) -> list[dict[str, str]]:
     """A conversation without messages, except the system message if it is not None."""
     return [] if system is None else [{"role": "system", "content": system}]
 
@@ -52,7 +51,7 @@ def show(pieces: Iterable[list[list[int]]], tokenizer: Tokenizer, waiting: list[
     decoders = [tokenizer.stream() for _ in waiting]
     for piece in pieces:
         for i, ids in enumerate(piece):
-            waiting[i] += decoders[i].push(shown(ids, tokenizer))
+            waiting[i] += decoders[i].push(visible(ids, tokenizer))
         print(waiting[0], end="", flush=True)
         waiting[0] = ""
     for i, decoder in enumerate(decoders):
@@ -64,7 +63,7 @@ def write(pieces: Iterable[list[int]], tokenizer: Tokenizer) -> str:
     """Prints the text of new ids as they are generated, without the stop token, and returns it."""
     decoder, text = tokenizer.stream(), ""
     for ids in pieces:
-        new = decoder.push(shown(ids, tokenizer))
+        new = decoder.push(visible(ids, tokenizer))
         print(new, end="", flush=True)
         text += new
     rest = decoder.flush()
@@ -72,7 +71,7 @@ def write(pieces: Iterable[list[int]], tokenizer: Tokenizer) -> str:
     return text + rest
 
 
-def shown(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+def visible(ids: list[int], tokenizer: Tokenizer) -> list[int]:
     """`ids` without stop tokens, and without ids of the model that are outside the tokenizer's vocabulary."""
     return [token for token in ids if token not in tokenizer.stop and token < tokenizer.vocab_size]
 

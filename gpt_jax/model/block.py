@@ -60,15 +60,15 @@ class Block(nn.Module):
             x = add("mlp", add("attention", x, change), mlp(convolve("mlp", to_mlp)))
             return x, None if extended is None else {**extended, **state}, shared
 
-        before, inner, after = ARRANGEMENTS[c.residual]
-        y = convolve("attention", norm("attention_norm", x) if before else x)
+        norm_input, norm_output, norm_sum = ARRANGEMENTS[c.residual]
+        y = convolve("attention", norm("attention_norm", x) if norm_input else x)
         change, extended, shared = attention(y, row, cache, shared, train)
-        x = add("attention", x, norm("attention_output_norm", change) if inner else change)
-        x = norm("attention_norm", x) if after else x
+        x = add("attention", x, norm("attention_output_norm", change) if norm_output else change)
+        x = norm("attention_norm", x) if norm_sum else x
         if mlp is not None:
-            change = mlp(convolve("mlp", norm("mlp_norm", x) if before else x))
-            x = add("mlp", x, norm("mlp_output_norm", change) if inner else change)
-            x = norm("mlp_norm", x) if after else x
+            change = mlp(convolve("mlp", norm("mlp_norm", x) if norm_input else x))
+            x = add("mlp", x, norm("mlp_output_norm", change) if norm_output else change)
+            x = norm("mlp_norm", x) if norm_sum else x
         return x, None if extended is None else {**extended, **state}, shared
 
 

@@ -217,6 +217,7 @@ def _forward(tiling: Tiling, operands: Operands, offset: Int[Array, ""]) -> tupl
 
 
 def _backward(tiling: Tiling, saved: Any, gradient: Float[Array, "B H T E"]) -> tuple[Operands, None]:
+    """The gradients of the operands: `grad_…` are sums over blocks, `d_…` the terms of one block."""
     saved = jax.tree.map(jnp.asarray, saved)  # constants come back as NumPy arrays
     (query, key, value, queries, keys, params, sinks), offset, out, log_sums = saved
     K = key.shape[1]
@@ -226,41 +227,43 @@ def _backward(tiling: Tiling, saved: Any, gradient: Float[Array, "B H T E"]) -> 
 
     def query_block(sums: Any, i: Array) -> tuple[Any, Any]:
         query, gradient, product, log_sum, queries = cut(rows, i * tiling.query_block, tiling.query_block)
-        # Sums over queries contract the last axis: 1.5 × faster on a CPU.
+        # Sums over queries contract the last axis, which a CPU does 1.5 × as fast.
         columns, gradient_columns = (_fold(x, K).swapaxes(2, 3) for x in (query, gradient))
 
         def visit(j: Array, sums: Any) -> Any:
-            of_queries, of_keys, of_params = sums
+            grad_queries, grad_keys, grad_params = sums
             key_block, value_block, keys_block = cut((key, value, keys), j * tiling.key_block, tiling.key_block)
             logits, pull_back = _vjp(tiling.adjust, params, scores(query, key_block), queries, keys_block)
-            to_weights = scores(gradient, value_block)
+            d_weights = scores(gradient, value_block)
             if tiling.normalizer == "sigmoid":
                 weights = jax.nn.sigmoid(logits)
-                to_logits = weights * (1 - weights) * to_weights
+                d_logits = weights * (1 - weights) * d_weights
             else:
                 weights = jnp.exp(logits - log_sum)
-                to_logits = weights * (to_weights - product)
-            to_params, to_scores, to_queries, to_keys = pull_back(to_logits)
-            to_scores = to_scores.astype(key.dtype)
-            to_key = _mix_keys(columns, to_scores), _mix_keys(gradient_columns, weights.astype(gradient.dtype)), to_keys
+                d_logits = weights * (d_weights - product)
+            d_params, d_scores, d_queries, d_keys = pull_back(d_logits)
+            d_scores = d_scores.astype(key.dtype)
+            d_key = _mix_keys(columns, d_scores), _mix_keys(gradient_columns, weights.astype(gradient.dtype)), d_keys
             return (
-                _add(of_queries, (_mix(to_scores, key_block), to_queries)),
-                add_at(of_keys, to_key, j * tiling.key_block),
-                _add(of_params, to_params),
+                _add(grad_queries, (_mix(d_scores, key_block), d_queries)),
+                add_at(grad_keys, d_key, j * tiling.key_block),
+                _add(grad_params, d_params),
             )
 
-        of_keys, of_params = sums
-        start = _zeros((query, queries)), of_keys, of_params
-        of_queries, of_keys, of_params = lax.fori_loop(*tiling.visible(i, offset), visit, start)
-        return (of_keys, of_params), of_queries
+        grad_keys, grad_params = sums
+        start = _zeros((query, queries)), grad_keys, grad_params
+        grad_queries, grad_keys, grad_params = lax.fori_loop(*tiling.visible(i, offset), visit, start)
+        return (grad_keys, grad_params), grad_queries
 
     start, blocks = _zeros(((key.mT, value.mT, keys), params)), jnp.arange(query.shape[2] // tiling.query_block)
-    ((of_key, of_value, of_keys), of_params), (of_query, of_queries) = lax.scan(query_block, start, blocks)
-    of_queries = jax.tree.map(lambda x: joined(x, axis=x.ndim - 2), of_queries)
-    of_sinks = None
+    ((grad_key, grad_value, grad_keys), grad_params), (grad_query, grad_queries) = lax.scan(query_block, start, blocks)
+    grad_queries = jax.tree.map(lambda x: joined(x, axis=x.ndim - 2), grad_queries)
+    grad_sinks = None
     if sinks is not None:
-        of_sinks = -jnp.sum(jnp.exp(sinks[:, None] - log_sums) * products, axis=(0, 2))
-    sums = Operands(joined(of_query, axis=2), of_key.mT, of_value.mT, of_queries, of_keys, of_params, of_sinks)
+        grad_sinks = -jnp.sum(jnp.exp(sinks[:, None] - log_sums) * products, axis=(0, 2))
+    sums = Operands(
+        joined(grad_query, axis=2), grad_key.mT, grad_value.mT, grad_queries, grad_keys, grad_params, grad_sinks
+    )
     return jax.tree.map(lambda total, x: total.astype(x.dtype), sums, _floats(saved[0])), None
 
 

@@ -91,14 +91,14 @@ def splash_attention(
         # Chosen at lowering, so that a program compiled for a TPU on another machine contains the kernel itself.
         return lax.platform_dependent(*operands, tpu=partial(attend, False), default=partial(attend, True))
 
-    rows = _rows(query.shape[0])
+    rows = _row_partition(query.shape[0])
     if rows is not None:
         specs = (rows, rows, rows, rows, PartitionSpec())
         choose = jax.shard_map(choose, in_specs=specs, out_specs=rows, check_vma=False)
     return choose(query, key, value, segments, sinks).astype(value.dtype)
 
 
-def _rows(batch: int) -> PartitionSpec | None:
+def _row_partition(batch: int) -> PartitionSpec | None:
     """How the rows are partitioned over the mesh in whose context the program is traced; None if there is no mesh.
 
     XLA cannot partition a Pallas kernel by itself.

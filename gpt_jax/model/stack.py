@@ -81,7 +81,7 @@ def _init(model: cfg.ModelConfig, key: Array, x: Float[Array, "B T C"], row: Row
     Equal blocks share one compiled body, in a loop on the device (`vmap` would give the same bits, and take XLA three
     times as long to compile).
     """
-    shared = _nothing_shared(model, x, row)
+    shared = _initial_shared(model, x, row)
     _check_targets(model, x, row, shared)
 
     def init_layer(block: cfg.BlockConfig, layer: Array) -> Params:
@@ -119,7 +119,7 @@ def _check_targets(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row, s
             raise ConfigError(f'adapter.targets has "{target}", which names no projection{nearest(target, names)}')
 
 
-def _nothing_shared(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row) -> Shared:
+def _initial_shared(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row) -> Shared:
     """Zeros of the shapes of what layers share: the carry of a scan has one structure from the first step on."""
 
     def last_shared() -> Shared:
@@ -146,7 +146,7 @@ def _scan(model: cfg.ModelConfig, run: Any, x: Array, params: Params, row: Row) 
         return (x, shared), taps
 
     xs = [(params[name], jnp.array(layers)) for name, layers in groups.items()]
-    (x, _), taps = jax.lax.scan(body, (x, _nothing_shared(model, x, row)), xs)
+    (x, _), taps = jax.lax.scan(body, (x, _initial_shared(model, x, row)), xs)
     place = {
         layer: (group, i) for group, layers in zip(taps, groups.values(), strict=True) for i, layer in enumerate(layers)
     }
