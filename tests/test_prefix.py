@@ -57,7 +57,7 @@ def test_what_would_cut_a_prefix_is_refused() -> None:
     params = random_params(model)
     tokens, prefix = jnp.arange(6)[None], jnp.array([4])
     for options in ({"chunk": 2}, {"slide": True}):
-        with pytest.raises(ValueError, match="sees its prompt whole: leave out slide and chunk"):
+        with pytest.raises(ValueError, match="must see its prompt at once: leave out slide and chunk"):
             generate(model, params, [[1, 2]], key=jax.random.key(0), max_new_tokens=2, **options)
     cache = init_cache(model.config, 1, 8)
     with pytest.raises(ValueError, match="attend to one another: pass all"):

@@ -23,7 +23,7 @@ from jaxtyping import Array
 from gpt_jax import config
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch
-from gpt_jax.decoding.generate import advance, begin
+from gpt_jax.decoding.programs import advance, begin
 from gpt_jax.decoding.sampling import Sampler
 from gpt_jax.model.gpt import GPT
 from gpt_jax.training.sharding import AXIS, compile_step, make_mesh

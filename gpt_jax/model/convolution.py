@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from gpt_jax.model.mixer import CacheShapes, LayerCache
+from gpt_jax.model.mixer import CacheShapes
 from gpt_jax.model.row import Row
+from gpt_jax.model.slots import LayerCache, read, write
 
 
 class ShortConvolution(nn.Module):
@@ -49,17 +50,16 @@ def convolved(
     param_dtype: str,
     row: Row,
     cache: LayerCache | None,
-    state: LayerCache,
-) -> Float[Array, "B T N"]:
-    """x through the convolution `<name>_convolution` of the calling module; with `taps` None, x unchanged.
+) -> tuple[Float[Array, "B T N"], LayerCache | None]:
+    """x through the convolution `<name>_convolution` of the calling module, and the cache extended by its last inputs.
 
-    Reads the last inputs from `cache` under that name, and writes the new ones to `state`.
+    With `taps` None, both are returned unchanged.
     """
     if taps is None:
-        return x
+        return x, cache
     entry = f"{name}_convolution"
-    y, state[entry] = ShortConvolution(taps, param_dtype, name=entry)(x, row, None if cache is None else cache[entry])
-    return y
+    y, past = ShortConvolution(taps, param_dtype, name=entry)(x, row, read(cache, entry))
+    return y, write(cache, **{entry: past})
 
 
 def convolution_shapes(taps: int | None, dtype: str, **widths: int) -> CacheShapes:

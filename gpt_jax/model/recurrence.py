@@ -17,9 +17,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gpt_jax.model.convolution import convolved
 from gpt_jax.model.linear import Linear
-from gpt_jax.model.mixer import LayerCache, Mixer
+from gpt_jax.model.mixer import Mixer
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.row import Row
+from gpt_jax.model.slots import LayerCache
 from gpt_jax.model.taps import tap
 
 CHUNK = 64  # most tokens of a chunk
@@ -125,12 +126,11 @@ class Recurrent(Mixer):
 
     def project(
         self, x: Float[Array, "B T C"], name: str, heads: int, width: int, row: Row, cache: LayerCache | None
-    ) -> tuple[Float[Array, "B T N D"], LayerCache]:
-        """Queries, keys or values (B, T, N heads, D), and the new cache entry of their convolution."""
-        kept: LayerCache = {}
+    ) -> tuple[Float[Array, "B T N D"], LayerCache | None]:
+        """Queries, keys or values of N heads, and the cache extended by the last inputs of their convolution."""
         y = self._linear(name, heads * width)(x)
-        y = convolved(name, y, self.config.convolution, self.model.param_dtype, row, cache, kept)
-        return y.reshape(*x.shape[:2], heads, width), kept
+        y, cache = convolved(name, y, self.config.convolution, self.model.param_dtype, row, cache)
+        return y.reshape(*x.shape[:2], heads, width), cache
 
     def log_decay(self, x: Float[Array, "B T C"]) -> Float[Array, "B H T"] | None:
         """The logarithm of each head's decay at each token; None means no decay."""

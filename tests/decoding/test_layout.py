@@ -7,7 +7,7 @@ import pytest
 
 from gpt_jax.config import Attention, BlockConfig, GatedMlp, Head, ModelConfig, Rope
 from gpt_jax.decoding.generate import generate
-from gpt_jax.decoding.layout import with_own_head
+from gpt_jax.decoding.layout import with_untied_head
 from gpt_jax.decoding.sampling import Greedy
 from gpt_jax.model.gpt import GPT
 
@@ -21,7 +21,7 @@ def test_a_head_of_its_own_gives_the_tables_logits(head: Head) -> None:
     params = model.init(jax.random.key(0), tokens)
     params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), params)
     before = jax.tree.map(np.asarray, params)
-    laid, moved = with_own_head(model, params)
+    laid, moved = with_untied_head(model, params)
     assert not laid.config.head.tied
     wanted = model.apply(params, tokens)
     np.testing.assert_allclose(laid.apply(moved, tokens), wanted, atol=1e-5)

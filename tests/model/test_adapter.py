@@ -14,8 +14,9 @@ from gpt_jax.config import (
     BlockConfig,
     Delta,
     Differential,
+    HeadwiseGate,
     Latent,
-    Linear,
+    LinearAttention,
     Lora,
     Mlp,
     RmsNorm,
@@ -33,11 +34,11 @@ from tests.tiny import random_params, tiny
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, 9)))
 EVERY = Lora(rank=3, alpha=5.0, targets=("**",))
 ATTENTIONS = {
-    "grouped": Attention(4, kv_heads=2, head_width=4, position=Rope(), gate="headwise", forget_gate=True),
+    "grouped": Attention(4, kv_heads=2, head_width=4, position=Rope(), gate=HeadwiseGate(), forget_gate=True),
     "biased": Attention(4, head_width=4, bias=("query", "output")),
     "differential": Differential(4, head_width=4),
     "latent": Latent(4, 6, 4, 4, query_rank=5),
-    "linear": Linear(4, 4),
+    "linear": LinearAttention(4, 4),
     "delta": Delta(4, head_width=4),
 }
 
