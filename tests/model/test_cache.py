@@ -30,7 +30,7 @@ def test_a_cache_holds_what_the_model_computes_in() -> None:
     assert init_cache(tiny(dtype="bfloat16"), 1, 4).layers[0]["key"].dtype == jnp.bfloat16
     with pytest.raises(ValueError, match="room for at least 1 token"):
         init_cache(tiny(), 1, 0)
-    with pytest.raises(ValueError, match="17 tokens don't fit the learned table of 16 positions"):
+    with pytest.raises(ValueError, match="17 tokens do not fit the learned table of 16 positions"):
         init_cache(tiny(embedding=Embedding(Learned())), 1, 17)
 
 
@@ -86,7 +86,7 @@ def test_a_write_past_the_end_raises_in_an_eager_call() -> None:
     model = GPT(tiny())
     params = random_params(model)
     _, cache = model.apply(params, TOKENS, cache=init_cache(model.config, 2, 10))
-    with pytest.raises(ValueError, match="room for 10 tokens and holds 8, so 3 more don't fit"):
+    with pytest.raises(ValueError, match="room for 10 tokens and holds 8, so 3 more do not fit"):
         model.apply(params, TOKENS[:, :3], cache=cache)
     model.apply(params, TOKENS[:, :2], cache=cache)
 
@@ -94,7 +94,7 @@ def test_a_write_past_the_end_raises_in_an_eager_call() -> None:
 @pytest.mark.parametrize("name", ["segments", "positions"])
 def test_segments_and_positions_are_refused_with_a_cache(name: str) -> None:
     model = GPT(tiny())
-    with pytest.raises(ValueError, match="a cache holds one document a row and counts its positions"):
+    with pytest.raises(ValueError, match="a cache holds one document per row and counts its positions"):
         model.apply(random_params(model), TOKENS, cache=init_cache(model.config, 2, 8), **{name: TOKENS})
 
 
