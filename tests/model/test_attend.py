@@ -29,7 +29,7 @@ from gpt_jax.config import (
 )
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.model import attend as attend_module
-from tests.tiny import random_params
+from tests.tiny import apply, random_params
 
 T = 300  # more than the 256² scores that the chunked kernel computes at once
 TOKENS = jax.random.randint(jax.random.key(0), (2, T), 0, 17)
@@ -86,7 +86,7 @@ def test_long_prompts_go_through_the_cache_in_chunks(mask: MaskConfig, monkeypat
     """As long a row does in training, wherever it begins in the cache."""
     model = model_of(Attention(2, 1, 8, mask=mask, position=Rope()))
     params = random_params(model, size=0.5)
-    wanted = model.apply(params, TOKENS)
+    wanted = apply(model, params, TOKENS)
     monkeypatch.setattr(attend_module, "LONG", 100)
     cache = init_cache(model.config, 2, T + 50, jnp.zeros(2, jnp.int32))
     parts, programs = [], []
