@@ -70,7 +70,7 @@ def main() -> int:
     else:
         status = Runner(plan, workdir, console, programs).run(shard or (0, 1))
     results = write_results(workdir)
-    print(f"\n{results['verdict']}\nreport: {write_report(workdir)}")
+    print(f"\n{results.verdict}\nreport: {write_report(workdir)}")
     if status == "interrupted":
         print(f"interrupted; to go on:\n  {cli.command()}")
     return {"finished": 0, "failed": cli.FAILURE, "interrupted": cli.SAVED}[status]

@@ -15,10 +15,13 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
+from gpt_jax.ablation import records
 from gpt_jax.ablation.grouping import choose
-from gpt_jax.ablation.plan import Plan, make_plan
+from gpt_jax.ablation.plan import StudyPlan, make_plan
+from gpt_jax.ablation.redone import redone
 from gpt_jax.ablation.results import STUDY
-from gpt_jax.ablation.runner import Status, write_plan
+from gpt_jax.ablation.runner import StudyStatus, write_plan
+from gpt_jax.ablation.schema import StudyRecord
 from gpt_jax.ablation.study import Study, change
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.runs.folder import RunFolder
@@ -79,21 +82,21 @@ def shard_from_flags() -> tuple[int, int] | None:
     return int(found[1]) - 1, int(found[2])
 
 
-def begin(plan: Plan, workdir: str, is_part: bool, programs: Programs) -> Plan:
+def begin(plan: StudyPlan, workdir: str, is_part: bool, programs: Programs) -> StudyPlan:
     """The plan with its seeds in groups that train together, written into the study's folder."""
-    together = choose(plan, workdir, flags.FLAGS.together, is_part, programs)
-    if together.count > 1:
-        plan = make_plan(plan.study, together.count)
+    grouping = choose(plan, workdir, flags.FLAGS.together, is_part, programs)
+    if grouping.count > 1:
+        plan = make_plan(plan.study, grouping.count)
     folder = RunFolder(workdir)
     is_known = is_part and folder.exists(STUDY)  # a part's own command makes no study
-    command = folder.read_json(STUDY)["repeat"]["command"] if is_known else cli.command()
-    write_plan(plan, workdir, command, together, flags.FLAGS.force)
+    earlier = records.read(StudyRecord, folder, STUDY).repeat.command if is_known else None
+    write_plan(plan, workdir, earlier or cli.command(), grouping, flags.FLAGS.force)
     if not is_part:
-        print(f"  seeds: {together.reason}")
+        print("\n".join([f"  seeds: {grouping.reason}", *(f"  {line}" for line in redone(plan.runs, folder))]))
     return plan
 
 
-def run_jobs(count: int) -> Status:
+def run_jobs(count: int) -> StudyStatus:
     """Runs this command's study in `count` processes, each with its shard."""
     if flags.FLAGS.shard is not None:
         raise cli.UsageError("--jobs and --shard exclude each other: a launcher starts one process for each shard")

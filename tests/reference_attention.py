@@ -142,14 +142,15 @@ def attention(c: config.Attention, params: Params, xs: list, row: Row) -> list:
         return np.array(out)
 
     queries = placed("query", projected("query", H, D))
-    if c.shared_kv:
+    if isinstance(c.value, config.Shared):
         keys, values = row.left["key_and_value"]
     else:
         raw = projected("key", K, D)
-        keys, values = placed("key", raw), raw if c.value_from_key else projected("value", K, E)
-        if c.value_embedding:
+        made = isinstance(c.value, config.Projected)
+        keys, values = placed("key", raw), projected("value", K, E) if made else raw
+        if made and c.value.embedding is not None:
             values = values + np.array([params["value_embedding"]["table"][i] for i in row.tokens]).reshape(T, K, E)
-        if c.value_residual is not None:  # Zhou et al. 2024, with shares that add up to 1
+        if made and c.value.residual is not None:  # Zhou et al. 2024, with shares that add up to 1
             first = row.left.setdefault("value", values)
             share = params["value_residual"]["share"]
             values = (1 - share) * values + share * first
@@ -179,7 +180,7 @@ def attention(c: config.Attention, params: Params, xs: list, row: Row) -> list:
         y = np.concatenate([heads[h][t] for h in range(len(heads))])
         if c.gate is not None:
             gate = sigmoid(linear(params["gate"], xs[t]))
-            y = y * (gate if c.gate == "elementwise" else np.repeat(gate, len(y) // H))
+            y = y * (gate if isinstance(c.gate, config.ElementwiseGate) else np.repeat(gate, len(y) // H))
         out.append(linear(params["output"], y))
     return out
 

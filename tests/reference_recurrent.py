@@ -15,7 +15,7 @@ from tests.reference_positions import rope
 Params = dict[str, Any]
 
 
-def linear_attention(c: config.Linear, params: Params, xs: list, row: Row) -> list:
+def linear_attention(c: config.LinearAttention, params: Params, xs: list, row: Row) -> list:
     """Katharopoulos et al. 2020, eq. 8, as sums over pairs; with decay Sun et al. 2023 (RetNet), eq. 5."""
     T, H = len(xs), c.heads
     queries, keys, values = (_heads(c, params, name, xs, row, H) for name in ("query", "key", "value"))

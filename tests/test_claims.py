@@ -35,7 +35,7 @@ def params() -> Any:
 
 @pytest.fixture(scope="module")
 def taps(params: Any) -> dict[str, jax.Array]:
-    return apply(params, TOKENS, capture="*")[1]
+    return apply(params, TOKENS, capture="**")[1]
 
 
 # ── text → tokens → ids ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -56,7 +56,7 @@ def test_a_whitespace_toy_vocabulary_maps_here_i_am_to_0_1_2(tmp_path: Any) -> N
     toy = Tokenizer(models.WordLevel({"Here": 0, "I": 1, "am": 2}, unk_token="am"))
     toy.pre_tokenizer = pre_tokenizers.Whitespace()
     toy.save(str(tmp_path / "tokenizer.json"))
-    with pytest.warns(UserWarning, match="does not give every text back"):
+    with pytest.warns(UserWarning, match="does not preserve every text"):
         tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
     assert list(tokenizer.encode("Here I am")) == [0, 1, 2]
 
@@ -99,7 +99,7 @@ def test_embeddings_become_contextual() -> None:
     model = GPT(tiny(Attention(H)))
     p = random_params(model)
     tokens = jnp.array([[5, 9, 7, 9], [6, 9, 7, 3]])
-    _, found = model.apply(p, tokens, capture="*")
+    _, found = model.apply(p, tokens, capture="**")
     x0 = found["embedding"]
     x1 = x0 + found["blocks/0/attention_change"] + found["blocks/0/mlp_change"]
     np.testing.assert_array_equal(x0[0, 1], x0[0, 3])
@@ -332,9 +332,9 @@ def test_the_loop_is_forward_choose_append_again(params: Any) -> None:
     """Four pure functions, callable one by one; the same key gives the same text."""
     prompt, new = [3, 1, 4], 4
     tokens, cache = jnp.array([prompt]), init_cache(MODEL.config, 1, len(prompt) + new)
-    state, no_stop = stages.start(tokens, new), jnp.zeros(0, jnp.int32)
+    state, no_stop = stages.init_state(tokens, new), jnp.zeros(0, jnp.int32)
     fed = tokens
-    while bool(stages.again(state, new)):
+    while bool(stages.is_unfinished(state, new)):
         logits, cache = stages.forward(MODEL, params, fed, cache)
         ids, logprobs = stages.choose(Greedy(), jax.random.split(jax.random.key(0), 1), logits)
         state = stages.append(state, ids, logprobs, no_stop)

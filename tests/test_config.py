@@ -24,8 +24,10 @@ from gpt_jax.config import (
     Config,
     Differential,
     Embedding,
+    FromKey,
     GatedMlp,
     Head,
+    HeadwiseGate,
     Init,
     Latent,
     LayerNorm,
@@ -34,12 +36,15 @@ from gpt_jax.config import (
     Lora,
     Mlp,
     ModelConfig,
+    Projected,
     RmsNorm,
     Rope,
     Score,
+    Shared,
     Sinusoidal,
     Text,
     Train,
+    ValueResidual,
     WarmupCosine,
     Window,
     pattern,
@@ -236,6 +241,29 @@ def test_settings_that_are_none_can_be_set_and_unset() -> None:
         values.model.attention.kv_heads = "two"
 
 
+def test_every_setting_is_an_attribute_of_its_config_dict() -> None:
+    """A field with the name of one of ConfigDict's own methods can be set neither in a file nor by a flag."""
+    for kind in vars(config).values():
+        if dataclasses.is_dataclass(kind):
+            assert not [field.name for field in dataclasses.fields(kind) if hasattr(ConfigDict, field.name)], kind
+
+
+def test_attention_is_composed_on_the_command_line() -> None:
+    """A type is chosen by its tag alone, and reaches every layer whose letter does not choose another."""
+    values = to_config_dict(run_config())
+    values.model.attention.value.type = "FromKey"
+    values.model.attention.gate.type = "HeadwiseGate"
+    values.model.attention.kv_heads = 2
+    c = from_config_dict(Config, values, {"model.attention.value.type": 0, "model.attention.gate.type": 0})
+    first, last = c.model.blocks[0].attention, c.model.blocks[-1].attention
+    assert (first.value, first.gate, first.kv_heads) == (FromKey(), HeadwiseGate(), 2)
+    assert (last.value, last.gate, last.kv_heads) == (FromKey(), HeadwiseGate(), 1)
+    values = to_config_dict(run_config())
+    values.model.attention.value.residual.type = "ValueResidual"
+    c = from_config_dict(Config, values)
+    assert {block.attention.value for block in c.model.blocks} == {Projected(residual=ValueResidual())}
+
+
 def test_switching_a_type_drops_the_old_types_settings_and_keeps_the_given_ones() -> None:
     values = to_config_dict(run_config())
     values.unlock()
@@ -280,6 +308,13 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     "path, value, message",
     [
         ("model.contex_length", 8, r'unknown setting "model.contex_length"; did you mean "context_length"\?'),
+        (
+            "model.attention.shared_kv",
+            True,
+            'it is model.attention.value.type "Shared" now',
+        ),
+        ("model.attention.value_width", 8, "it is model.attention.value.width now"),
+        ("model.attention.gate", "headwise", 'must be a group of settings with a "type"; .*HeadwiseGate'),
         ("model.attention.kv_head", 1, r'"model.attention.kv_head" of Attention; did you mean "kv_heads"\?'),
         ("optimizer.learningrate", 1.0, r'did you mean "learning_rate"\?'),
         ("sed", 1, r'unknown setting "sed" of Config; did you mean "seed"\?'),
@@ -343,30 +378,34 @@ ILLEGAL = {
     "say how score.qk_norm acts": lambda: Score(qk_norm_over="width"),
     "names a projection twice": lambda: Attention(4, bias=("query", "query")),
     "clip must be positive": lambda: Attention(4, clip=0.0),
-    "value_width must be positive": lambda: Attention(4, value_width=0),
+    "value.width must be positive": lambda: Projected(0),
     "adapter.rank must be positive": lambda: Lora(rank=0),
     "adapter.alpha must be positive": lambda: Lora(alpha=0.0),
     "adapter.dropout must lie": lambda: Lora(dropout=1.0),
     "adapter.targets names no projection": lambda: Lora(targets=()),
     "model.adapter adapts a trained model: give init_from": lambda: run_config(model=tiny(block={"adapter": Lora()})),
-    "shared_kv makes no keys and values of its own, so attention.forget_gate can't act": lambda: Attention(
-        4, shared_kv=True, forget_gate=True
+    "attention.value of type Shared projects none: unset one": lambda: Attention(4, value=Shared(), forget_gate=True),
+    'bias names "key", which a layer with attention.value of type Shared does not': lambda: Attention(
+        4, value=Shared(), bias=("key",)
     ),
-    "shared_kv makes no keys and values of its own, so attention.bias can't name the key": lambda: Attention(
-        4, shared_kv=True, bias=("key",)
+    'bias names "value", which a layer with attention.value of type FromKey does not': lambda: Attention(
+        4, value=FromKey(), bias=("query", "value")
     ),
-    "value_from_key makes no values of its own, so attention.value_residual": lambda: Attention(
-        4, value_from_key=True, value_residual=0.5
+    "and no layer below it has keys and values of its own": lambda: tiny(Attention(4, value=Shared())),
+    "its attention.mask must be Causal\\(\\) too, not Window": lambda: tiny(
+        blocks=(BlockConfig(Attention(4), None), BlockConfig(Attention(4, mask=Window(3), value=Shared()), None))
     ),
-    "and no layer below it with keys and values of its own": lambda: tiny(Attention(4, shared_kv=True)),
-    "its attention.mask must be that one's": lambda: tiny(
-        blocks=(BlockConfig(Attention(4), None), BlockConfig(Attention(4, mask=Window(3), shared_kv=True), None))
+    "which must project both and have no forget gate": lambda: tiny(
+        blocks=(BlockConfig(Attention(4, forget_gate=True), None), BlockConfig(Attention(4, value=Shared()), None))
     ),
-    "has keys that can't be shared": lambda: tiny(
-        blocks=(BlockConfig(Attention(4, forget_gate=True), None), BlockConfig(Attention(4, shared_kv=True), None))
+    "must project both": lambda: tiny(
+        blocks=tuple(BlockConfig(Attention(4, value=values), None) for values in (FromKey(), Shared()))
     ),
-    "both need the same kv_heads and value_width": lambda: tiny(
-        blocks=tuple(BlockConfig(Attention(4, k, 4, value_residual=0.5), None) for k in (4, 2))
+    "must be 6 too, not 2": lambda: tiny(
+        blocks=tuple(BlockConfig(Attention(4, value=values), None) for values in (Projected(6), Shared()))
+    ),
+    "both need the same kv_heads and value.width": lambda: tiny(
+        blocks=tuple(BlockConfig(Attention(4, k, 4, value=Projected(residual=ValueResidual())), None) for k in (4, 2))
     ),
     "Differential pairs its heads": lambda: Differential(4, kv_heads=1),
     "Latent has norms on its latents": lambda: Latent(4, 6, 4, 4, score=Score(qk_norm=RmsNorm())),

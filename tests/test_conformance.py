@@ -25,24 +25,31 @@ from gpt_jax.config import (
     Delta,
     Differential,
     DynamicNtk,
+    ElementwiseGate,
     Embedding,
+    FromKey,
     GatedMlp,
     Head,
+    HeadwiseGate,
     Init,
     Latent,
     LayerNorm,
     Learned,
-    Linear,
+    LinearAttention,
     LinearScaling,
     LogTemperature,
     Mlp,
     Prefix,
+    Projected,
     RmsNorm,
     Rope,
     Score,
+    Shared,
     Sinusoidal,
     Ssmax,
     T5Bias,
+    ValueEmbedding,
+    ValueResidual,
     Window,
     Yarn,
     pattern,
@@ -66,7 +73,7 @@ CHOICES: OrderedDict[str, list[Any]] = OrderedDict(
     ],
     residual=["pre", "post", "sandwich", "output", "parallel", "parallel_norms"],
     residual_scale=[None, 0.5],
-    kind=["Attention", "Differential", "Latent", "Linear", "Delta", "Average"],
+    kind=["Attention", "Differential", "Latent", "LinearAttention", "Delta", "Average"],
     position=[
         Rope(),
         None,
@@ -91,9 +98,15 @@ CHOICES: OrderedDict[str, list[Any]] = OrderedDict(
     convolution=[(None, None), (3, None), (None, 2)],  # on the sublayers' inputs; on queries, keys and values
     bias=[(), PROJECTIONS, ("output",), ("query", "value")],
     clip=[None, 0.8],
-    gate=[None, "elementwise", "headwise"],
+    gate=[None, ElementwiseGate(), HeadwiseGate()],
     forget_gate=[False, True],
-    values=[{}, {"value_residual": 0.4}, {"value_embedding": True}, {"value_from_key": True}, {"shared_kv": True}],
+    values=[
+        Projected(),
+        Projected(residual=ValueResidual(0.4)),
+        Projected(embedding=ValueEmbedding()),
+        FromKey(),
+        Shared(),
+    ],
     head=[Head(), Head(tied=False, bias=True, scale=0.3), Head(bias=True, softcap=2.0)],
     embedding=[Embedding(), Embedding(norm=RmsNorm()), Embedding(scale=1.7)],
     final_norm=[RmsNorm(), None],
@@ -113,22 +126,22 @@ def is_legal(c: dict[str, Any]) -> bool:
         return c[name] if name in c else {}
 
     bias, projected = c["bias"] if "bias" in c else (), "convolution" in c and c["convolution"][1] is not None
-    shares, from_key = "shared_kv" in switched("values"), "value_from_key" in switched("values")
+    values = c["values"] if "values" in c else Projected()
     # What multi-head latent attention has not.
     beyond_latent = (
         has("position", *BIASES, PARTIAL)
         or has("kv_heads", 2, 1)
-        or has("gate", "elementwise", "headwise")
+        or has("gate", ElementwiseGate(), HeadwiseGate())
         or has("forget_gate", True)
         or has("clip", 0.8)
-        or bool(switched("values") or switched("qk_norm") or projected)
+        or bool(values != Projected() or switched("qk_norm") or projected)
         or bias not in ((), PROJECTIONS)
     )
     # What mixers with a state have not.
     beyond_state = (
-        bool(switched("values") or switched("qk_norm") or switched("score"))
+        bool(values != Projected() or switched("qk_norm") or switched("score"))
         or has("kv_heads", 2, 1)
-        or has("gate", "elementwise", "headwise")
+        or has("gate", ElementwiseGate(), HeadwiseGate())
         or has("forget_gate", True)
         or has("clip", 0.8)
         or has("normalizer", "softmax_plus_one", "sinks", "sigmoid")
@@ -136,15 +149,15 @@ def is_legal(c: dict[str, Any]) -> bool:
         or has("position", *BIASES)
     )
     return not (
-        (has("kind", "Linear", "Delta", "Average") and beyond_state)
+        (has("kind", "LinearAttention", "Delta", "Average") and beyond_state)
         or (has("kind", "Delta", "Average") and "position" in c and c["position"] is not None)
         or (has("kind", "Average") and (bias or projected or has("value_width", 6)))
         or (has("mlp", None) and has("residual", "parallel", "parallel_norms"))
         or (has("kind", "Differential") and has("kv_heads", 1))
         or (has("kind", "Latent") and beyond_latent)
-        or (shares and (has("forget_gate", True) or has("clip", 0.8) or projected or "key" in bias))
-        or ((shares or from_key) and "value" in bias)
-        or (from_key and has("value_width", 6))
+        or (has("forget_gate", True) and "key" not in values.made)
+        or any(name in bias and name not in values.made for name in ("key", "value"))
+        or (has("value_width", 6) and isinstance(values, FromKey))
     )
 
 
@@ -157,20 +170,23 @@ def with_state(case: dict[str, Any], is_second: bool) -> Any:
         rest = {"key_heads": 2, "decay": "fixed", "negative": True, "gate": None} if is_second else {}
         return Delta(4, head_width=4, output_norm=norm, **given, **rest)
     if not is_second:
-        return Linear(4, 4, position=case["position"], **given)
+        return LinearAttention(4, 4, position=case["position"], **given)
     rest = {"feature_map": None, "normalize": False, "decay": "gated", "output_norm": norm, "gate": "silu"}
-    return Linear(4, 4, position=case["position"], **given, **rest)
+    return LinearAttention(4, 4, position=case["position"], **given, **rest)
 
 
 def build(case: dict[str, Any]) -> ModelConfig:
     score = Score(**case["qk_norm"], **case["score"], normalizer=case["normalizer"])
-    (outer, inner), masks = case["convolution"], case["masks"]
+    (outer, inner), masks, shares = case["convolution"], case["masks"], isinstance(case["values"], Shared)
+
+    def wide(values: Any) -> Any:
+        return values if isinstance(values, FromKey) else dataclasses.replace(values, width=case["value_width"])
 
     def attention(mask: Any, is_second: bool) -> Any:
         if case["kind"] == "Latent":
             rank, bias = 5 if is_second else None, bool(case["bias"])
             return Latent(4, 6, 4, 4, rank, case["value_width"], mask, case["position"], score, bias=bias)
-        if case["kind"] in ("Linear", "Delta", "Average"):
+        if case["kind"] in ("LinearAttention", "Delta", "Average"):
             return with_state(case, is_second)
         # Of two maps that agree the difference is little but rounding, as for a row's first token: hence the large eps.
         make = {"Attention": Attention, "Differential": partial(Differential, norm=RmsNorm(1e-2, scale=False))}
@@ -181,13 +197,12 @@ def build(case: dict[str, Any]) -> ModelConfig:
             mask,
             case["position"],
             score,
+            wide(Projected() if shares and not is_second else case["values"]),
             case["bias"],
             case["clip"],
             convolution=inner,
-            value_width=case["value_width"],
             gate=case["gate"],
             forget_gate=case["forget_gate"],
-            **({} if "shared_kv" in case["values"] and not is_second else case["values"]),
         )
 
     def block(mask: Any, is_second: bool) -> BlockConfig:
@@ -195,7 +210,7 @@ def build(case: dict[str, Any]) -> ModelConfig:
         return BlockConfig(attention(mask, is_second), case["mlp"], case["norm"], case["residual"], **rest)
 
     # A layer that shares keys has the mask of the one that makes them.
-    second = masks[0] if "shared_kv" in case["values"] else masks[-1]
+    second = masks[0] if shares else masks[-1]
     letters = {"A": block(masks[0], False), "B": block(second, True)}
     return tiny(
         blocks=pattern("AA" if letters["A"] == letters["B"] else "ABAB", **letters),
@@ -388,6 +403,7 @@ def test_a_ring_of_w_slots_serves_prompts_of_every_length(position: Any, chunks:
     check_cached(tiny(Attention(4, 2, 4, Window(W), position)), chunks)
 
 
+RESIDUAL = Projected(residual=ValueResidual(0.3))
 FEATURES = {
     "plain": tiny(),
     "period 2": tiny(
@@ -403,9 +419,9 @@ FEATURES = {
     "handed on": tiny(
         blocks=pattern(
             "ABAB",
-            A=BlockConfig(Attention(4, 2, 4, position=Rope(), dropout=0.2, value_residual=0.3), Mlp(8, "xielu")),
+            A=BlockConfig(Attention(4, 2, 4, position=Rope(), dropout=0.2, value=RESIDUAL), Mlp(8, "xielu")),
             B=BlockConfig(
-                Attention(4, 2, 4, position=Rope(), score=Score(normalizer="sinks"), gate="headwise", shared_kv=True),
+                Attention(4, 2, 4, Causal(), Rope(), Score(normalizer="sinks"), Shared(), gate=HeadwiseGate()),
                 GatedMlp(12),
                 residual="output",
             ),
@@ -415,7 +431,7 @@ FEATURES = {
         blocks=pattern(
             "DLMX",
             D=BlockConfig(Delta(2, head_width=4), Mlp(8)),
-            L=BlockConfig(Linear(2, position=Rope()), None),
+            L=BlockConfig(LinearAttention(2, position=Rope()), None),
             M=BlockConfig(Latent(2, 6, 4, 4, dropout=0.1), Mlp(8)),
             X=BlockConfig(Differential(4, 2, 4, Window(W), T5Bias(4, 6), forget_gate=True), Mlp(8)),
         )

@@ -7,6 +7,7 @@ import pytest
 
 from gpt_jax import GPT
 from gpt_jax.config import Adamw, Config, Muon, Text, Train, WarmupCosine
+from gpt_jax.data import Batch
 from gpt_jax.training.loss import cross_entropy
 from gpt_jax.training.optimizer import make_optimizer
 from gpt_jax.training.state import init_state
@@ -37,13 +38,7 @@ def batches():
     for _ in range(STEPS):
         ids = rng.integers(0, VOCABULARY, (4, 9)).astype(np.int32)
         weights = (rng.random((4, 8)) < 0.8).astype(np.float32)
-        yield {
-            "tokens": jnp.asarray(ids[:, :-1]),
-            "targets": jnp.asarray(ids[:, 1:]),
-            "weights": jnp.asarray(weights),
-            "segments": None,
-            "positions": None,
-        }
+        yield Batch(jnp.asarray(ids[:, :-1]), jnp.asarray(ids[:, 1:]), jnp.asarray(weights))
 
 
 GOLDEN = [
@@ -72,8 +67,8 @@ def test_adamw_is_the_papers():
     model, states, metrics = run(c)
 
     def objective(params, batch):
-        nll, log_z, _ = cross_entropy(model.apply(params, batch["tokens"]), batch["targets"])
-        return jnp.sum(batch["weights"] * (nll + 1e-3 * log_z**2)) / jnp.sum(batch["weights"])
+        nll, log_z, _ = cross_entropy(model.apply(params, batch.tokens), batch.targets)
+        return jnp.sum(batch.weights * (nll + 1e-3 * log_z**2)) / jnp.sum(batch.weights)
 
     gradient = jax.jit(jax.grad(objective))
     paths = ["/".join(k.key for k in keys) for keys, _ in jax.tree.leaves_with_path(states[0].params)]

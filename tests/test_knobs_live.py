@@ -33,7 +33,7 @@ from gpt_jax.runs.metrics import check_wandb, read
 from gpt_jax.runs.train import train
 from gpt_jax.training import evaluate
 from gpt_jax.training.resolve import resolve
-from gpt_jax.training.sharding import make_mesh, place_batch
+from gpt_jax.training.sharding import make_mesh, shard_batch
 from gpt_jax.training.state import init_state
 from gpt_jax.training.step import make_train_step
 from tests.tiny import tiny_config
@@ -56,10 +56,12 @@ def in_attention(config: Config, **fields: Any) -> Config:
     return in_block(config, attention=dataclasses.replace(config.model.blocks[0].attention, **fields))
 
 
-def in_second_attention(config: Config, attention: Any) -> Config:
-    first, second = config.model.blocks
-    blocks = (first, dataclasses.replace(second, attention=attention))
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, blocks=blocks))
+def with_values(config: Config, values: Any) -> Config:
+    """In every layer; where they are shared, the first layer makes values of the same width."""
+    if not isinstance(values, knobs.Shared):
+        return in_attention(config, value=values)
+    made, shared = (in_attention(config, value=v).model.blocks[0] for v in (knobs.Projected(values.width), values))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, blocks=(made, shared)))
 
 
 BASE = tiny_config(schedule=knobs.WarmupCosine(warmup=2, steps=9))
@@ -69,6 +71,10 @@ PLACES: dict[type, Place] = {
     knobs.RopeScaling: lambda c, v: in_attention(c, position=knobs.Rope(scaling=v)),
     knobs.MaskConfig: lambda c, v: in_attention(c, mask=v),
     knobs.TemperatureConfig: lambda c, v: in_attention(c, score=knobs.Score(temperature=v)),
+    knobs.GateConfig: lambda c, v: in_attention(c, gate=v),
+    knobs.ValueConfig: lambda c, v: with_values(c, v),
+    knobs.ValueEmbeddingConfig: lambda c, v: in_attention(c, value=knobs.Projected(embedding=v)),
+    knobs.ValueResidualConfig: lambda c, v: in_attention(c, value=knobs.Projected(residual=v)),
     knobs.AttentionConfig: lambda c, v: in_block(c, attention=v),
     knobs.MlpConfig: lambda c, v: in_block(c, mlp=v),
     knobs.AbsolutePositionConfig: lambda c, v: in_model(embedding=knobs.Embedding(position=v)),
@@ -105,7 +111,7 @@ STARTS: dict[str, Callable[[], Any]] = {
     "Latent": lambda: knobs.Latent(heads=2, rank=6, head_width=4, rotary_width=4),
     "Chunk": lambda: knobs.Chunk(4),
     "Average": lambda: knobs.Average(8),
-    "Linear": lambda: knobs.Linear(heads=2),
+    "LinearAttention": lambda: knobs.LinearAttention(heads=2),
     "Delta": lambda: knobs.Delta(heads=2),
     "Mlp": lambda: Mlp(32),
     "GatedMlp": lambda: knobs.GatedMlp(32),
@@ -142,10 +148,6 @@ FIELD_STARTS: dict[str, Callable[[], Any]] = {
         f"Score.{field}": lambda: knobs.Score(qk_norm=knobs.RmsNorm())
         for field in ("qk_norm", "qk_norm_over", "qk_norm_last")
     },
-    **{  # keys of the first layer are those of its attention
-        f"{kind}.shared_kv": lambda kind=kind: getattr(knobs, kind)(heads=2, position=knobs.Rope())
-        for kind in ("Attention", "Differential")
-    },
     "LongRope.short": lambda: dataclasses.replace(start_of(knobs.LongRope), original_length=16),
     "LongRope.attention_factor": lambda: dataclasses.replace(
         start_of(knobs.LongRope), factor=None, attention_factor=1.5
@@ -174,8 +176,8 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "Latent.score": lambda: knobs.Score(scale=0.3),
     "Latent.position": lambda: knobs.Rope(theta=100.0),
     "ModelConfig.kernel": lambda: "chunked",
-    "Linear.heads": lambda: 4,
-    "Linear.bias": lambda: ("query",),
+    "LinearAttention.heads": lambda: 4,
+    "LinearAttention.bias": lambda: ("query",),
     "Delta.heads": lambda: 4,
     "Delta.key_heads": lambda: 1,
     "Delta.bias": lambda: ("query",),
@@ -262,7 +264,7 @@ def observe(config: Config) -> tuple[str, ...]:
     config = resolve(config, data)
     model = GPT(config.model)
     init = partial(init_state, model, config)
-    step = jax.make_jaxpr(make_train_step(model, config))(jax.eval_shape(init), batches[0]._asdict())
+    step = jax.make_jaxpr(make_train_step(model, config))(jax.eval_shape(init), batches[0])
     return digest([batches, held_out, data.tokenizer.content_hash()]), digest(jax.make_jaxpr(init)()), digest(step)
 
 
@@ -307,7 +309,7 @@ def base_wanted(config: Config, folder: Path) -> bool:
 
 def placed(config: Config, folder: Path) -> Any:
     data = open_data(config.data, config.model.context_length, 0)
-    batch = place_batch(data.batch(0, 8)._asdict(), make_mesh(), config.train.parallel)
+    batch = shard_batch(data.batch(0, 8), make_mesh(), config.train.parallel)
     return jax.tree.map(lambda leaf: leaf.shape, batch)
 
 
@@ -315,9 +317,9 @@ def evaluated(config: Config, folder: Path) -> list[tuple[int, ...]]:
     """Shapes of the batches that an evaluation reads."""
     shapes: list[tuple[int, ...]] = []
     with pytest.MonkeyPatch.context() as patch:
-        place = place_batch
+        place = shard_batch
         patch.setattr(
-            evaluate, "place_batch", lambda batch, *rest: (shapes.append(batch["tokens"].shape), place(batch, *rest))[1]
+            evaluate, "shard_batch", lambda batch, *rest: (shapes.append(batch.tokens.shape), place(batch, *rest))[1]
         )
         train(config, folder, console=Console(quiet=True))
     return shapes
@@ -375,8 +377,6 @@ def test_a_knob_is_live(name: str, tmp_path: Path) -> None:
             open_data(knobs.Text(corpus="nowhere"), 16, 0)
         return
     place = next(place for holder, place in PLACES.items() if issubclass(kind, holder))
-    if field == "shared_kv":
-        place = in_second_attention
     start = FIELD_STARTS[name]() if name in FIELD_STARTS else start_of(kind)
     hint = (
         kind.compact_hints() if hasattr(kind, "compact_hints") and field != "blocks" else typing.get_type_hints(kind)

@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from gpt_jax import GPT
 from gpt_jax.config import Adamw, Attention, Config, Sgd, Text, Train
+from gpt_jax.data import Batch
 from gpt_jax.model.paths import map_with_path, matches
-from gpt_jax.training.sharding import compile_step, make_mesh, place_batch, replicate
+from gpt_jax.training.sharding import compile_step, make_mesh, replicate, shard_batch
 from gpt_jax.training.state import init_state
 from gpt_jax.training.step import make_train_step
 from tests.tiny import VOCABULARY, random_params, tiny
@@ -35,13 +36,7 @@ def make_batch():
     ids = rng.integers(0, VOCABULARY, (ROWS, LENGTH + 1)).astype(np.int32)
     weights = (rng.random((ROWS, LENGTH)) < np.linspace(0.05, 1.0, ROWS)[:, None]).astype(np.float32)
     ones = np.ones((ROWS, LENGTH), np.int32)
-    return {
-        "tokens": ids[:, :-1],
-        "targets": ids[:, 1:],
-        "weights": weights,
-        "segments": ones,
-        "positions": ones * np.arange(LENGTH, dtype=np.int32),
-    }
+    return Batch(ids[:, :-1], ids[:, 1:], weights, ones, ones * np.arange(LENGTH, dtype=np.int32))
 
 
 def start(config):
@@ -58,7 +53,7 @@ def one_step(config, devices, parallel):
     mesh = make_mesh(jax.devices()[:devices])
     train_step, state = start(config)
     step = compile_step(train_step, mesh, parallel)
-    return raw(*step(replicate(state, mesh), place_batch(make_batch(), mesh, parallel, config.train.accumulate)))
+    return raw(*step(replicate(state, mesh), shard_batch(make_batch(), mesh, parallel, config.train.accumulate)))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +112,7 @@ def test_accumulating_moves_no_rows_between_devices():
     model = GPT(config.model)
     step = compile_step(make_train_step(model, config), mesh, "jit")
     state = replicate(init_state(model, config), mesh)
-    program = step.lower(state, place_batch(make_batch(), mesh, "jit", 2)).compile().as_text()
+    program = step.lower(state, shard_batch(make_batch(), mesh, "jit", 2)).compile().as_text()
     assert "all-reduce" in program
     assert not re.search("all-to-all|all-gather|collective-permute", program)
 
@@ -137,7 +132,7 @@ def test_a_run_of_several_steps_stays_on_one_program_and_one_state(parallel):
     losses = []
     for _ in range(4):
         before = state
-        state, metrics = step(state, place_batch(make_batch(), mesh, parallel))
+        state, metrics = step(state, shard_batch(make_batch(), mesh, parallel))
         losses.append(float(metrics["loss"]))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
         assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
@@ -152,7 +147,7 @@ def test_each_device_drops_out_by_its_own_key_under_pmap():
     model = GPT(config.model)
     state = init_state(model, config)
     first, other = jax.tree.map(lambda x: x[-1:], make_batch()), jax.tree.map(lambda x: x[:1], make_batch())
-    other["weights"] = np.zeros_like(other["weights"])
+    other = other._replace(weights=np.zeros_like(other.weights))
     step = jax.pmap(partial(make_train_step(model, config), axis_name="data"), "data", in_axes=(None, 0), out_axes=None)
     losses = [
         float(step(state, jax.tree.map(lambda *x: np.stack(x), *rows))[1]["loss"])
@@ -165,7 +160,7 @@ def test_each_device_drops_out_by_its_own_key_under_pmap():
 @pytest.mark.parametrize(("devices", "accumulate"), [(3, 1), (4, 4)])
 def test_rows_that_cannot_be_divided_are_refused(devices, accumulate, parallel):
     with pytest.raises(ValueError, match=r"train\.batch_size"):
-        place_batch(make_batch(), make_mesh(jax.devices()[:devices]), parallel, accumulate)
+        shard_batch(make_batch(), make_mesh(jax.devices()[:devices]), parallel, accumulate)
 
 
 def test_a_mesh_is_of_all_devices():

@@ -12,8 +12,9 @@ from rich.console import Console
 from gpt_jax import GPT, Greedy, generate, init_cache
 from gpt_jax.config import Attention, BlockConfig, Config, Mlp, Prefix, Rope, Text
 from gpt_jax.config.errors import ConfigError
+from gpt_jax.data import Batch
 from gpt_jax.runs.train import train
-from gpt_jax.training.step import placement
+from gpt_jax.training.step import model_arguments
 from tests.tiny import random_params, tiny, tiny_config
 
 BLOCK = BlockConfig(Attention(2, position=Rope(), mask=Prefix()), Mlp(32))
@@ -22,9 +23,10 @@ CONFIG = tiny_config(model={"blocks": (BLOCK,) * 2})
 
 def test_the_prefix_of_a_row_is_what_stands_before_its_first_target() -> None:
     weights = jnp.array([[0, 0, 1, 1.0], [1, 1, 1, 1], [0, 1, 0, 0]])
-    batch = {"tokens": jnp.zeros((3, 4), jnp.int32), "weights": weights, "segments": None, "positions": None}
-    np.testing.assert_array_equal(placement(GPT(CONFIG.model), batch)["prefix"], [3, 1, 2])
-    assert set(placement(GPT(tiny()), batch)) == {"segments", "positions"}
+    zeros = jnp.zeros((3, 4), jnp.int32)
+    batch = Batch(zeros, zeros, weights)
+    np.testing.assert_array_equal(model_arguments(GPT(CONFIG.model), batch)["prefix"], [3, 1, 2])
+    assert set(model_arguments(GPT(tiny()), batch)) == {"segments", "positions"}
 
 
 def test_it_trains_on_a_task_and_text_is_refused(tmp_path: Path) -> None:
@@ -55,7 +57,7 @@ def test_what_would_cut_a_prefix_is_refused() -> None:
     params = random_params(model)
     tokens, prefix = jnp.arange(6)[None], jnp.array([4])
     for options in ({"chunk": 2}, {"slide": True}):
-        with pytest.raises(ValueError, match="sees its prompt whole: leave out slide and chunk"):
+        with pytest.raises(ValueError, match="must see its prompt at once: leave out slide and chunk"):
             generate(model, params, [[1, 2]], key=jax.random.key(0), max_new_tokens=2, **options)
     cache = init_cache(model.config, 1, 8)
     with pytest.raises(ValueError, match="it must be read at once"):

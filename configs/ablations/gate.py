@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs.ablations.base import SMOKE, text_config
 from gpt_jax.ablation.study import Arm, Study
-from gpt_jax.config import Config
+from gpt_jax.config import Config, ElementwiseGate, HeadwiseGate, ValueResidual
 
 __all__ = ["SMOKE", "get_config", "get_study"]
 
@@ -22,15 +22,15 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def get_study(base: Config) -> Study:
-    gate, residual = "model.attention.gate", "model.attention.value_residual"
+    gate, residual = "model.attention.gate", "model.attention.value.residual"
     return Study(
         question="Do output gates or value residuals lower the loss at equal numbers of parameters?",
         base=base,
         arms=(
             Arm("none"),
-            Arm("headwise gate", {gate: "headwise"}),
-            Arm("elementwise gate", {gate: "elementwise"}),
-            Arm("value residual", {residual: 0.5}),
+            Arm("headwise gate", {gate: HeadwiseGate()}),
+            Arm("elementwise gate", {gate: ElementwiseGate()}),
+            Arm("value residual", {residual: ValueResidual(0.5)}),
         ),
         baseline="none",
         knobs=(gate, residual),

@@ -21,7 +21,7 @@ from gpt_jax.config import (
     GatedMlp,
     Head,
     Init,
-    Linear,
+    LinearAttention,
     ModelConfig,
     Recall,
     Rope,
@@ -58,14 +58,14 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def get_study(base: Config) -> Study:
-    window, linear = {"attention": {"mask": Window(4)}}, {"attention": Linear(heads=2)}
+    window, linear = {"attention": {"mask": Window(4)}}, {"attention": LinearAttention(heads=2)}
     return Study(
         question="Which attention recalls a value by its key?",
         base=base,
         arms=(
             Arm("full"),
             Arm("window", {"model.attention.mask": Window(4)}),
-            Arm("linear", {"model.attention": Linear(heads=2)}),
+            Arm("linear", {"model.attention": LinearAttention(heads=2)}),
             Arm("window, full", {"model.pattern": "BA", "model.letters": {"B": window}}),
             Arm("linear, full", {"model.pattern": "BA", "model.letters": {"B": linear}}),
         ),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from experiments.benchmarks.timing import Arm, alternate
 from gpt_jax import config as c
+from gpt_jax.data import Batch
 from gpt_jax.model.attend import Logits, attend
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.mask import Side
@@ -79,9 +80,9 @@ def training_step_memory() -> dict[str, float]:
         config = c.Config(model, c.Text(), c.Adamw(), c.Train(steps=1, batch_size=1))
         state = jax.eval_shape(partial(init_state, GPT(model), config))
         ids = jax.ShapeDtypeStruct((1, LONG), jnp.int32)
-        rows = {"tokens": ids, "targets": ids, "weights": jax.ShapeDtypeStruct((1, LONG), jnp.float32)}
+        rows = Batch._make((ids, ids, jax.ShapeDtypeStruct((1, LONG), jnp.float32), None, None))
         step = jax.jit(make_train_step(GPT(model), config))
-        compiled = step.lower(state, {**rows, "segments": None, "positions": None}).compile()
+        compiled = step.lower(state, rows).compile()
         measured[kernel] = compiled.memory_analysis().temp_size_in_bytes  # type: ignore[union-attr]
     return {**measured, "einsum_against_chunked": measured["einsum"] / measured["chunked"]}
 

@@ -22,7 +22,7 @@ from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.loop import Loop, Trace
 from gpt_jax.runs.metrics import Metrics, TensorBoard
-from gpt_jax.training.sharding import compile_step, make_mesh, place_batch, replicate
+from gpt_jax.training.sharding import compile_step, make_mesh, replicate, shard_batch
 from gpt_jax.training.state import init_state
 from gpt_jax.training.step import make_train_step
 
@@ -52,7 +52,7 @@ def run(rounds: int) -> dict[str, Any]:
     batch = Batch(inputs, targets, (targets >= 0).astype("float32"), None, None)
 
     def bare() -> Any:
-        state, placed = replicate(init_state(model, config), mesh), place_batch(batch._asdict(), mesh, "jit")
+        state, placed = replicate(init_state(model, config), mesh), shard_batch(batch, mesh, "jit")
         for _ in range(STEPS):
             state, metrics = step(state, placed)
         return metrics["loss"]
@@ -74,7 +74,7 @@ def run(rounds: int) -> dict[str, Any]:
             )
             display.start(0)
             state, _ = whole.run(
-                lambda state, rows: step(state, place_batch(rows, mesh, "jit")), state, iter([batch] * STEPS), 0
+                lambda state, rows: step(state, shard_batch(rows, mesh, "jit")), state, iter([batch] * STEPS), 0
             )
             display.stop()
             records.close()

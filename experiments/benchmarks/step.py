@@ -20,8 +20,9 @@ from flax import linen as nn
 
 from experiments.benchmarks.timing import Arm, alternate
 from gpt_jax import config as c
+from gpt_jax.data import Batch
 from gpt_jax.model.gpt import GPT
-from gpt_jax.training.sharding import compile_step, make_mesh, place_batch, replicate
+from gpt_jax.training.sharding import compile_step, make_mesh, replicate, shard_batch
 from gpt_jax.training.state import init_state
 from gpt_jax.training.step import make_train_step
 
@@ -85,8 +86,7 @@ def ours(config: c.Config, devices: int = 1) -> Arm:
     sizes = {"vocab": config.model.vocab_size, "batch": config.train.batch_size, "context": config.model.context_length}
     inputs, targets = tokens(sizes)
     weights = np.ones(inputs.shape, np.float32)
-    rows = {"tokens": inputs, "targets": targets, "weights": weights, "segments": None, "positions": None}
-    batch = place_batch(rows, mesh, "jit")
+    batch = shard_batch(Batch(inputs, targets, weights), mesh, "jit")
     step = compile_step(make_train_step(model, config), mesh, "jit")
 
     def call() -> Any:

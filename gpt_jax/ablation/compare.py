@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,10 +13,12 @@ from etils import epath
 
 from gpt_jax.ablation.pictures import Picture, curves, gap
 from gpt_jax.ablation.report import pictures_html
+from gpt_jax.ablation.schema import ArmResults, Curves, StudyResults
 from gpt_jax.ablation.sections import plain_table
-from gpt_jax.ablation.table import count, loss, plain
+from gpt_jax.ablation.table import plain
 from gpt_jax.config.conversion import flatten
 from gpt_jax.config.errors import MissingFile, UserError
+from gpt_jax.pages.numbers import count, loss
 from gpt_jax.pages.render import render
 from gpt_jax.runs import metrics
 from gpt_jax.runs.folder import CONFIG, METRICS, RunFolder
@@ -28,8 +31,8 @@ def write_comparison(runs: Sequence[str], output: str) -> str:
     the baseline of the others. Each is one run of one seed: nothing here tests a difference.
 
     Raises:
-      FileNotFoundError: a folder holds no run, or nothing was recorded yet.
-      ValueError: no run is given, one is given twice, or a record is broken.
+      MissingFile: a folder holds no run, or nothing was recorded yet.
+      UserError: no run is given, one is given twice, or a record is broken.
     """
     folders = [RunFolder(run) for run in runs]
     if not folders:
@@ -37,25 +40,26 @@ def write_comparison(runs: Sequence[str], output: str) -> str:
     if len({str(folder) for folder in folders}) < len(folders):
         raise UserError("a run is named twice: name each once")
     names = short_names([str(folder) for folder in folders])
-    arms = [_arm(name, folder) for name, folder in zip(names, folders, strict=True)]
-    study = {"arms": arms, "baseline": names[0]}
+    found = [_run(name, folder) for name, folder in zip(names, folders, strict=True)]
+    title = f"{len(found)} run{'s' * (len(found) > 1)}, side by side"
+    arms = tuple(ArmResults(name=run.name, curves=run.curves) for run in found)
+    study = StudyResults(question=title, baseline=names[0], arms=arms)
     drawn = {
         "validation loss": curves(study, "validation"),
         "loss minus the first run’s": gap(study),
         "training loss": curves(study, "train"),
     }
     missing = [f"{name} ({why})" if why else name for name, why in drawn.items() if not isinstance(why, Picture)]
-    title = f"{len(arms)} run{'s' * (len(arms) > 1)}, side by side"
     body = [
         f'<p class="eyebrow">Comparison of runs</p>\n<h1>{escape(title)}</h1>',
         '<p class="note">One run each: no intervals and no tests, so no verdicts. A study gives those.</p>',
-        plain_table(HEADS, [_row(arm) for arm in arms], 1, "arms"),
+        plain_table(HEADS, [_row(run) for run in found], 1, "arms"),
         "<h2>Pictures</h2>",
         pictures_html([picture for picture in drawn.values() if isinstance(picture, Picture)], missing),
         "<h2>In what they differ</h2>",
-        _differences_html(arms),
+        _differences_html(found),
         "<h2>Folders</h2>",
-        plain_table(["run", "folder"], [[arm["name"], arm["folder"]] for arm in arms], 2),
+        plain_table(["run", "folder"], [[run.name, run.folder] for run in found], 2),
     ]
     place = epath.Path(output).expanduser()
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -73,20 +77,32 @@ def short_names(paths: Sequence[str]) -> list[str]:
     return list(paths)
 
 
-def _arm(name: str, folder: RunFolder) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _ComparedRun:
+    """What a folder holds of a run: its losses by step, tokens per second, tokens seen, and its settings."""
+
+    name: str
+    folder: str
+    curves: Curves
+    speeds: list[float]
+    tokens: float | None
+    settings: dict[str, Any]
+
+
+def _run(name: str, folder: RunFolder) -> _ComparedRun:
     if not folder.exists(METRICS):
         what = "nothing was recorded yet in" if folder.exists(CONFIG) else "there is no run in"
         raise MissingFile(f"{what} {folder}: name the folder of a run, the one with {METRICS} in it")
     records = metrics.read(folder)
-    by_split = {split: [r for r in records if r["split"] == split] for split in ("train", "validation")}
-    return {
-        "name": name,
-        "folder": str(folder),
-        "curves": {split: [[r["step"], r["loss"]] for r in found] for split, found in by_split.items()},
-        "speeds": [r["tokens_per_second"] for r in by_split["train"] if r.get("tokens_per_second")],
-        "tokens": _tokens(by_split["train"]),
-        "settings": flatten(folder.read_json(CONFIG)["resolved"]) if folder.exists(CONFIG) else {},
-    }
+    train, validation = ([r for r in records if r["split"] == split] for split in ("train", "validation"))
+    return _ComparedRun(
+        name=name,
+        folder=str(folder),
+        curves=Curves(*(tuple((r["step"], r["loss"]) for r in found) for found in (train, validation))),
+        speeds=[r["tokens_per_second"] for r in train if r.get("tokens_per_second")],
+        tokens=_tokens(train),
+        settings=flatten(folder.read_json(CONFIG)["resolved"]) if folder.exists(CONFIG) else {},
+    )
 
 
 def _tokens(records: Sequence[Mapping[str, Any]]) -> float | None:
@@ -95,22 +111,22 @@ def _tokens(records: Sequence[Mapping[str, Any]]) -> float | None:
     return records[-1]["step"] * statistics.fmean(known) if known else None
 
 
-def _row(arm: Mapping[str, Any]) -> list[str]:
-    train, validation = arm["curves"]["train"], [p for p in arm["curves"]["validation"] if p[1] is not None]
-    steps = max((p[0] for p in (*train, *validation)), default=0)
-    best = min(validation, key=lambda p: p[1], default=(None, None))
-    last = validation[-1][1] if validation else None
-    speed = statistics.median(arm["speeds"]) if arm["speeds"] else None
-    return [arm["name"], f"{steps:,}", loss(last), loss(best[1]), count(best[0]), count(arm["tokens"]), count(speed)]
+def _row(run: _ComparedRun) -> list[str]:
+    train, validation = ([(x, y) for x, y in points or ()] for points in (run.curves.train, run.curves.validation))
+    known = [(y, x) for x, y in validation if y is not None]
+    steps = max((x or 0 for x, _ in (*train, *((x, y) for y, x in known))), default=0)
+    best = min(known, default=(None, None))
+    last = known[-1][0] if known else None
+    speed = statistics.median(run.speeds) if run.speeds else None
+    return [run.name, f"{steps:,}", loss(last), loss(best[0]), count(best[1]), count(run.tokens), count(speed)]
 
 
-def _differences_html(arms: Sequence[Mapping[str, Any]]) -> str:
-    keys = dict.fromkeys(key for arm in arms for key in arm["settings"])
+def _differences_html(runs: Sequence[_ComparedRun]) -> str:
     rows = []
-    for key in keys:
-        values = [plain(arm["settings"][key]) if key in arm["settings"] else "–" for arm in arms]
+    for key in dict.fromkeys(key for run in runs for key in run.settings):
+        values = [plain(run.settings[key]) if key in run.settings else "–" for run in runs]
         if len(set(values)) > 1:
             rows.append([key, *values])
     if not rows:
         return '<p class="note">Their configurations are equal.</p>'
-    return plain_table(["setting", *(arm["name"] for arm in arms)], rows, 1, "settings")
+    return plain_table(["setting", *(run.name for run in runs)], rows, 1, "settings")

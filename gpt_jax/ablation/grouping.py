@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 
-from gpt_jax.ablation.plan import Plan
+from gpt_jax.ablation import records
+from gpt_jax.ablation.plan import StudyPlan
 from gpt_jax.ablation.results import STUDY
+from gpt_jax.ablation.schema import Grouping, StudyRecord
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import config_hash
 from gpt_jax.config.errors import ConfigError
@@ -18,7 +20,7 @@ from gpt_jax.data import open_data
 from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.load import Workdir
 from gpt_jax.training.programs import Programs
-from gpt_jax.training.sharding import make_mesh, place_batch, replicate
+from gpt_jax.training.sharding import make_mesh, replicate, shard_batch
 from gpt_jax.training.state import given_by
 from gpt_jax.training.together import stack, stack_rows
 
@@ -27,34 +29,20 @@ TIMED = 4
 GAIN = 0.9  # two compilations of one program differ by some percent in what they take
 
 
-@dataclasses.dataclass(frozen=True)
-class Together:
-    """`count` seeds train in one program, for this `reason`; the seconds are those that all seeds of the baseline
-    would take, compilation included, each way: one after the other, and together. None: not measured. `config_hash`
-    is that of the baseline which it was chosen for.
-    """
-
-    count: int
-    reason: str
-    config_hash: str
-    measured_one_by_one_seconds: float | None = None
-    measured_together_seconds: float | None = None
-
-
-def recorded(plan: Plan, workdir: Workdir) -> Together | None:
+def recorded(plan: StudyPlan, workdir: Workdir) -> Grouping | None:
     """What this study began with in the folder; None where it did not, or where another did."""
     folder = RunFolder(workdir)
     if not folder.exists(STUDY):
         return None
-    found = Together(**folder.read_json(STUDY)["together"])
-    return found if found.config_hash == _hash(plan) else None
+    found = records.read(StudyRecord, folder, STUDY).together
+    return found if found is not None and found.config_hash == _hash(plan) else None
 
 
-def _hash(plan: Plan) -> str:
+def _hash(plan: StudyPlan) -> str:
     return config_hash(plan.arms[plan.study.baseline].config)
 
 
-def choose(plan: Plan, workdir: Workdir, asked: int | None, is_part: bool, programs: Programs) -> Together:
+def choose(plan: StudyPlan, workdir: Workdir, asked: int | None, is_part: bool, programs: Programs) -> Grouping:
     """How the study in `workdir` trains its seeds: as it began, as `asked`, or as is measured faster here.
 
     A part of a study (`is_part`), whose other parts may run on other machines, measures nothing: all must choose alike.
@@ -74,29 +62,29 @@ def choose(plan: Plan, workdir: Workdir, asked: int | None, is_part: bool, progr
     if asked is not None:
         if asked > 1 and not is_possible:
             raise ConfigError("runs can't train together by pmap, nor with wandb: leave --together out")
-        return Together(asked, "as asked", _hash(plan))
+        return Grouping(asked, "as asked", _hash(plan))
     if is_part:
-        return Together(1, "one after the other in each part, unless --together says how many", _hash(plan))
+        return Grouping(1, "one after the other in each part, unless --together says how many", _hash(plan))
     count = min(len(plan.study.seeds), MOST)
     if count == 1 or not is_possible:
-        return Together(1, "one after the other", _hash(plan))
-    return measure(config, count, programs, _hash(plan))
+        return Grouping(1, "one after the other", _hash(plan))
+    return time_both(config, count, programs, _hash(plan))
 
 
-def measure(config: Config, count: int, programs: Programs, chosen_for: str) -> Together:
+def time_both(config: Config, count: int, programs: Programs, chosen_for: str) -> Grouping:
     """Times steps of the resolved configuration both ways, one state at a time first."""
     mesh, steps = make_mesh(), config.train.steps
     data = open_data(config.data, config.model.context_length, config.data_seed, progress=False)
-    rows = data.batch(0, config.train.batch_size)._asdict()
+    rows = data.batch(0, config.train.batch_size)
     seeds = [dataclasses.replace(config, seed=config.seed + i) for i in range(count)]
-    step, batch = programs.step(config, mesh), place_batch(rows, mesh, "jit", config.train.accumulate)
+    step, batch = programs.step(config, mesh), shard_batch(rows, mesh, "jit", config.train.accumulate)
     compiling, one = _seconds(lambda state: step(state, batch), replicate(programs.init(config), mesh))
     alone = compiling + steps * count * one
     if steps * count * one <= compiling:
         reason = "one after the other: all their steps take less time than another compilation"
-        return Together(1, reason, chosen_for, alone)
+        return Grouping(1, reason, chosen_for, alone)
     step_together = programs.step_together(config, mesh)
-    batches = place_batch(stack_rows([rows] * count), mesh, "vmap", config.train.accumulate)
+    batches = shard_batch(stack_rows([rows] * count), mesh, "vmap", config.train.accumulate)
     try:
         given = replicate(stack([given_by(seed) for seed in seeds]), mesh)
         states = replicate(stack([programs.init(seed) for seed in seeds]), mesh)
@@ -105,12 +93,12 @@ def measure(config: Config, count: int, programs: Programs, chosen_for: str) -> 
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         reason = f"one after the other: {count} at once do not fit into the device's memory"
-        return Together(1, reason, chosen_for, alone)
+        return Grouping(1, reason, chosen_for, alone)
     at_once = compiling + steps * all_of_them
     share = f"{at_once / alone:.2f} ×"
     if at_once < GAIN * alone:
-        return Together(count, f"{count} in one program: {share} the time", chosen_for, alone, at_once)
-    return Together(1, f"one after the other: {count} in one program take {share}", chosen_for, alone, at_once)
+        return Grouping(count, f"{count} in one program: {share} the time", chosen_for, alone, at_once)
+    return Grouping(1, f"one after the other: {count} in one program take {share}", chosen_for, alone, at_once)
 
 
 def _seconds(step: Callable[[Any], Any], state: Any) -> tuple[float, float]:

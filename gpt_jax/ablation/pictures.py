@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from typing import Any
+from typing import Literal
 
-from gpt_jax.ablation.table import loss, p_value, plus_minus, signed
-from gpt_jax.pages.axes import Number, compact
-from gpt_jax.pages.charts import MOST_POINTS, Line, Plane, Point, Row, Spot, draw_forest, draw_lines, draw_spots, front
+from gpt_jax.ablation.schema import ArmResults, Curves, Points, StudyResults
+from gpt_jax.ablation.verdict import seed_pairs
+from gpt_jax.pages.charts import (
+    MOST_POINTS,
+    ForestRow,
+    Line,
+    Plane,
+    Point,
+    Spot,
+    draw_forest,
+    draw_lines,
+    draw_spots,
+    front,
+)
+from gpt_jax.pages.numbers import Number, compact, loss, p_value, plus_minus, signed
 
+Split = Literal["train", "validation"]
 WIDE, NARROW = 560, 358  # pixels: half of a desk's page, and a phone's
-Arms = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -32,13 +44,13 @@ class Picture:
         return f'<figure id="{self.key}">{caption}{drawn}</figure>'
 
 
-def indices(arms: Arms, baseline: str) -> list[int | None]:
+def indices(arms: Sequence[ArmResults], baseline: str) -> list[int | None]:
     """What colours each arm: None for the baseline, 0, 1, … for the others."""
-    others = [arm["name"] for arm in arms if arm["name"] != baseline]
-    return [None if arm["name"] == baseline else others.index(arm["name"]) for arm in arms]
+    others = [arm.name for arm in arms if arm.name != baseline]
+    return [None if arm.name == baseline else others.index(arm.name) for arm in arms]
 
 
-def pictures(results: Mapping[str, Any]) -> tuple[list[Picture], list[str]]:
+def pictures(results: StudyResults) -> tuple[list[Picture], list[str]]:
     """The pictures in the order of the report, and what is missing: a name, and a reason where it is not just that
     nothing was measured.
     """
@@ -58,10 +70,10 @@ def pictures(results: Mapping[str, Any]) -> tuple[list[Picture], list[str]]:
     return [picture for picture in made.values() if isinstance(picture, Picture)], missing
 
 
-def lines_of(results: Mapping[str, Any], points: Callable[[Mapping[str, Any]], Sequence[Point]]) -> list[Line]:
+def lines_of(results: StudyResults, points: Callable[[ArmResults], Sequence[Point]]) -> list[Line]:
     """The arms that have points, the baseline first."""
-    indexed = enumerate(zip(results["arms"], indices(results["arms"], results["baseline"]), strict=True))
-    lines = [Line(arm["name"], index, i, found) for i, (arm, index) in indexed if (found := points(arm))]
+    indexed = enumerate(zip(results.arms, indices(results.arms, results.baseline), strict=True))
+    lines = [Line(arm.name, index, i, found) for i, (arm, index) in indexed if (found := points(arm))]
     return sorted(lines, key=lambda a: (a.index is not None, a.arm))
 
 
@@ -71,8 +83,8 @@ def banded(rows: Sequence[Sequence[Number | None]] | None) -> list[Point]:
     return [(float(x), float(y), lo, hi) for x, y, lo, hi in known]  # type: ignore[arg-type]
 
 
-def _nats(results: Mapping[str, Any]) -> str:
-    return f"{results['metric'].replace('_', ' ')} (nats per token)"
+def _nats(results: StudyResults) -> str:
+    return f"{results.metric.replace('_', ' ')} (nats per token)"
 
 
 def _picture(key: str, title: str, note: str, lines: Sequence[Line], plane: Plane) -> Picture | None:
@@ -81,9 +93,14 @@ def _picture(key: str, title: str, note: str, lines: Sequence[Line], plane: Plan
     return Picture(key, title, note, lambda width, kind, about: draw_lines(lines, plane, width, kind, about))
 
 
-def curves(results: Mapping[str, Any], split: str) -> Picture | None:
+def _curve(arm: ArmResults, split: Split) -> Points | None:
+    curves = arm.curves or Curves()
+    return curves.train if split == "train" else curves.validation
+
+
+def curves(results: StudyResults, split: Split) -> Picture | None:
     """The loss over training, of the split `train` or `validation`."""
-    lines = lines_of(results, lambda arm: banded((arm["curves"] or {}).get(split)))
+    lines = lines_of(results, lambda arm: banded(_curve(arm, split)))
     has_bands = any(lo is not None and hi is not None and hi > lo for a in lines for _, _, lo, hi in a.points)
     note = "Mean over seeds; the bands span them. " if has_bands else ""
     note += "Neighbouring steps are averaged. " if any(len(a.points) > MOST_POINTS[None] for a in lines) else ""
@@ -93,9 +110,9 @@ def curves(results: Mapping[str, Any], split: str) -> Picture | None:
     return _picture(f"{split}-curves", title, note, lines, plane)
 
 
-def gap(results: Mapping[str, Any]) -> Picture | str | None:
+def gap(results: StudyResults) -> Picture | str | None:
     """The validation loss minus the baseline's at the same step."""
-    lines = lines_of(results, lambda arm: banded((arm["curves"] or {}).get("validation")))
+    lines = lines_of(results, lambda arm: banded(_curve(arm, "validation")))
     if not lines or lines[0].index is not None or len(lines) < 2:
         return "needs the baseline’s curve and another" if lines else None
     base = {x: y for x, y, _, _ in lines[0].points}
@@ -105,36 +122,31 @@ def gap(results: Mapping[str, Any]) -> Picture | str | None:
     shown = [a for a in differences if a.points]
     if len(shown) < 2:
         return "no other was evaluated after as many updates"
-    note = f"Validation loss minus that of {results['baseline']} after as many updates; below 0 is better."
+    note = f"Validation loss minus that of {results.baseline} after as many updates; below 0 is better."
     plane = Plane("updates", "Δ loss (nats per token)", cut=True, zero=True)
     return _picture("gap", "Loss minus the baseline’s over training", note, shown, plane)
 
 
-def _forest(results: Mapping[str, Any]) -> Picture | str | None:
-    base = next((arm for arm in results["arms"] if arm["name"] == results["baseline"]), None)
-    base_losses = (base["losses"] or {}) if base else {}
+def _forest(results: StudyResults) -> Picture | str | None:
+    base = next((arm for arm in results.arms if arm.name == results.baseline), None)
     rows = []
-    for i, (arm, index) in enumerate(zip(results["arms"], indices(results["arms"], results["baseline"]), strict=True)):
-        versus = arm["versus_baseline"]
-        if versus is None or versus["mean"] is None:
+    for i, (arm, index) in enumerate(zip(results.arms, indices(results.arms, results.baseline), strict=True)):
+        versus = arm.versus_baseline
+        if versus is None or versus.mean is None:
             continue
-        ends = (versus["t_interval"], versus["bca_interval"])
-        interval, bootstrap = (tuple(v) if v is not None else None for v in ends)
-        both = [seed for seed, value in (arm["losses"] or {}).items() if value is not None and base_losses.get(seed)]
-        pairs = [arm["losses"][seed] - base_losses[seed] for seed in both] if interval is not None else []
-        figures = plus_minus(versus["mean"], interval, signed)
-        p = "" if versus["t_p_holm"] is None else f", p {p_value(versus['t_p_holm'])}"
-        row = Row(
-            arm["name"], index, i, versus["mean"], interval, bootstrap, pairs, figures, p, versus["verdict"] or ""
-        )
+        interval, bootstrap = versus.t_interval, versus.bca_interval
+        pairs = [ours - theirs for ours, theirs in seed_pairs(arm, base)] if base and interval is not None else []
+        figures = plus_minus(versus.mean, interval, signed)
+        p = "" if versus.t_p_holm is None else f", p {p_value(versus.t_p_holm)}"
+        row = ForestRow(arm.name, index, i, versus.mean, interval, bootstrap, pairs, figures, p, versus.verdict or "")
         rows.append(row)
     if not rows:
-        return "there is nothing to compare" if len(results["arms"]) == 1 else None
-    smallest = results["smallest_difference"]
+        return "there is nothing to compare" if len(results.arms) == 1 else None
+    smallest = results.smallest_difference
     shaded = "" if smallest is None else f" Shaded: differences too small to matter (± {smallest:g})."
     single = " One seed: no intervals." if all(row.interval is None for row in rows) else ""
     bars = "" if single else " Thick: 95% by t; thin, above: BCa bootstrap; dots, below: the seeds."
-    note = f"Paired difference from {results['baseline']}, mean over seeds.{bars}{single}{shaded}"
+    note = f"Paired difference from {results.baseline}, mean over seeds.{bars}{single}{shaded}"
     title = "Δ " + _nats(results)
 
     def draw(width: int, kind: str, about: str) -> str:
@@ -143,14 +155,14 @@ def _forest(results: Mapping[str, Any]) -> Picture | str | None:
     return Picture("forest", "Differences from the baseline", note, draw)
 
 
-def _learning_rates(results: Mapping[str, Any]) -> Picture | str | None:
-    rates = sorted({float(rate) for arm in results["arms"] for rate in (arm["by_learning_rate"] or {})})
+def _learning_rates(results: StudyResults) -> Picture | str | None:
+    rates = sorted({float(rate) for arm in results.arms for rate in (arm.by_learning_rate or {})})
     if len(rates) == 1:
         return f"one learning rate, {rates[0]:g}, was tried"
 
-    def points(arm: Mapping[str, Any]) -> list[Point]:
+    def points(arm: ArmResults) -> list[Point]:
         found = []
-        for rate, runs in (arm["by_learning_rate"] or {}).items():
+        for rate, runs in (arm.by_learning_rate or {}).items():
             values = [v for v in runs if v is not None]
             if values:
                 found.append((float(rate), sum(values) / len(values), min(values), max(values)))
@@ -158,11 +170,11 @@ def _learning_rates(results: Mapping[str, Any]) -> Picture | str | None:
 
     lines = []
     for a in lines_of(results, points):
-        arm = results["arms"][a.arm]
+        arm = results.arms[a.arm]
         tips = {x: f"{a.name}, learning rate {x:g}: {loss(y)}{_diverged(arm, x)}" for x, y, _, _ in a.points}
         marks = [(x, y, tips[x]) for x, y, _, _ in a.points]
-        edge = " (on the grid’s edge)" if arm["learning_rate_at_edge"] else ""
-        best = [(x, y, f"best: {tips[x]}{edge}") for x, y, _ in marks if x == arm["best_learning_rate"]]
+        edge = " (on the grid’s edge)" if arm.learning_rate_at_edge else ""
+        best = [(x, y, f"best: {tips[x]}{edge}") for x, y, _ in marks if x == arm.best_learning_rate]
         lines.append(Line(a.name, a.index, a.arm, a.points, marks, best))
     note = "Mean over seeds; the bands span them; a ring marks each arm’s best. Diverged runs are left out."
     ticks = [(rate, f"{rate:g}") for rate in rates]
@@ -170,15 +182,15 @@ def _learning_rates(results: Mapping[str, Any]) -> Picture | str | None:
     return _picture("learning-rate", "Loss against learning rate", note, lines, plane)
 
 
-def _diverged(arm: Mapping[str, Any], rate: Number) -> str:
-    bad = [run for run in arm["runs"] if run["status"] == "diverged" and run["learning_rate"] == rate]
+def _diverged(arm: ArmResults, rate: Number) -> str:
+    bad = [run for run in arm.runs if run.status == "diverged" and run.learning_rate == rate]
     return f"; {len(bad)} diverged" if bad else ""
 
 
-def _positions(results: Mapping[str, Any]) -> Picture | None:
-    found = [p[0] for arm in results["arms"] for p in arm["loss_by_position"] or ()]
+def _positions(results: StudyResults) -> Picture | None:
+    found = [p[0] for arm in results.arms for p in arm.loss_by_position or () if p[0] is not None]
     shift = 1 - min(found) if found and min(found) < 1 else 0
-    lines = lines_of(results, lambda a: banded([[p[0] + shift, *p[1:]] for p in a["loss_by_position"] or ()]))
+    lines = lines_of(results, lambda a: [(x + shift, y, lo, hi) for x, y, lo, hi in banded(a.loss_by_position)])
     note = "How much an arm gains from a longer context: a line that goes on falling uses it."
     plane = Plane("position in the context (tokens, log scale)", "validation loss (nats)", log_x=2, cut=True)
     return _picture("position", "Loss by position", note, lines, plane)
@@ -189,8 +201,8 @@ def _marked(line: Line, say: Callable[[Point], str]) -> Line:
     return replace(line, marks=[(p[0], p[1], f"{line.name}, {say(p)}") for p in line.points])
 
 
-def _extrapolation(results: Mapping[str, Any]) -> Picture | None:
-    lines = lines_of(results, lambda arm: banded(arm["extrapolation"]))
+def _extrapolation(results: StudyResults) -> Picture | None:
+    lines = lines_of(results, lambda arm: banded(arm.extrapolation))
     lines = [_marked(a, lambda p: f"{p[0]:g}×: {loss(p[1])}") for a in lines]
     ticks = [(x, f"{x:g}×") for x in sorted({p[0] for a in lines for p in a.points})]
     note = "Evaluated on rows longer than those of training, without training further; the bands span the seeds."
@@ -198,9 +210,9 @@ def _extrapolation(results: Mapping[str, Any]) -> Picture | None:
     return _picture("extrapolation", "Length extrapolation", note, lines, plane)
 
 
-def _accuracy(results: Mapping[str, Any]) -> Picture | None:
-    lines = lines_of(results, lambda arm: banded((arm["accuracy_by"] or {}).get("points")))
-    labels = [arm["accuracy_by"]["label"] for arm in results["arms"] if arm["accuracy_by"]]
+def _accuracy(results: StudyResults) -> Picture | None:
+    lines = lines_of(results, lambda arm: banded(arm.accuracy_by.points if arm.accuracy_by else None))
+    labels = [arm.accuracy_by.label for arm in results.arms if arm.accuracy_by]
     label = labels[0] if labels else ""
     lines = [_marked(a, lambda p: f"{label} {p[0]:g}: {p[1]:.1%}") for a in lines]
     places = sorted({p[0] for a in lines for p in a.points})
@@ -211,14 +223,13 @@ def _accuracy(results: Mapping[str, Any]) -> Picture | None:
     return _picture("accuracy", f"Accuracy by {label}", "Mean over seeds; 1 is every answer right.", lines, plane)
 
 
-def _front(results: Mapping[str, Any]) -> Picture | str | None:
+def _front(results: StudyResults) -> Picture | str | None:
     spots = []
-    for i, (arm, index) in enumerate(zip(results["arms"], indices(results["arms"], results["baseline"]), strict=True)):
-        size, mean = arm["kv_bytes_per_token"], arm["mean"]
+    for i, (arm, index) in enumerate(zip(results.arms, indices(results.arms, results.baseline), strict=True)):
+        size, mean = arm.kv_bytes_per_token, arm.mean
         if size is not None and mean is not None:
-            tip = f"{arm['name']}: {plus_minus(mean, arm['interval'])} at {size:,.6g} bytes per token"
-            interval = tuple(arm["interval"]) if arm["interval"] is not None else None
-            spots.append(Spot(arm["name"], index, i, float(size), float(mean), interval, tip))
+            tip = f"{arm.name}: {plus_minus(mean, arm.interval)} at {size:,.6g} bytes per token"
+            spots.append(Spot(arm.name, index, i, float(size), float(mean), arm.interval, tip))
     sizes = {spot.x for spot in spots}
     if len(sizes) < 2:
         return f"all arms keep {compact(min(sizes))} bytes per token" if len(spots) > 1 else None

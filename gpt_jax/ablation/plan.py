@@ -1,42 +1,38 @@
-"""Which runs a study is: every arm × learning rate × seed, each with a folder named by what decides its numbers."""
+"""Which runs a study is: every arm × learning rate × seed, each in a folder named by what decides its numbers."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import gpt_jax
+from gpt_jax.ablation.addresses import measurement_address, planned_address
 from gpt_jax.ablation.matching import Matched, match_arms
 from gpt_jax.ablation.results import RUNS
+from gpt_jax.ablation.schema import ArmRecord, Budget, Grouping, Origin, PlannedRunRecord, StudyRecord
 from gpt_jax.ablation.study import RATE, Study, change
 from gpt_jax.config import Config, learned_positions
 from gpt_jax.config.conversion import config_hash, difference, flatten, to_dict
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.data import Data, open_data
 from gpt_jax.data.tasks import make_task
-from gpt_jax.runs import environment
+from gpt_jax.runs.address import Address, base_content
 from gpt_jax.training.resolve import resolve
 
 AA = "A/A"
-# What decides a run's numbers; analysis, decoding and this package only look at them.
-CODE = ("config", "data", "model", "training", "runs")
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 Purpose = Literal["arm", "noise", "aa"]
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run: `config` as `gpt_jax.train` takes it, `resolved` as it will be, `folder` below the study's `runs/`.
-    `purpose` is to measure its arm, the noise of the baseline, or that a copy of the baseline is bit-equal to it.
-    `together` are the seeds that train in one program with it, its own included.
+    """One run: `config` as `gpt_jax.train` takes it, `resolved` with all that is derived, `folder` below the study's
+    `runs/`. `purpose` is to measure its arm, the noise of the baseline, or that a copy of the baseline is bit-equal.
+    `together` are the seeds that train in one program with it, its own included. `measured_by` is the address of its
+    measurements; speed and memory are measured of an arm's first run (`is_first`).
     """
 
     arm: str
@@ -47,15 +43,18 @@ class PlannedRun:
     resolved: Config
     folder: str
     together: tuple[int, ...]
+    address: Address
+    measured_by: str
+    is_first: bool
 
     @property
     def name(self) -> str:
-        """For people."""
+        """What a message calls it."""
         return f"{self.arm}, seed {self.seed}, learning rate {self.learning_rate:g}"
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """A checked study: its matched arms, the baseline first, and all its runs in their order, in groups that train
     together.
     """
@@ -79,20 +78,7 @@ class Plan:
         return {key: value for key, (_, value) in pairs.items() if key in settings}
 
 
-@functools.cache
-def code_version() -> str:
-    """A hash of the code and the libraries that decide a run's numbers."""
-    root, digest = Path(gpt_jax.__file__).parent, hashlib.sha256()
-    for part in CODE:
-        place = root / part
-        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes() + b"\0")
-    versions = environment.versions()
-    digest.update(json.dumps([versions[name] for name in LIBRARIES]).encode())
-    return digest.hexdigest()[:16]
-
-
-def make_plan(study: Study, together: int = 1) -> Plan:
+def make_plan(study: Study, together: int = 1) -> StudyPlan:
     """Checks the study, opens its data, matches its budgets and lists its runs: all arms of one group of `together`
     seeds, then all of the next.
 
@@ -107,19 +93,23 @@ def make_plan(study: Study, together: int = 1) -> Plan:
     resolved = {name: resolve(arm.config, opened.of(arm.config)) for name, arm in arms.items()}
     study.check(resolved)
     groups, seeds = [], _cut(study.seeds, together)
+
+    def group(arm: str, config: Config, part: tuple[int, ...], rate: float, purpose: Purpose) -> tuple[PlannedRun, ...]:
+        return tuple(_run(study, arm, config, seed, part, rate, purpose, opened) for seed in part)
+
     for part in seeds:
         for name, arm in arms.items():
             for rate in study.learning_rates or (_rate(arm.config),):
-                groups.append(_group(name, arm.config, part, rate, "arm", opened))
+                groups.append(group(name, arm.config, part, rate, "arm"))
     baseline = arms[study.baseline].config
     rates = sorted(study.learning_rates) or [_rate(baseline)]
     rate = _rate(baseline) if _rate(baseline) in rates else rates[(len(rates) - 1) // 2]
     if study.aa:
         # Early: if it fails, nothing else can be believed. Its pair is the baseline's run of the same seed and rate.
-        groups.insert(len(arms) * len(rates), _group(AA, baseline, seeds[0], rate, "aa", opened))
+        groups.insert(len(arms) * len(rates), group(AA, baseline, seeds[0], rate, "aa"))
     fresh = range(max(study.seeds) + 1, max(study.seeds) + 1 + study.fresh_seeds)
-    groups += [_group(study.baseline, baseline, part, rate, "noise", opened) for part in _cut(fresh, together)]
-    return Plan(study, arms, tuple(groups), opened.of(baseline).content_hash)
+    groups += [group(study.baseline, baseline, part, rate, "noise") for part in _cut(fresh, together)]
+    return StudyPlan(study, arms, tuple(groups), opened.of(baseline).content_hash)
 
 
 def _cut(seeds: Sequence[int], size: int) -> list[tuple[int, ...]]:
@@ -127,16 +117,23 @@ def _cut(seeds: Sequence[int], size: int) -> list[tuple[int, ...]]:
 
 
 class _Opened:
-    """Data that was opened already: the order of its rows does not matter here, so one seed does for all."""
+    """Data and base runs that were opened already. One seed does for all: the order of rows does not matter here."""
 
     def __init__(self) -> None:
         self._known: dict[str, Data] = {}
+        self._contents: dict[str, str] = {}
 
     def of(self, config: Config) -> Data:
         key = json.dumps([to_dict(config.data), config.model.context_length], sort_keys=True)
         if key not in self._known:
             self._known[key] = open_data(config.data, config.model.context_length, 0)
         return self._known[key]
+
+    def content_of(self, init_from: str) -> str:
+        """See `base_content`."""
+        if init_from not in self._contents:
+            self._contents[init_from] = base_content(init_from)
+        return self._contents[init_from]
 
 
 def _check_probe(study: Study, configs: Mapping[str, Config]) -> None:
@@ -160,68 +157,62 @@ def _rate(config: Config) -> float:
     return config.optimizer.learning_rate
 
 
-def _group(
-    arm: str, config: Config, seeds: tuple[int, ...], rate: float, purpose: Purpose, opened: _Opened
-) -> tuple[PlannedRun, ...]:
-    return tuple(_run(arm, config, seed, seeds, rate, purpose, opened) for seed in seeds)
-
-
 def _run(
-    arm: str, config: Config, seed: int, together: tuple[int, ...], rate: float, purpose: Purpose, opened: _Opened
-) -> PlannedRun:
+    study: Study, arm: str, config: Config, seed: int, together: tuple[int, ...], rate: float, purpose: Purpose,
+    opened: _Opened,
+) -> PlannedRun:  # fmt: skip
     data = opened.of(config)
     config = change(config, {"seed": seed, RATE: rate})
     resolved = resolve(config, data)
-    # Two purposes of one arm may be one run; only the A/A copy must really run again.
-    what = [config_hash(resolved), code_version(), data.content_hash, purpose == "aa", together[1:] and together]
-    address = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+    base = None if config.init_from is None else opened.content_of(config.init_from)
+    address = planned_address(resolved, data.content_hash, base, purpose == "aa", together)
     slug = re.sub(r"[^A-Za-z0-9.+_-]+", "-", arm)
-    folder = f"{slug}-seed{seed}-lr{rate:g}-{address}"
-    return PlannedRun(arm, seed, rate, purpose, config, resolved, folder, together)
+    folder = f"{slug}-seed{seed}-lr{rate:g}-{address.hash}"
+    is_first = seed == study.seeds[0] and purpose == "arm"
+    measured_by = measurement_address(address, study, is_first)
+    return PlannedRun(arm, seed, rate, purpose, config, resolved, folder, together, address, measured_by, is_first)
 
 
-def describe(plan: Plan, repeat: Mapping[str, Any], together: Mapping[str, Any], forced: bool) -> dict[str, Any]:
-    """The plan as `study.json` holds it: all that the report needs, without the study's file. `together` says how many
-    seeds train in one program, and why.
-    """
+def describe(plan: StudyPlan, origin: Origin, grouping: Grouping, forced: bool) -> StudyRecord:
+    """The plan as `study.json` holds it; `forced` ranks arms off the budget too."""
     study = plan.study
     free = sorted(set(study.frees().values()))
-    return {
-        "question": study.question,
-        "metric": "validation_loss",
-        "smallest_difference": study.smallest_difference,
-        "baseline": study.baseline,
-        "seeds": list(study.seeds),
-        "learning_rates": list(study.learning_rates),
-        "budget": {"match": study.match, "field": ", ".join(free) if free else None},
-        "probe": None if study.probe is None else study.probe.label,
-        "arms": [
-            {
-                "name": name,
-                "changes": plan.changes(name),
-                "parameters": arm.costs.parameters,
-                "parameters_non_embedding": arm.costs.parameters_non_embedding,
-                "flops_per_token": arm.costs.flops_per_token,
-                "kv_bytes_per_token": arm.costs.kv_bytes_per_token,
-                "budget_ratio": arm.ratio,
-                "is_ranked": arm.is_ranked or forced,
-                "config": to_dict(arm.config),
-            }
+    return StudyRecord(
+        question=study.question,
+        metric="validation_loss",
+        smallest_difference=study.smallest_difference,
+        baseline=study.baseline,
+        seeds=study.seeds,
+        learning_rates=study.learning_rates,
+        budget=Budget(study.match, ", ".join(free) if free else None),
+        probe=None if study.probe is None else study.probe.label,
+        arms=tuple(
+            ArmRecord(
+                name=name,
+                changes=plan.changes(name),
+                parameters=arm.costs.parameters,
+                parameters_non_embedding=arm.costs.parameters_non_embedding,
+                flops_per_token=arm.costs.flops_per_token,
+                kv_bytes_per_token=arm.costs.kv_bytes_per_token,
+                budget_ratio=arm.ratio,
+                is_ranked=arm.is_ranked or forced,
+                config=to_dict(arm.config),
+            )
             for name, arm in plan.arms.items()
-        ],
-        "runs": [
-            {
-                "arm": run.arm,
-                "seed": run.seed,
-                "learning_rate": run.learning_rate,
-                "purpose": run.purpose,
-                "folder": f"{RUNS}/{run.folder}",
-                "steps": run.config.train.steps,
-                "together": len(run.together),
-                "config_hash": config_hash(run.resolved),
-            }
+        ),
+        runs=tuple(
+            PlannedRunRecord(
+                arm=run.arm,
+                seed=run.seed,
+                learning_rate=run.learning_rate,
+                purpose=run.purpose,
+                folder=f"{RUNS}/{run.folder}",
+                steps=run.config.train.steps,
+                config_hash=config_hash(run.resolved),
+                together=len(run.together),
+            )
             for run in plan.runs
-        ],
-        "together": dict(together),
-        "repeat": {**repeat, "code": code_version(), "data_hash": plan.data_hash},
-    }
+        ),
+        together=grouping,
+        repeat=dataclasses.replace(origin, data_hash=plan.data_hash),
+    )

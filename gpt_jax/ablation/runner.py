@@ -6,35 +6,39 @@ import datetime
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
 
-from gpt_jax.ablation import results
-from gpt_jax.ablation.grouping import Together
-from gpt_jax.ablation.measure import Measure, decode_rate
-from gpt_jax.ablation.plan import AA, Plan, PlannedRun, describe
+from gpt_jax.ablation import records, results
+from gpt_jax.ablation.addresses import is_measured, is_trained
+from gpt_jax.ablation.measure import Measure
+from gpt_jax.ablation.plan import AA, PlannedRun, StudyPlan, describe
+from gpt_jax.ablation.schema import Grouping, Measurements, Origin, RunOutcome
+from gpt_jax.analysis.diagnostics import decode_rate
+from gpt_jax.config import Config
 from gpt_jax.data import open_data
 from gpt_jax.runs.environment import git_revision, versions
 from gpt_jax.runs.folder import RunFolder, RunLocked
 from gpt_jax.runs.load import Workdir, open_run
 from gpt_jax.runs.loop import TrainingDiverged
+from gpt_jax.runs.record import recorded
 from gpt_jax.runs.session import Outcome
 from gpt_jax.runs.together import train_together
 from gpt_jax.runs.train import train
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.sharding import make_mesh
 
-Status = Literal["finished", "interrupted", "failed"]
+StudyStatus = Literal["finished", "interrupted", "failed"]
 
 
 @dataclass
 class Runner:
     """Runs a plan in the folder `workdir`; several processes may share the folder, each with its slice of the runs."""
 
-    plan: Plan
+    plan: StudyPlan
     workdir: Workdir
     console: Console
     programs: Programs = field(default_factory=Programs)
@@ -42,7 +46,7 @@ class Runner:
     _seconds: list[float] = field(default_factory=list)
     _losses: dict[str, list[float]] = field(default_factory=dict)
 
-    def run(self, shard: tuple[int, int] = (0, 1)) -> Status:
+    def run(self, shard: tuple[int, int] = (0, 1)) -> StudyStatus:
         """Runs every n-th group of runs, from number i on, of `shard` = (i, n) that is not done yet.
 
         A run that diverges is recorded so and stays in the table; one that fails otherwise is reported, leaves its
@@ -50,11 +54,11 @@ class Runner:
         """
         mine = self.plan.groups[shard[0] :: shard[1]]
         number, count = 0, sum(map(len, mine))
-        status: Status = "finished"
+        status: StudyStatus = "finished"
         for group in mine:
             number += len(group)
             start = time.monotonic()
-            is_done = all(results.outcome(self.folder(run)) is not None for run in group)
+            is_done = all(is_measured(self.folder(run), run.measured_by) for run in group)
             try:
                 if not is_done:
                     with self.console.status(escape(f"[{number}/{count}] {_name(group)} …")):  # on a terminal alone
@@ -81,48 +85,67 @@ class Runner:
         return RunFolder(RunFolder(self.workdir).file(results.RUNS) / run.folder)
 
     def _finish(self, group: Sequence[PlannedRun]) -> bool:
-        """Trains and measures the runs of a group; whether they came to their ends."""
-        start = time.monotonic()
-        ends = self._train(group)
-        if any(not isinstance(end, TrainingDiverged) and end.status == "interrupted" for end in ends):
-            return False
-        trained = (time.monotonic() - start) / len(group)
-        for run, end in zip(group, ends, strict=True):
+        """Trains the runs of a group that are not trained yet, and measures those whose measurements are missing or
+        those of another address. Returns whether all came to their ends.
+        """
+        if not all(is_trained(self.folder(run)) for run in group):
+            start = time.monotonic()
+            ends = self._train(group)
+            if any(not isinstance(end, TrainingDiverged) and end.status == "interrupted" for end in ends):
+                return False
+            trained = (time.monotonic() - start) / len(group)
+        for i, run in enumerate(group):
             folder, start = self.folder(run), time.monotonic()
-            why = {"reason": str(end)} if isinstance(end, TrainingDiverged) else {}
-            if not why and not folder.exists(results.MEASUREMENTS):
-                folder.write_json(results.MEASUREMENTS, self._ask(run, folder))
+            if is_trained(folder):
+                if not is_measured(folder, run.measured_by):
+                    records.write(self._measured(run), folder, results.MEASUREMENTS)
+                continue
+            end = ends[i]
+            reason = str(end) if isinstance(end, TrainingDiverged) else None
+            if reason is None:
+                records.write(self._measured(run), folder, results.MEASUREMENTS)
             seconds = round(trained + time.monotonic() - start, 2)
-            status = "diverged" if why else "finished"
-            folder.write_json(results.OUTCOME, {"status": status, "wall_seconds": seconds, **why})
+            status = "finished" if reason is None else "diverged"
+            records.write(RunOutcome(status, seconds, reason, run.address.parts), folder, results.OUTCOME)
         return True
 
     def _train(self, group: Sequence[PlannedRun]) -> Sequence[Outcome | TrainingDiverged]:
+        configs = [self._config(run) for run in group]
+        folders = [self.folder(run).path for run in group]
         if len(group) > 1:
-            folders = [self.folder(run).path for run in group]
-            return train_together([run.config for run in group], folders, programs=self.programs)
-        (run,) = group
+            return train_together(configs, folders, programs=self.programs)
         try:
-            return [train(run.config, self.folder(run).path, console=Console(quiet=True), programs=self.programs)]
+            return [train(configs[0], folders[0], console=Console(quiet=True), programs=self.programs)]
         except TrainingDiverged as error:
             return [error]
 
-    def _ask(self, run: PlannedRun, folder: RunFolder) -> dict[str, Any]:
-        opened = open_run(folder.path)
+    def _config(self, run: PlannedRun) -> Config:
+        """The run's configuration as its folder began with it: an equal address says that what differs from the plan's
+        decides no number.
+        """
+        begun = recorded(self.folder(run))
+        return run.config if begun is None else begun[0]
+
+    def _measured(self, run: PlannedRun) -> Measurements:
+        opened = open_run(self.folder(run).path)
         config = opened.config
         data = open_data(config.data, config.model.context_length, config.data_seed, progress=False)
         study = self.plan.study
         found = self.measure.all(config, opened.params, data, study.extrapolation, study.probe)
-        is_first = run.seed == study.seeds[0] and run.purpose == "arm"
-        rows = data.batch(0, config.train.batch_size)._asdict()
-        found["measured_decode_tokens_per_second"] = decode_rate(config.model, opened.params) if is_first else None
-        found["measured_peak_bytes"] = self.programs.peak_bytes(config, make_mesh(), rows) if is_first else None
-        return found
+        found = replace(found, address=run.measured_by)
+        if not run.is_first:
+            return found
+        rows = data.batch(0, config.train.batch_size)
+        return replace(
+            found,
+            measured_decode_tokens_per_second=decode_rate(config.model, opened.params),
+            measured_peak_bytes=self.programs.peak_bytes(config, make_mesh(), rows),
+        )
 
     def _note(self, run: PlannedRun) -> str:
-        """Keeps the run's loss for the means by arm; what to say of it."""
+        """Keeps the run's loss for the means by arm, and returns it as text."""
         ended, loss = results.outcome(self.folder(run)), results.final_loss(self.folder(run))
-        if ended is None or ended["status"] == "diverged" or loss is None:
+        if ended is None or ended.status == "diverged" or loss is None:
             return "diverged"
         if run.purpose == "arm":
             self._losses.setdefault(run.arm, []).append(loss)
@@ -155,16 +178,16 @@ def _name(group: Sequence[PlannedRun]) -> str:
     return f"{first.arm}, seeds {first.seed} to {group[-1].seed}, learning rate {first.learning_rate:g}"
 
 
-def write_plan(plan: Plan, workdir: Workdir, command: str, together: Together, forced: bool) -> RunFolder:
+def write_plan(plan: StudyPlan, workdir: Workdir, command: str, grouping: Grouping, forced: bool) -> RunFolder:
     """Writes `study.json` and returns the study's folder."""
     folder = RunFolder(workdir)
     folder.make(results.RUNS)
-    repeat = {"command": command, "versions": versions(), "git": git_revision()}
-    folder.write_json(results.STUDY, describe(plan, repeat, asdict(together), forced))
+    origin = Origin(command=command, versions=versions(), git=git_revision())
+    records.write(describe(plan, origin, grouping, forced), folder, results.STUDY)
     return folder
 
 
-def show_plan(plan: Plan, console: Console) -> None:
+def show_plan(plan: StudyPlan, console: Console) -> None:
     """Prints the question, the arms with what they cost and what was chosen for them, and how many runs it takes."""
     study = plan.study
     console.print(study.question, style="bold", highlight=False, markup=False, soft_wrap=True)

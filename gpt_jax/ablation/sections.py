@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 from gpt_jax.ablation import table
 from gpt_jax.ablation.pictures import indices
+from gpt_jax.ablation.schema import ArmResults, Budget, Diagnostics, RunRecord, StudyResults
+from gpt_jax.ablation.statuses import statuses
 from gpt_jax.config.conversion import flatten
-from gpt_jax.pages.axes import compact, style
+from gpt_jax.pages.axes import style
+from gpt_jax.pages.numbers import Number, compact, loss, seconds
 
-Results = Mapping[str, Any]
 METHOD = (
     "Arms are paired: in one seed all have the same initial values for the parameters that they share, the same "
     "batches in the same order and the same validation tokens. Δ is the mean over seeds of (arm − baseline). ± is half "
@@ -28,9 +30,9 @@ METHOD = (
 )
 
 
-def warnings(results: Results) -> list[str]:
+def warnings(results: StudyResults) -> list[str]:
     """What a reader must know before the figures."""
-    counts = table.statuses(results["arms"])
+    counts = statuses(results.arms)
     total, left = sum(counts.values()), sum(n for s, n in counts.items() if s not in ("finished", "diverged"))
     said = []
     if left or not total:
@@ -38,44 +40,39 @@ def warnings(results: Results) -> list[str]:
         done = f"{total - left} of {total} runs are done ({open_runs})" if total else "no run has begun"
         said.append(f"This study is not finished: {done}. The figures will change.")
     if counts["diverged"]:
-        arms = [arm["name"] for arm in results["arms"] if table.statuses([arm])["diverged"]]
+        arms = [arm.name for arm in results.arms if statuses([arm])["diverged"]]
         said.append(f"{counts['diverged']} of {total} runs diverged ({', '.join(arms)}); they are in no mean.")
-    if results["aa"] is not None and results["aa"].get("equal") is False:
+    if results.aa is not None and results.aa.equal is False:
         said.append(
             "The copy of the baseline (A/A) did not give the baseline’s losses bit for bit: trust no difference."
         )
-    edge = [arm["name"] for arm in results["arms"] if arm["learning_rate_at_edge"]]
+    edge = [arm.name for arm in results.arms if arm.learning_rate_at_edge]
     if edge:
         said.append(f"The best learning rate lies on the edge of the grid for {', '.join(edge)}: widen the grid.")
-    if max((arm["n"] or 0 for arm in results["arms"]), default=0) == 1:
+    if max((arm.n or 0 for arm in results.arms), default=0) == 1:
         said.append("One seed: there are no intervals and no tests, and nothing is decided.")
     return said
 
 
-def facts(results: Results) -> list[tuple[str, str]]:
+def facts(results: StudyResults) -> list[tuple[str, str]]:
     """The study in a few figures."""
-    counts = table.statuses(results["arms"])
-    seeds = len(results["seeds"]) if isinstance(results["seeds"], list) else results["seeds"]
-    found = [("Baseline", str(results["baseline"])), ("Arms", str(len(results["arms"])))]
-    found.append(("Seeds", "–" if seeds is None else str(seeds)))
+    counts = statuses(results.arms)
+    seeds = "–" if results.seeds is None else str(len(results.seeds))
+    found = [("Baseline", str(results.baseline)), ("Arms", str(len(results.arms)))]
+    found.append(("Seeds", seeds))
     found.append(("Runs", f"{counts['finished']} of {sum(counts.values())} finished"))
-    budget = results["budget"] or {}
-    if budget.get("match"):
-        field = f", by {budget['field']}" if budget.get("field") else ""
-        found.append(("Matched on", f"{budget['match']}{field}"))
-    else:
-        found.append(("Matched on", "nothing"))
-    if results["smallest_difference"] is not None:
-        found.append(("Smallest difference that matters", f"{results['smallest_difference']:g} nats per token"))
-    noise = results["noise"]
-    if noise is not None and noise.get("std") is not None:
-        found.append(
-            ("Noise of the baseline", f"standard deviation {table.loss(noise['std'])}, {noise['n']} fresh seeds")
-        )
-    copy = "not compared" if results["aa"] is None else "bit-equal" if results["aa"].get("equal") else "not equal"
+    budget = results.budget or Budget()
+    field = f", by {budget.field}" if budget.field else ""
+    found.append(("Matched on", f"{budget.match}{field}" if budget.match else "nothing"))
+    if results.smallest_difference is not None:
+        found.append(("Smallest difference that matters", f"{results.smallest_difference:g} nats per token"))
+    noise = results.noise
+    if noise is not None and noise.std is not None:
+        found.append(("Noise of the baseline", f"standard deviation {loss(noise.std)}, {noise.n} fresh seeds"))
+    copy = "not compared" if results.aa is None else "bit-equal" if results.aa.equal else "not equal"
     found.append(("A/A copy of the baseline", copy))
-    if results["repeat"].get("wall_seconds") is not None:
-        found.append(("Time of all runs", table.seconds(results["repeat"]["wall_seconds"])))
+    if results.repeat.wall_seconds is not None:
+        found.append(("Time of all runs", seconds(results.repeat.wall_seconds)))
     return found
 
 
@@ -84,7 +81,7 @@ def facts_html(pairs: Sequence[tuple[str, str]]) -> str:
     return f'<dl class="facts">{items}</dl>'
 
 
-def arms_html(results: Results) -> str:
+def arms_html(results: StudyResults) -> str:
     """The table, sortable, and what it does not have."""
     columns, absent = table.columns(results)
     head = "".join(
@@ -93,9 +90,9 @@ def arms_html(results: Results) -> str:
         for name in [escape(c.head).replace("/token", "/<wbr>token")]
     )
     rows = []
-    colours = indices(results["arms"], results["baseline"])
-    for arm, colour in zip(results["arms"], colours, strict=True):
-        is_baseline = arm["name"] == results["baseline"]
+    colours = indices(results.arms, results.baseline)
+    for arm, colour in zip(results.arms, colours, strict=True):
+        is_baseline = arm.name == results.baseline
         cells = [_name_cell(arm, colour, is_baseline)]
         for column in columns[1:]:
             value = column.value(arm)
@@ -115,12 +112,12 @@ def arms_html(results: Results) -> str:
     )
 
 
-def _name_cell(arm: Mapping[str, Any], colour: int | None, is_baseline: bool) -> str:
+def _name_cell(arm: ArmResults, colour: int | None, is_baseline: bool) -> str:
     tag = ' <span class="tag">baseline</span>' if is_baseline else ""
     change = table.changes_text(arm)
     small = f"<small>{escape(change if len(change) <= 36 else change[:35] + '…')}</small>" if change else ""
-    full = "\n".join(f"{key} = {table.plain(value)}" for key, value in (arm["changes"] or {}).items())
-    name = escape(arm["name"])
+    full = "\n".join(f"{key} = {table.plain(value)}" for key, value in (arm.changes or {}).items())
+    name = escape(arm.name)
     key = f'<span class="key {style(colour)}"></span>'
     return f'<td class="text" data-value="{name}"{_title(full)}>{key}<b>{name}</b>{tag}{small}</td>'
 
@@ -145,118 +142,117 @@ def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]], text_column
     return f'<div class="scroll"><table{name}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-READINGS = table.DIAGNOSTICS | {
-    "learning_rate_sensitivity": ("LR sensitivity", "mean over the grid of min(loss, initial loss) − best loss, nats")
-}
+@dataclass(frozen=True)
+class Reading:
+    """A number about an arm's training or attention: its name, its unit, and where it is."""
+
+    name: str
+    unit: str
+    value: Callable[[ArmResults], Number | None]
 
 
-def diagnostics(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the diagnostics that some arm has."""
-    known = [key for key in READINGS if any(_diagnostic(arm, key) is not None for arm in results["arms"])]
-    heads = ["arm", *(READINGS[key][0] for key in known)]
-    rows = [[arm["name"], *(_reading(_diagnostic(arm, key)) for key in known)] for arm in results["arms"]]
-    return heads, rows
+def _diagnostic(value: Callable[[Diagnostics], Number | None]) -> Callable[[ArmResults], Number | None]:
+    return lambda arm: None if arm.diagnostics is None else value(arm.diagnostics)
 
 
-def absent_diagnostics(results: Results) -> list[str]:
+READINGS = (
+    Reading("attention entropy", "nats, mean over heads and positions", _diagnostic(lambda d: d.attention_entropy)),
+    Reading("sink mass", "share of attention on the first position", _diagnostic(lambda d: d.sink_mass)),
+    Reading(
+        "largest logit", "largest absolute attention score before the softmax", _diagnostic(lambda d: d.largest_logit)
+    ),
+    Reading("gradient norm", "global norm before clipping", _diagnostic(lambda d: d.gradient_norm)),
+    Reading("skipped steps", "updates that were skipped, as not finite", _diagnostic(lambda d: d.skipped_steps)),
+    Reading(
+        "LR sensitivity",
+        "mean over the grid of min(loss, initial loss) − best loss, nats",
+        lambda arm: arm.learning_rate_sensitivity,
+    ),
+)
+
+
+def diagnostics(results: StudyResults) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the readings that some arm has."""
+    known = [reading for reading in READINGS if any(reading.value(arm) is not None for arm in results.arms)]
+    heads = ["arm", *(reading.name for reading in known)]
+    return heads, [[arm.name, *(_written(reading.value(arm)) for reading in known)] for arm in results.arms]
+
+
+def _written(value: Number | None) -> str:
+    return "–" if value is None else compact(value)
+
+
+def absent_diagnostics(results: StudyResults) -> list[str]:
+    """The names of the readings that no arm has."""
     heads = diagnostics(results)[0]
-    return [name for name, _ in READINGS.values() if name not in heads]
+    return [reading.name for reading in READINGS if reading.name not in heads]
 
 
-def _diagnostic(arm: Mapping[str, Any], key: str) -> Any:
-    return arm[key] if key in arm else (arm["diagnostics"] or {}).get(key)
-
-
-def _reading(value: Any) -> str:
-    """A number, or one per layer."""
-    if value is None:
-        return "–"
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    return " · ".join("–" if v is None else compact(v) if isinstance(v, int | float) else str(v) for v in items)
-
-
-def diagnostics_html(results: Results) -> str:
+def diagnostics_html(results: StudyResults) -> str:
     heads, rows = diagnostics(results)
     absent = absent_diagnostics(results)
     note = f'<p class="missing">Not measured: {escape(", ".join(absent))}.</p>' if absent else ""
     if len(heads) == 1:
         return note
-    units = "; ".join(f"{name}: {unit}" for name, unit in READINGS.values() if name in heads)
+    units = "; ".join(f"{reading.name}: {reading.unit}" for reading in READINGS if reading.name in heads)
     return f'{plain_table(heads, rows, 1, "diagnostics")}<p class="note">{escape(units)}.</p>{note}'
 
 
-def settings(results: Results) -> tuple[list[str], list[list[str]]]:
+def settings(results: StudyResults) -> tuple[list[str], list[list[str]]]:
     """What each arm changes: one row per setting, its value in the baseline and in the arms."""
-    base = flatten((results["repeat"].get("configs") or {}).get(results["baseline"]) or {})
+    configs = results.repeat.configs or {}
+    base = flatten(configs[results.baseline]) if results.baseline in configs else {}
     rows = []
-    for arm in results["arms"]:
-        for key, value in (arm["changes"] or {}).items():
+    for arm in results.arms:
+        for key, value in (arm.changes or {}).items():
             before = table.plain(base[key]) if key in base else "–"
-            rows.append([arm["name"], key, before, table.plain(value)])
+            rows.append([arm.name, key, before, table.plain(value)])
     return ["arm", "setting", "baseline", "arm’s"], rows
 
 
-def provenance(results: Results) -> list[tuple[str, str]]:
-    """What one needs to make the study again, in lines."""
-    repeat = results["repeat"]
-    names = {"command": "command", "git": "git", "data_hash": "data", "versions": "versions"}
-    found = [(said, sentence(repeat[key])) for key, said in names.items() if repeat.get(key)]
-    if results["seeds"] is not None:
-        found.append(("seeds", sentence(results["seeds"])))
-    if repeat.get("together"):
-        found.append(("training", repeat["together"]["reason"]))
-    if repeat.get("wall_seconds") is not None:
-        found.append(("wall time", table.seconds(repeat["wall_seconds"])))
-    return found
+def provenance(results: StudyResults) -> list[tuple[str, str]]:
+    """What one needs to make the study again, in lines of a name and a text."""
+    repeat = results.repeat
+    versions = ", ".join(f"{name} {version}" for name, version in (repeat.versions or {}).items())
+    found = [
+        ("command", repeat.command),
+        ("git", repeat.git),
+        ("data", repeat.data_hash),
+        ("versions", versions),
+        ("seeds", None if results.seeds is None else ", ".join(map(str, results.seeds))),
+        ("training", None if repeat.together is None else repeat.together.reason),
+        ("wall time", None if repeat.wall_seconds is None else seconds(repeat.wall_seconds)),
+    ]
+    return [(name, text) for name, text in found if text]
 
 
-def sentence(value: Any) -> str:
-    """A value of the record as one line."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {sentence(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(sentence(item) for item in value)
-    return "–" if value is None else str(value)
-
-
-def repeat_html(results: Results) -> str:
+def repeat_html(results: StudyResults) -> str:
     """Command, versions, what the arms change, every run, resolved configurations."""
     parts = []
     for name, value in provenance(results):
         words = " ".join(f'<span class="word">{escape(word)}</span>' for word in value.split(" "))
         body = f"<pre>{words}</pre>" if name == "command" else f" {escape(value)}"
         parts.append(f'<div class="line"><b>{escape(name.capitalize())}</b>{body}</div>')
-    failures = results["repeat"].get("failures") or []
-    items = "".join(f"<li>{escape(sentence(failure))}</li>" for failure in failures)
-    parts.append(f"<p><b>Failures</b></p><ul>{items}</ul>" if failures else "<p><b>Failures</b> none</p>")
+    items = "".join(f"<li>{escape(failure)}</li>" for failure in results.repeat.failures)
+    parts.append(f"<p><b>Failures</b></p><ul>{items}</ul>" if items else "<p><b>Failures</b> none</p>")
     heads, rows = settings(results)
     if rows:
         parts.append(f"<h3>What the arms change</h3>{plain_table(heads, rows, 4, 'settings')}")
-    runs = [
-        [arm["name"], *(_run_cell(run, key) for key in _RUN_CELLS)] for arm in results["arms"] for run in arm["runs"]
-    ]
+    runs = [[arm.name, *_run_cells(run)] for arm in results.arms for run in arm.runs]
     if runs:
-        table_of_runs = plain_table(["arm", *_RUN_CELLS.values()], runs, 1, "runs")
+        table_of_runs = plain_table(["arm", *RUN_HEADS], runs, 1, "runs")
         parts.append(f"<details><summary>All {len(runs)} runs</summary>{table_of_runs}</details>")
-    for name, config in (results["repeat"].get("configs") or {}).items():
+    for name, config in (results.repeat.configs or {}).items():
         listing = escape(json.dumps(config, indent=2, ensure_ascii=False))
         summary = f"<summary>Configuration of {escape(name)}, resolved</summary>"
         parts.append(f'<details class="long">{summary}<pre>{listing}</pre></details>')
     return "\n".join(parts)
 
 
-_RUN_CELLS = {
-    "seed": "seed",
-    "learning_rate": "learning rate",
-    "status": "status",
-    "wall_seconds": "time",
-    "config_hash": "hash of the configuration",
-    "folder": "folder",
-}
+RUN_HEADS = ("seed", "learning rate", "status", "time", "hash of the configuration", "folder")
 
 
-def _run_cell(run: Mapping[str, Any], key: str) -> str:
-    value = run[key]
-    if key == "wall_seconds":
-        return table.seconds(value)
-    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+def _run_cells(run: RunRecord) -> list[str]:
+    rate = None if run.learning_rate is None else f"{run.learning_rate:g}"
+    cells = [run.seed, rate, run.status, seconds(run.wall_seconds), run.config_hash, run.folder]
+    return ["–" if cell is None else str(cell) for cell in cells]

@@ -22,7 +22,8 @@ from jaxtyping import Array
 
 from gpt_jax import config
 from gpt_jax.config.errors import UserError
-from gpt_jax.decoding.generate import advance, begin
+from gpt_jax.data import Batch
+from gpt_jax.decoding.programs import advance, begin
 from gpt_jax.decoding.sampling import Sampler
 from gpt_jax.model.gpt import GPT
 from gpt_jax.training.sharding import AXIS, compile_step, make_mesh
@@ -64,8 +65,8 @@ def plan_train_step(c: config.Config, mesh: Mesh) -> Plan:
     """Compiles the train step of a configuration, data parallel over the mesh, for rows of packed documents."""
     model = GPT(c.model)
     shape = (c.train.batch_size, c.model.context_length)
-    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("tokens", "targets", "segments", "positions")}
-    batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    ids = jax.ShapeDtypeStruct(shape, jnp.int32)
+    batch = Batch._make((ids, ids, jax.ShapeDtypeStruct(shape, jnp.float32), ids, ids))
     state = jax.eval_shape(partial(init_state, model, c))
     step = compile_step(make_train_step(model, c), mesh, "jit")
     return _plan(step.lower(_placed(state, mesh), _placed(batch, mesh, AXIS)))  # type: ignore[attr-defined]

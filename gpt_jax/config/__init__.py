@@ -2,7 +2,7 @@
 back.
 
 `None` means off, or "derived" where the field says from what. A `Variant` field holds one of several small
-dataclasses: choosing a variant is choosing a type, and a type has only its own settings. Combinations that can't work
+dataclasses: choosing a variant is choosing a type, and a type has only its own settings. Invalid combinations
 are refused at construction. Widths and lengths count elements, rates are per step, probabilities lie in [0, 1).
 """
 
@@ -16,5 +16,7 @@ from gpt_jax.config.norm import *
 from gpt_jax.config.position import *
 from gpt_jax.config.recurrent import *
 from gpt_jax.config.run import *
+from gpt_jax.config.score import *
 from gpt_jax.config.sharing import *
 from gpt_jax.config.training import *
+from gpt_jax.config.values import *

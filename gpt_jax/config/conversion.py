@@ -59,7 +59,9 @@ def from_dict(kind: type[T], values: Any, path: str = "") -> T:
     names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
         if key not in names and not (key == "type" and issubclass(kind, Variant)):
-            raise ConfigError(f'unknown setting "{join(path, key)}" of {kind.__name__}{nearest(key, names)}')
+            moved = getattr(kind, "moved", {})
+            now = f"; it is {join(path, moved[key])} now" if key in moved else nearest(key, names)
+            raise ConfigError(f'unknown setting "{join(path, key)}" of {kind.__name__}{now}')
     missing = [f.name for f in dataclasses.fields(kind) if _is_required(f) and f.name not in values]  # type: ignore[arg-type]
     if missing:
         raise ConfigError(

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpt_jax.config.adapter import AdapterConfig
-from gpt_jax.config.attention import AttentionConfig, Prefix
+from gpt_jax.config.attention import AttentionConfig
 from gpt_jax.config.checks import require, require_positive, require_probability, require_taps
 from gpt_jax.config.conversion import convert, from_dict, join, overlay, overlay_between, to_dict
 from gpt_jax.config.errors import UserError, nearest
 from gpt_jax.config.norm import NormConfig, RmsNorm
 from gpt_jax.config.position import AbsolutePositionConfig, DynamicNtk, Learned, LongRope, Rope, Sinusoidal
+from gpt_jax.config.score import Prefix
 from gpt_jax.config.sharing import check_shared
 from gpt_jax.config.variant import Variant
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gpt_jax.config.attention import AttentionConfig, Heads, Projection
+from gpt_jax.config.attention import AttentionConfig, Heads
 from gpt_jax.config.checks import require, require_positive, require_taps
 from gpt_jax.config.norm import NormConfig, RmsNorm
 from gpt_jax.config.position import PositionConfig, Rope
+from gpt_jax.config.values import Projection
 
 # What is left of a head's state at the next token. "fixed": 1 − 2^(−5−h) in head h (RetNet: Sun et al. 2023,
 # arXiv:2307.08621). "gated": exp(−a · softplus(w·x + b)), as the token x decides (Mamba-2: Dao & Gu 2024,
@@ -19,8 +20,13 @@ Decay = Literal["fixed", "gated"]
 class _State(Heads):
     """What the kinds have in common: H heads, each with a state of D × E numbers."""
 
+    value_width: int | None
     bias: tuple[Projection, ...]
     convolution: int | None
+
+    def resolved_value_width(self, width: int) -> int:
+        """E, the width of a value, in a model of width C."""
+        return self.resolved_head_width(width) if self.value_width is None else self.value_width
 
     def check_fields(self) -> None:
         """Refuses what no kind can have."""
@@ -31,7 +37,7 @@ class _State(Heads):
 
 
 @dataclass(frozen=True)
-class Linear(_State, AttentionConfig):
+class LinearAttention(_State, AttentionConfig):
     """Linear attention: Σ f(q)·f(k) v over the tokens so far, from a state Σ f(k) vᵀ (Katharopoulos et al. 2020,
     arXiv:2006.16236).
 
@@ -60,12 +66,12 @@ class Linear(_State, AttentionConfig):
         self.check_fields()
         require(
             not self.normalize or self.feature_map in ("elu", "relu"),
-            f"Linear.normalize divides by a sum that feature_map elu or relu keeps from being negative, and"
+            f"LinearAttention.normalize divides by a sum that feature_map elu or relu keeps from being negative, and"
             f" {self.feature_map} doesn't: choose one of them, or unset it and set output_norm",
         )
         require(
             self.position is None or isinstance(self.position, Rope),
-            f"Linear has no scores that {type(self.position).__name__} could be added to: use Rope or none",
+            f"LinearAttention has no scores that {type(self.position).__name__} could be added to: use Rope or none",
         )
 
     def check(self, width: int) -> None:

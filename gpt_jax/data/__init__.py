@@ -1,4 +1,4 @@
-"""Sequences to train and validate on: text from corpora and files, or synthetic tasks.
+"""Training and validation data: text from corpora and files, or synthetic tasks.
 
 data = open_data(config.data, context_length=256, seed=0)
 data.batch(step=0, batch_size=8)          # a pure function of (seed, step)
@@ -22,14 +22,21 @@ def open_data(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Data:
-    """The data of `config`; `seed` decides the order of training and nothing else.
+    """Opens the data that `config` describes.
 
-    Rows of text have T = `context_length` targets. Text is prepared once, in `cache_dir` (None: `$GPT_JAX_CACHE`, or
-    `~/.cache/gpt_jax`).
+    Args:
+      config: a corpus or a synthetic task.
+      context_length: T, the number of targets in a row of text. Tasks choose their own T ≤ `context_length`.
+      seed: decides the order of the training rows of text, or which rows a task draws; validation does not depend on
+        it.
+      cache_dir: where prepared text is kept; None means `$GPT_JAX_CACHE`, or `~/.cache/gpt_jax`.
+      progress: shows progress bars on standard error while text is prepared.
 
     Raises:
-      FileNotFoundError, ConnectionError, ValueError: there is no text, or none that can be used; the message says what
-      to do.
+      MissingFile: the text or tokenizer files do not exist.
+      Unreachable: the corpus cannot be downloaded.
+      ConfigError: the rows of the task are longer than the context.
+      UserError: the corpus is unknown, empty, or cannot be decoded or tokenized.
     """
     if not isinstance(config, Text):
         from gpt_jax.data.tasks import open_task

@@ -1,5 +1,7 @@
-"""TFDS builders that need no TensorFlow: their examples are stored as array_record, the one random-access format that
-is whole.
+"""TFDS builders that run without TensorFlow.
+
+They store examples as array_record, the only random-access format that TFDS both writes without TensorFlow and reads
+back completely (its parquet writer loses rows).
 
     builder = TextFiles(path="books/*.txt", data_dir=..., file_format="array_record")
     builder.download_and_prepare()
@@ -16,7 +18,7 @@ import tensorflow_datasets as tfds
 
 from gpt_jax.config.errors import Unreachable, UserError
 from gpt_jax.data.files import Document, find_files, python_files, read_documents
-from gpt_jax.data.progress import Report, counted
+from gpt_jax.data.progress import Advance, tracked
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -24,12 +26,12 @@ DOWNLOAD_LIMIT = 12.0  # seconds
 
 
 class _Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """One example a document, in the order of their names, in one split."""
+    """One split with one example per document, in the order of the documents' names."""
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, report: Report = lambda characters: None, **kwargs: Any):
-        self._report = report
+    def __init__(self, *, advance: Advance = lambda characters: None, **kwargs: Any):
+        self._advance = advance
         super().__init__(**kwargs)
 
     def _documents(self) -> Iterable[Document]:
@@ -44,14 +46,16 @@ class _Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # ty
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, str]]]:
         number = -1
-        for number, document in enumerate(counted(self._documents(), self._report)):
+        for number, document in enumerate(tracked(self._documents(), self._advance)):
             yield number, document._asdict()
         if number < 0:
-            raise UserError(f"There is no text in the files of the corpus {self.name}: give one that is not empty.")
+            raise UserError(
+                f"there is no text in the files of the corpus {self.name}: give at least one file that is not empty"
+            )
 
 
 class PythonSources(_Documents, skip_registration=True):  # type: ignore[call-arg]
-    """The sources of the running Python's standard library; those that are not UTF-8 are left out."""
+    """The source files of the running Python's standard library; skips files that are not UTF-8."""
 
     name = "python"
 
@@ -60,7 +64,7 @@ class PythonSources(_Documents, skip_registration=True):  # type: ignore[call-ar
 
 
 class TextFiles(_Documents, skip_registration=True):  # type: ignore[call-arg]
-    """The files at `path` (a file, folder or glob), a document each, or the parts of each between separators."""
+    """The files at `path` (a file, folder or glob): one document per file, or per part between separators."""
 
     name = "text"
 
@@ -77,7 +81,7 @@ class TextFiles(_Documents, skip_registration=True):  # type: ignore[call-arg]
 
 
 class TinyShakespeare(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """40,000 lines of Shakespeare, split like TFDS's own `tiny_shakespeare`: 90%, then 5% and 5%."""
+    """40,000 lines of Shakespeare, split 90%, 5% and 5% as in TFDS's own `tiny_shakespeare`."""
 
     name = "tiny_shakespeare"
     VERSION = tfds.core.Version("1.0.0")
@@ -98,7 +102,11 @@ class TinyShakespeare(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
 
 
 def _download(url: str, sha256: str) -> bytes:
-    """The content at `url`, or within DOWNLOAD_LIMIT seconds a ConnectionError that says what to do."""
+    """Downloads `url` and checks its SHA-256.
+
+    Raises:
+      Unreachable: the download failed, took longer than DOWNLOAD_LIMIT seconds, or returned another file.
+    """
     result: list[bytes | Exception] = []
 
     def fetch() -> None:
@@ -108,7 +116,7 @@ def _download(url: str, sha256: str) -> bytes:
         except Exception as error:
             result.append(error)
 
-    # On a thread of its own, because looking up a host name knows no time limit.
+    # On a thread, because the timeout of `urlopen` does not cover looking up the host name.
     thread = threading.Thread(target=fetch, daemon=True)
     thread.start()
     thread.join(DOWNLOAD_LIMIT)
@@ -116,8 +124,8 @@ def _download(url: str, sha256: str) -> bytes:
     if isinstance(problem, bytes):
         if hashlib.sha256(problem).hexdigest() == sha256:
             return problem
-        problem = "what came is another file"
+        problem = "the server returned a different file"
     raise Unreachable(
-        f"tiny_shakespeare could not be downloaded from {url} ({problem}); get the file by other means and pass it as "
-        "data.path=FILE, which gives the same data."
+        f"tiny_shakespeare could not be downloaded from {url} ({problem}): get the file by other means and pass it as "
+        "data.path=FILE, which gives the same data"
     )

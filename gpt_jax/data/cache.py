@@ -1,4 +1,4 @@
-"""Folders that are made once and are either whole or absent, whatever interrupts the making."""
+"""Folders that are built once and are either complete or absent, even if building is interrupted."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ MANIFEST = "manifest.json"
 
 
 def cache_folder(folder: str | os.PathLike[str] | None) -> Path:
-    """`folder`, or `$GPT_JAX_CACHE`, or `~/.cache/gpt_jax` (below `$XDG_CACHE_HOME` where that is set)."""
+    """Returns `folder` or, if it is None, `$GPT_JAX_CACHE`, `$XDG_CACHE_HOME/gpt_jax` or `~/.cache/gpt_jax`."""
     if folder is None:
         folder = os.environ.get("GPT_JAX_CACHE")
     if folder is None:
@@ -24,10 +24,11 @@ def cache_folder(folder: str | os.PathLike[str] | None) -> Path:
 
 
 def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """The manifest of `folder`; if there is none yet, `build(empty folder)` fills the folder and returns its manifest.
+    """Returns the manifest of `folder`, building the folder first if necessary.
 
-    What is built is flushed to the disk and moved into place in one step, by one process at a time; files that do not
-    have the sizes they were built with are built again.
+    `build` receives an empty temporary folder, fills it and returns its manifest, a JSON object. The result is flushed
+    to disk and renamed to `folder` in one step. A lock lets one process build at a time. The folder is rebuilt if any
+    of its files no longer has the size it was written with.
     """
     if (manifest := _manifest(folder)) is not None:
         return manifest
@@ -56,7 +57,7 @@ def _lock(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=1)
     except filelock.Timeout:
-        logging.getLogger(__name__).warning("Waiting for another process that prepares %s.", folder)
+        logging.getLogger(__name__).warning("waiting for another process that is preparing %s", folder)
         lock.acquire()
     try:
         yield
@@ -65,11 +66,11 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a whole folder, or None."""
+    """Returns the manifest of a complete folder, else None."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        whole = all((folder / name).stat().st_size == size for name, size in content["sizes"].items())
-        return content["manifest"] if whole else None
+        is_complete = all((folder / name).stat().st_size == size for name, size in content["sizes"].items())
+        return content["manifest"] if is_complete else None
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
         return None
 

@@ -1,4 +1,4 @@
-"""Corpora: documents by the name of a corpus or by the path of files, prepared once as a TFDS data set in the cache."""
+"""Corpora: documents from a named corpus or from files, prepared once as a TFDS data set in the cache."""
 
 import functools
 import hashlib
@@ -9,37 +9,43 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from gpt_jax.config import Text
+from gpt_jax.config.code import code_hashes, digest
 from gpt_jax.config.errors import UserError
 from gpt_jax.data.cache import build_once
 from gpt_jax.data.files import Document, SourceFile, find_files, python_files
 from gpt_jax.data.prepared import PreparedDataset
-from gpt_jax.data.progress import Report, progress_bar
+from gpt_jax.data.progress import Advance, progress_bar
 from gpt_jax.data.stored import directory_of, quiet, read_examples
-
-DECISIVE = ("builders.py", "cache.py", "corpus.py", "files.py", "prepared.py", "stored.py", "tokenized.py")
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Where documents come from."""
+    """A source of documents."""
 
-    def state(self) -> Any:
-        """What tells, without reading the text, whether it changed: names, sizes and times of change of files."""
+    def fingerprint(self) -> Any:
+        """JSON values that change with the text, found without reading it: file names, sizes and modification times."""
 
     def characters(self) -> int | None:
-        """About how much text there is."""
+        """The approximate length of the text; None if unknown."""
 
-    def prepare(self, folder: Path, report: Report) -> None:
-        """Writes the data set below `folder`."""
+    def prepare(self, folder: Path, advance: Advance) -> None:
+        """Writes the data set below `folder`, calling `advance` with the characters of each document it has written."""
 
     def read(self, folder: Path) -> Iterator[tuple[Document, bool | None]]:
-        """The documents, and for each whether it is held out (None: the split decides)."""
+        """Yields each document and whether it is held out; None leaves that to `Corpus.read`."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A prepared corpus. `text_hash` is the SHA-256 of all names and texts; a corpus with a `fixed_split` brings its
-    own validation set.
+    """A prepared corpus.
+
+    Attributes:
+      source: reads the documents.
+      folder: where the prepared data set lies.
+      text_hash: the SHA-256 of the names and texts of all documents.
+      documents: the number of documents.
+      characters: the length of all texts together.
+      fixed_split: whether the corpus comes with its own validation set.
     """
 
     source: Source
@@ -50,7 +56,11 @@ class Corpus:
     fixed_split: bool
 
     def read(self, validation_fraction: float) -> Iterator[tuple[Document, bool]]:
-        """The documents in order, each with whether it is held out. Of a lone one, the last part is held out."""
+        """Yields the documents in order, each with whether it is held out for validation.
+
+        Without a fixed split, a hash of its name decides for each document, so that about `validation_fraction` of the
+        documents are held out. A single document is cut: its last `validation_fraction` is held out.
+        """
         for document, held_out in self.source.read(self.folder):
             if held_out is None and self.documents == 1:
                 cut = int((1 - validation_fraction) * len(document.text))
@@ -61,33 +71,29 @@ class Corpus:
 
 
 def open_corpus(config: Text, cache: Path, progress: bool) -> Corpus:
-    """The corpus of `config`, prepared now unless the cache has it.
+    """Returns the corpus of `config`, preparing it if the cache does not have it.
 
-    Whether it has is decided by names, sizes and times of change of the files, not by reading them: a file changed
-    within the clock's resolution to a text of the same size goes unnoticed.
+    The cache is looked up by the names, sizes and modification times of the files, not by their content: an edit that
+    keeps the size of a file, within the resolution of the file system's clock, goes unnoticed.
 
     Raises:
-      FileNotFoundError: no such files or corpus.
-      ValueError: no text, or text that is not UTF-8.
-      ConnectionError: a corpus that must be downloaded cannot be.
+      MissingFile: no file matches.
+      UserError: the corpus is unknown, has no text, or its text is not UTF-8.
+      Unreachable: the corpus cannot be downloaded.
     """
     source = _source(config)
     label = "text" if config.path is not None else config.corpus
-    state = json.dumps([code_version(), label, source.state()]).encode()
+    key = json.dumps([preparation_version(), label, source.fingerprint()]).encode()
     name = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in label)
-    folder = cache / "sources" / f"{name}-{hashlib.sha256(state).hexdigest()[:16]}"
+    folder = cache / "sources" / f"{name}-{hashlib.sha256(key).hexdigest()[:16]}"
     manifest = build_once(folder, functools.partial(_build, source, label, progress))
     return Corpus(source, folder, **manifest)
 
 
-@functools.cache
-def code_version() -> str:
-    """A hash of the code that decides which tokens a text becomes: a cache made by other code is not used."""
-    here = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted([*map(here.joinpath, DECISIVE), *here.glob("tokenizer/*.py")]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def preparation_version() -> str:
+    """Returns the SHA-256 of the code that prepares text; a cache that other code wrote is not used."""
+    hashes = code_hashes("gpt_jax.data.tokenized")
+    return digest(json.dumps({name: value for name, value in hashes.items() if name.startswith("gpt_jax.data.")}))
 
 
 def _source(config: Text) -> Source:
@@ -99,13 +105,13 @@ def _source(config: Text) -> Source:
         case "tiny_shakespeare":
             return _Shakespeare()
         case "text":
-            raise UserError('The corpus "text" reads your own files: say which with data.path=FILE, FOLDER or GLOB.')
+            raise UserError('the corpus "text" reads your own files: say which with data.path=FILE, FOLDER or GLOB')
     return PreparedDataset(config.corpus)
 
 
 def _build(source: Source, label: str, progress: bool, folder: Path) -> dict[str, Any]:
-    with progress_bar(f"Reading {label}", source.characters(), progress) as report:
-        source.prepare(folder, report)
+    with progress_bar(f"Reading {label}", source.characters(), progress) as advance:
+        source.prepare(folder, advance)
     digest, documents, characters, sides = hashlib.sha256(), 0, 0, set()
     for document, held_out in source.read(folder):
         for part in (document.name.encode(), document.text.encode()):
@@ -113,7 +119,7 @@ def _build(source: Source, label: str, progress: bool, folder: Path) -> dict[str
         sides.add(held_out)
         documents, characters = documents + 1, characters + len(document.text)
     if not characters:
-        raise UserError(f"There is no text in the data set {label}: use another one, or give data.path=FILE.")
+        raise UserError(f"there is no text in the data set {label}: use another one, or give data.path=FILE")
     fixed = None not in sides
     return {"text_hash": digest.hexdigest(), "documents": documents, "characters": characters, "fixed_split": fixed}
 
@@ -124,22 +130,22 @@ def _is_held_out(name: str, fraction: float) -> bool:
 
 @dataclass(frozen=True)
 class _Files:
-    """Files at `path`; without one, Python's own sources."""
+    """The files at `path`, or Python's own sources if `path` is None."""
 
     files: list[SourceFile]
     path: str | None
     separator: str | None
 
-    def state(self) -> Any:
+    def fingerprint(self) -> Any:
         return [self.separator, [(file.name, file.size, file.modified) for file in self.files]]
 
     def characters(self) -> int | None:
         return sum(file.size for file in self.files)
 
-    def prepare(self, folder: Path, report: Report) -> None:
+    def prepare(self, folder: Path, advance: Advance) -> None:
         from gpt_jax.data.builders import PythonSources, TextFiles
 
-        where: dict[str, Any] = {"data_dir": folder, "file_format": "array_record", "report": report}
+        where: dict[str, Any] = {"data_dir": folder, "file_format": "array_record", "advance": advance}
         with quiet():
             if self.path is None:
                 PythonSources(**where).download_and_prepare()
@@ -152,15 +158,15 @@ class _Files:
 
 
 class _Shakespeare:
-    """The three splits are one text again, so that the split is the same as with a file of one's own."""
+    """Joins the three splits of `TinyShakespeare` into one document, so that `data.path=FILE` gives the same split."""
 
-    def state(self) -> Any:
+    def fingerprint(self) -> Any:
         return None
 
     def characters(self) -> int | None:
         return None
 
-    def prepare(self, folder: Path, report: Report) -> None:
+    def prepare(self, folder: Path, advance: Advance) -> None:
         from gpt_jax.data.builders import TinyShakespeare
 
         with quiet():

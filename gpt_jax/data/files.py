@@ -1,4 +1,4 @@
-"""Text files: which ones a pattern names, what text they hold, where it is divided into documents."""
+"""Text files: finding them by path or glob, decoding them, and dividing them into documents."""
 
 import glob
 import itertools
@@ -11,19 +11,23 @@ from etils import epath
 
 from gpt_jax.config.errors import MissingFile, UserError
 
-# What pip adds to the standard library, and its tests, which are a good part of it and much of them data.
+# Packages that pip installs beside the standard library, and its tests, which are large and consist mostly of data.
 SKIPPED_FOLDERS = frozenset({"__pycache__", "idle_test", "site-packages", "dist-packages", "test", "tests"})
 
 
 class Document(NamedTuple):
-    """A text and the name that decides its place in the order and its side of the split."""
+    """A text and its name, which decides its place in the order and whether it is held out."""
 
     name: str
     text: str
 
 
 class SourceFile(NamedTuple):
-    """A file, its name relative to the folder that was asked for ("/" on every system), what shows that it changed."""
+    """A file.
+
+    `name` is relative to the folder searched, with "/" on every system. `size` (bytes) and `modified` (ns, or s in a
+    bucket) show whether the file has changed.
+    """
 
     name: str
     path: epath.Path
@@ -32,12 +36,13 @@ class SourceFile(NamedTuple):
 
 
 def find_files(path: str) -> list[SourceFile]:
-    """The file, every file below the folder, or the files that the glob (`**` crosses folders) names, by name.
+    """Returns the file at `path`, every file below that folder, or every file that matches that glob, sorted by name.
 
-    A glob and a folder pass over hidden files. In a bucket (`gs://`), neither crosses folders.
+    Folders and globs skip hidden files; `**` in a glob matches across folders. In a bucket (`gs://`), folders are not
+    searched recursively.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      MissingFile: there is no such file.
     """
     path = os.path.expanduser(path)
     root, pattern = _root_and_pattern(path)
@@ -48,13 +53,13 @@ def find_files(path: str) -> list[SourceFile]:
     files = sorted({_source_file(file, root) for file in found if file.is_file()})
     if not files:
         raise MissingFile(
-            f"There is no text at data.path={path}; give a file, a folder with files, or a glob that matches some."
+            f"there is no text at data.path={path}: give a file, a folder with files, or a glob that matches some"
         )
     return files
 
 
 def _root_and_pattern(path: str) -> tuple[str, str]:
-    """The folder that names are relative to, and the glob of the files in it."""
+    """Splits `path` into the folder that names are relative to and a glob of the files in it."""
     whole = epath.Path(path)
     if whole.is_dir():
         return path, "*" if "://" in path else "**"
@@ -66,25 +71,30 @@ def _root_and_pattern(path: str) -> tuple[str, str]:
 
 
 def python_files() -> list[SourceFile]:
-    """The standard library's `*.py`, by name."""
+    """Returns the `*.py` files of the standard library, sorted by name.
+
+    Raises:
+      MissingFile: this Python comes without source files.
+    """
     root = sysconfig.get_paths()["stdlib"]
     files = []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
         files += [_source_file(epath.Path(folder, name), root) for name in names if name.endswith(".py")]
     if not files:
-        raise MissingFile(f'This Python keeps no sources at {root}; name another corpus, or give data.path="FILE".')
+        raise MissingFile(f"this Python has no source files at {root}: name another corpus, or give data.path=FILE")
     return sorted(files)
 
 
 def read_documents(files: Iterable[SourceFile], separator: str | None, skip_undecodable: bool) -> Iterator[Document]:
-    """The documents of the files in order: a file each, or its parts between separators, which belong to none. Empty
-    ones are left out.
+    """Yields the documents of `files` in order.
 
-    A file is UTF-8; a byte order mark at its start is dropped; line ends, NULs and the rest stay as they are.
+    Without a `separator` each file is one document; with one, each part between separators is, and the separators
+    belong to none. Empty documents are skipped. Files are UTF-8; a byte order mark at the start is dropped, and nothing
+    else is changed, neither line endings nor NULs.
 
     Raises:
-      ValueError: a file is not UTF-8 (unless such files are to be skipped).
+      UserError: a file is not UTF-8 and `skip_undecodable` is False.
     """
     for file in files:
         try:
@@ -93,8 +103,8 @@ def read_documents(files: Iterable[SourceFile], separator: str | None, skip_unde
             if skip_undecodable:
                 continue
             raise UserError(
-                f"{file.path} is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); "
-                "convert it, for example with iconv, or leave it out of data.path."
+                f"{file.path} is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}): "
+                "convert it, for example with iconv, or leave it out of data.path"
             ) from None
         parts = [text] if separator is None else text.split(separator)
         for number, part in enumerate(parts):

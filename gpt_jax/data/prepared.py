@@ -1,4 +1,4 @@
-"""Data sets that TFDS has prepared on this machine, read by name."""
+"""Data sets that TFDS has already prepared on this machine, by name."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt_jax.config.errors import UserError
 from gpt_jax.data.files import Document
-from gpt_jax.data.progress import Report
+from gpt_jax.data.progress import Advance
 from gpt_jax.data.stored import read_examples
 
 HELD_OUT_SPLITS = ("validation", "valid", "dev", "test")
@@ -17,19 +17,22 @@ HELD_OUT_SPLITS = ("validation", "valid", "dev", "test")
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """`name`, `name:version`, `name/config` or `name/config:version`, in `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+    """A data set in `$TFDS_DATA_DIR` or `~/tensorflow_datasets`; each example is a document.
 
-    Its `train` split is trained on; its `validation` (or `valid`, `dev`, `test`) split is held out, and where it has
-    none, examples chosen by a hash of their number are.
+    The `train` split is used for training. The first of the splits `validation`, `valid`, `dev` and `test` that exists
+    is held out; without any, a hash of each example's number decides whether it is held out. The text is the feature
+    called "text", or the only text feature.
 
-    Raises:
-      ValueError: it is not there, is not stored as array_record, or has no text feature or several of which none is
-      called "text".
+    The methods raise UserError if the data set does not exist, is not stored as array_record, or has no train split or
+    no unambiguous text feature.
+
+    Attributes:
+      name: `name`, `name:version`, `name/config` or `name/config:version`.
     """
 
     name: str
 
-    def state(self) -> Any:
+    def fingerprint(self) -> Any:
         directory = self._builder().data_path
         files = sorted((file.name, file.stat().length) for file in directory.iterdir())
         info = hashlib.sha256((directory / "dataset_info.json").read_bytes()).hexdigest()
@@ -38,8 +41,8 @@ class PreparedDataset:
     def characters(self) -> int | None:
         return None
 
-    def prepare(self, folder: Path, report: Report) -> None:
-        self._feature()  # It is prepared already; say now what is wrong with it.
+    def prepare(self, folder: Path, advance: Advance) -> None:
+        self._feature()  # TFDS has prepared the data set already; only check it.
 
     def read(self, folder: Path) -> Iterator[tuple[Document, bool | None]]:
         builder, feature = self._builder(), self._feature()
@@ -51,26 +54,26 @@ class PreparedDataset:
                     yield Document(f"{split}/{number}", example[feature].decode()), side
 
     def _feature(self) -> str:
-        """The name of the text feature."""
+        """Checks the data set and returns the name of its text feature."""
         import tensorflow_datasets as tfds
 
         info = self._builder().info
         if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
             stored = "an unknown format" if info.file_format is None else info.file_format.value
             raise UserError(
-                f"The data set {self.name} is stored as {stored}, which TensorFlow alone reads; prepare it again with "
-                "file_format='array_record'."
+                f"the data set {self.name} is stored as {stored}, which only TensorFlow can read: prepare it again "
+                "with file_format='array_record'"
             )
         if "train" not in info.splits:
             raise UserError(
-                f"The data set {self.name} has no train split, only {', '.join(info.splits)}; use another one."
+                f"the data set {self.name} has no train split, only {', '.join(info.splits)}: use another one"
             )
         features = info.features if isinstance(info.features, tfds.features.FeaturesDict) else {}
         texts = sorted(name for name, feature in features.items() if isinstance(feature, tfds.features.Text))
         if "text" not in texts and len(texts) != 1:
             raise UserError(
-                f'The data set {self.name} needs one text feature, or one called "text"; its text features are: '
-                f"{', '.join(texts) or 'none'}."
+                f"the data set {self.name} has the text features {', '.join(texts) or '(none)'}: use one that has a "
+                'single text feature, or one called "text"'
             )
         return "text" if "text" in texts else texts[0]
 
@@ -83,6 +86,6 @@ class PreparedDataset:
             return read_only_builder.builder_from_files(self.name, data_dir=str(folder))
         except (tfds.core.DatasetNotFoundError, ValueError):
             raise UserError(
-                f'The corpus "{self.name}" is neither "python", "tiny_shakespeare" nor a TFDS data set in {folder}: '
-                "correct data.corpus, or give data.path=FILE."
+                f'the corpus "{self.name}" is neither "python", "tiny_shakespeare" nor a TFDS data set in {folder}: '
+                "correct data.corpus, or give data.path=FILE"
             ) from None

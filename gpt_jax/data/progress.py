@@ -1,4 +1,4 @@
-"""A progress bar over characters of text, on standard error so that what a command prints stays clean."""
+"""A progress bar that counts characters of text, on standard error so that it does not mix with a command's output."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -8,12 +8,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from gpt_jax.data.files import Document
 
-Report = Callable[[int], None]
+# Called with a number of characters, moves the bar forward.
+Advance = Callable[[int], None]
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, total: int | None, shown: bool) -> Iterator[Report]:
-    """A bar that the yielded function advances by a number of characters."""
+def progress_bar(title: str, total: int | None, shown: bool) -> Iterator[Advance]:
+    """Shows a bar of `total` characters (None: unknown) on a terminal or in a notebook; yields what advances it."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     drawn = shown and (console.is_terminal or console.is_jupyter)
@@ -22,8 +23,8 @@ def progress_bar(title: str, total: int | None, shown: bool) -> Iterator[Report]
         yield lambda characters: progress.advance(task, characters)
 
 
-def counted(documents: Iterable[Document], report: Report) -> Iterator[Document]:
-    """The documents, each reported once it was used."""
+def tracked(documents: Iterable[Document], advance: Advance) -> Iterator[Document]:
+    """Yields the documents, and calls `advance` with the length of each after it was consumed."""
     for document in documents:
         yield document
-        report(len(document.text))
+        advance(len(document.text))

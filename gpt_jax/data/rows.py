@@ -1,36 +1,39 @@
-"""Rows of a token stream: where the stream is cut, which target counts, which document a position belongs to.
+"""Rows of a token stream: where the stream is cut, which targets count, which document each position belongs to.
 
-A split of a corpus is one stream of token ids. Where the vocabulary has an end-of-text token E, the documents a b and c
-d are the stream `E a b E c d E`: as a target, E says that a document ends; as an input, it starts the next one. So
-every target is predicted from inputs of its own document only, the first token of a document and its end included, and
-sampling from nothing starts with E. A vocabulary without E gives `a b c d`; there the first token of a document has no
-context and is never a target.
+A split of a corpus is one stream of token ids. If the vocabulary has an end-of-text token E, the documents `a b` and
+`c d` form the stream `E a b E c d E`. As a target, E ends a document; as an input, it starts the next one. Every
+target, including the first token of a document and its end, is therefore predicted from inputs of its own document
+only, and unconditional sampling starts from E. A vocabulary without E gives `a b c d`; there the first token of each
+document has no context and does not count as a target.
 
-The N targets of a stream (all its tokens but the first) are cut into rows of T; row i's inputs are the same tokens, one
-place earlier. Neighbouring rows share one token. The last row is short: it is padded with token 0 at weight 0.
+The N targets of a stream (all its tokens but the first) are cut into rows of T targets; the inputs of a row are the
+same tokens shifted by one place. Consecutive rows share one token. The last row may be short; it is padded with token 0
+at weight 0.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 
+Array = Any  # np.ndarray, jax.Array, or jax.ShapeDtypeStruct where a program is only compiled
 MASK64 = 2**64 - 1
 
 
 class Batch(NamedTuple):
-    """B rows of T places. Padding has token 0, target 0, weight 0, segment 0 and position 0.
+    """B rows of T tokens: NumPy arrays as the packer makes them, JAX arrays once they are on devices.
 
-    `segments` numbers the documents of a row from 1, and `positions` counts from 0 in each (or from the row's start,
-    where a document began in an earlier row). Both are None in every batch of a data set whose rows each are one
-    document.
+    A pytree, so that `jax.tree.map` reaches its arrays. Padding has token 0, target 0, weight 0, segment 0 and
+    position 0. `segments` numbers the documents of a row from 1, and `positions` counts from 0 in each document (or
+    from the start of the row, if the document began in an earlier row). Both are None in every batch of a data set
+    that has one document per row.
     """
 
-    tokens: np.ndarray  # (B, T) int32
-    targets: np.ndarray  # (B, T) int32
-    weights: np.ndarray  # (B, T) float32: 1 where the target counts, else 0
-    segments: np.ndarray | None = None  # (B, T) int32
-    positions: np.ndarray | None = None  # (B, T) int32
+    tokens: Array  # (B, T) int32
+    targets: Array  # (B, T) int32
+    weights: Array  # (B, T) float32: 1 where the target counts, else 0
+    segments: Array | None = None  # (B, T) int32
+    positions: Array | None = None  # (B, T) int32
 
 
 @runtime_checkable
@@ -39,21 +42,24 @@ class Rows(Protocol):
 
     @property
     def count(self) -> int | None:
-        """Rows in one reading of the whole; None where they never repeat."""
+        """The number of rows in an epoch; None if rows never repeat."""
 
     @property
     def length(self) -> int:
-        """T."""
+        """T, the number of targets in a row."""
 
     def gather(self, numbers: np.ndarray) -> Batch:
-        """The rows of these numbers, in their order."""
+        """Returns the rows with these `numbers` (B,), in the order given."""
 
 
 class Stream(NamedTuple):
-    """The tokens of a split and the places where its documents begin, the first of them 0.
+    """The tokens of a split.
 
-    `ended` says that documents are bounded by an end-of-text token, so that the token after a document belongs to it as
-    a target.
+    Attributes:
+      tokens: all documents, one after another.
+      starts: the index in `tokens` at which each document begins; the first is 0.
+      ended: whether an end-of-text token precedes and follows every document. If so, the token that follows a document
+        is a target of that document.
     """
 
     tokens: np.ndarray  # (N + 1,) unsigned
@@ -62,16 +68,23 @@ class Stream(NamedTuple):
 
     @property
     def targets(self) -> int:
-        """N: every token but the first."""
+        """N, the number of tokens after the first."""
         return len(self.tokens) - 1
 
     @property
     def counted_targets(self) -> int:
-        """Targets of weight 1."""
+        """The number of targets of weight 1."""
         return self.targets if self.ended else len(self.tokens) - len(self.starts)
 
     def cut(self, begins: np.ndarray, length: int, segmented: bool) -> Batch:
-        """Rows of `length` targets whose inputs start at `begins`; a negative one makes a row shorter."""
+        """Returns rows of T = `length` targets.
+
+        Args:
+          begins: where the inputs of each row start in the stream (B,). A start of −n stands for 0 and shortens the row
+            by n targets.
+          length: T; shorter rows are padded to it.
+          segmented: whether to return segments and positions.
+        """
         first = np.maximum(begins, 0)
         stop = np.minimum(begins + length, self.targets)
         places = np.minimum(first[:, None] + np.arange(length + 1), self.targets)
@@ -95,7 +108,7 @@ class Stream(NamedTuple):
 
 
 class FixedRows:
-    """A stream's rows in order, every target once: the validation set."""
+    """The rows of a stream in order, with every target once: the validation set."""
 
     def __init__(self, stream: Stream, length: int, segmented: bool):
         self._stream, self.length, self._segmented = stream, length, segmented
@@ -106,10 +119,11 @@ class FixedRows:
 
 
 class ShuffledRows:
-    """A stream's rows for ever: each epoch another order, from the second on another cut, given by (seed, epoch).
+    """The rows of a stream without end, in a new order each epoch that depends on (seed, epoch) only.
 
-    The first epoch has every target once. Later ones shift the cut by `offset(epoch)` so that no row is seen twice;
-    they keep the number of rows, for which an epoch may leave out its first `offset` targets, fewer than T.
+    The first epoch has every target once. Later epochs cut the stream at places shifted by `offset(epoch)`, so that
+    rows do not repeat. Every epoch has the same number of rows; to keep it, an epoch may leave out its first `offset`
+    targets.
     """
 
     def __init__(self, stream: Stream, length: int, segmented: bool, seed: int):
@@ -119,7 +133,7 @@ class ShuffledRows:
         self._order = grain.MapDataset.range(self._epoch_rows).seed(seed % 2**32).shuffle().repeat()
 
     def offset(self, epoch: int) -> int:
-        """How many targets the cut of this epoch is shifted by, in [0, T)."""
+        """Returns by how many targets the rows of this epoch are shifted, in [0, T)."""
         if epoch == 0 or self._epoch_rows == 1:
             return 0
         generator = np.random.Generator(np.random.Philox(key=np.array([self._seed & MASK64, epoch], np.uint64)))
@@ -133,6 +147,7 @@ class ShuffledRows:
         return self._stream.cut(begins, self.length, self._segmented)
 
     def _shift(self, epoch: int) -> int:
-        # A shift past the short last row leaves room for one more row; it holds the targets before the shift.
+        # If the shift is at least the length of the short last row, the shifted stream needs one row less. The first
+        # row then starts before the stream and holds the targets before the shift.
         offset, short = self.offset(epoch), self._stream.targets - (self._epoch_rows - 1) * self.length
         return offset if offset < short else offset - self.length

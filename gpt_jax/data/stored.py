@@ -1,4 +1,4 @@
-"""Data sets that TFDS stored on disk, read without TensorFlow."""
+"""Data sets that TFDS has written to disk, read without TensorFlow."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ READ_AT_ONCE = 2**24  # bytes
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the builders' own notices, prints and bars off the terminal, where ours are."""
+    """Silences the log messages, prints and progress bars of TFDS builders; we show our own."""
     import tensorflow_datasets as tfds
 
     verbosity = absl.logging.get_verbosity()
@@ -27,12 +27,12 @@ def quiet() -> Iterator[None]:
 
 
 def directory_of(folder: Path) -> Path:
-    """The one data set below `folder`."""
+    """Returns the directory of the only data set below `folder`."""
     return next(folder.rglob("dataset_info.json")).parent
 
 
 def read_examples(directory: Path, split: str) -> Iterator[dict[str, Any]]:
-    """The examples of a split of the data set in `directory`, in order."""
+    """Yields the examples of a split of the data set in `directory`, in order."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(directory)

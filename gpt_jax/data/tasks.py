@@ -1,11 +1,11 @@
-"""Synthetic tasks: each row is drawn from (seed, number) alone, and only its answers count.
+"""Synthetic tasks: each row is a function of (seed, row number), and only its answers count as targets.
 
-A row of T places is a sequence of T + 1 symbols; the weights mark the targets that the symbols before them determine. T
-is what the task needs. Symbols are written as letters (A, B, C …, in the order of their ids), so that a row can be read
-and a prompt typed.
+A row of T positions is a sequence of T + 1 symbols; weight 1 marks the targets that the symbols before them determine.
+The task decides T. Symbols are written as letters (A, B, C … in the order of their ids), so that people can read rows
+and type prompts.
 
-The validation set is the same for every seed. Its rows are drawn apart from the training rows, but a task with few
-possible rows (three letters in rows of six: 729) has the same ones in both.
+The validation set is the same for every seed. It is drawn independently of the training rows, so a task with few
+possible rows (for example 3 symbols in sequences of 6: 729) has the same rows in both.
 """
 
 import functools
@@ -24,15 +24,15 @@ from gpt_jax.data.batches import Data
 from gpt_jax.data.rows import MASK64, Batch
 from gpt_jax.data.tokenizer import CharacterTokenizer
 
-DEFINITION = 1  # Raise it when what a task draws changes.
-POWER = 0.01  # Zoology's exponent: queries crowd towards the pairs.
+DEFINITION = 1  # The version of all tasks: increase it when a task draws other rows.
+POWER = 0.01  # Zoology's exponent `power_a`: a small one places most queries soon after the pairs.
 
-# (B, n) numbers in [0, 1) → symbols (B, T + 1) and which of them are answers.
+# Maps uniform random numbers (B, n) in [0, 1) to symbols (B, T + 1) and a mask of the answers among them (B, T + 1).
 Draw = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Task(NamedTuple):
-    """A task of V = `vocab_size` symbols whose rows of T = `length` each come from `numbers` uniform random numbers."""
+    """A task with V = `vocab_size` symbols; `draw` makes rows of T = `length` from `numbers` uniform numbers each."""
 
     vocab_size: int
     length: int
@@ -41,7 +41,7 @@ class Task(NamedTuple):
 
 
 class TaskRows:
-    """The rows of a task, numbered from `first` in the sequence of rows that belongs to `key`."""
+    """The rows of a task. Row i is drawn with the random key (`key`, `first` + i); `count` None means endless rows."""
 
     def __init__(self, task: Task, key: int, first: int, count: int | None):
         self._task, self._key, self._first, self.count = task, key & MASK64, first, count
@@ -59,10 +59,10 @@ class TaskRows:
 
 
 def open_task(config: DataConfig, context_length: int, seed: int) -> Data:
-    """The endless training rows of a task and its validation rows.
+    """Returns the endless training rows of a task, drawn from `seed`, and its fixed validation rows.
 
     Raises:
-      ConfigError: the model's context is shorter than the task's rows.
+      ConfigError: the rows of the task are longer than `context_length`.
     """
     task, name = make_task(config), type(config).__name__
     require(
@@ -87,13 +87,17 @@ def open_task(config: DataConfig, context_length: int, seed: int) -> Data:
 
 @functools.singledispatch
 def make_task(config: DataConfig) -> Task:
-    """The task of a configuration; `make_task.register` adds one."""
-    raise TypeError(f"{type(config).__name__} is no data that is known: register it with gpt_jax.data.tasks.make_task.")
+    """Returns the task that `config` describes; `make_task.register` adds a type of configuration.
+
+    Raises:
+      TypeError: the type of `config` is not registered.
+    """
+    raise TypeError(f"{type(config).__name__} is not a registered task: register it with gpt_jax.data.tasks.make_task")
 
 
 @make_task.register
 def _copy(config: Copy) -> Task:
-    """`B A C | B A C`: the separator has the last id."""
+    """`B A C | B A C`: a sequence, a separator (the last id), and the same sequence as the answer."""
     count = config.length
 
     def draw(uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +110,7 @@ def _copy(config: Copy) -> Task:
 
 @make_task.register
 def _sort(config: Sort) -> Task:
-    """`C B A B A B A A B B B C`, without a separator: every question is as long."""
+    """`C B A B A B A A B B B C`: a sequence and the same symbols, sorted; its length is fixed, so no separator."""
 
     def draw(uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         symbols = _integers(uniform, config.symbols)
@@ -117,7 +121,7 @@ def _sort(config: Sort) -> Task:
 
 @make_task.register
 def _induction(config: Induction) -> Task:
-    """`C A B C A B C`: the symbols of a period differ, so after one of them returned, the next is known."""
+    """`C A B C A B C`: a repeated sequence of distinct symbols; after the first repeated one, the next is known."""
 
     def draw(uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         choices = config.longest_period - config.shortest_period + 1
@@ -131,11 +135,13 @@ def _induction(config: Induction) -> Task:
 
 @make_task.register
 def _recall(config: Recall) -> Task:
-    """K pairs `k v`, then each key once more and, as the answer, its value; random values fill the places between.
+    """`config.pairs` pairs of a key and a value, then each key once more, followed by its value as the answer.
 
-    As in Zoology, keys are the lower half of the symbols and values the upper, both without repetition, and a query
-    stands in slot i (of two places) with a probability in proportion to (i + 1)^(−0.99). Otherwise than there, the
-    answer is itself part of the sequence, as the next token, and the filling has no keys, so that it binds no key anew.
+    This is multi-query associative recall (Arora et al. 2023, "Zoology", arXiv:2312.04927). As there, keys come from
+    the lower half of the symbols and values from the upper half, both without repetition, and a query falls into slot i
+    (two positions wide) with a probability proportional to (i + 1)^(−0.99). Unlike there, the answer is part of the
+    sequence, as the token after the query, and random values fill the other positions; without keys among them, the
+    filling cannot assign another value to a key.
     """
     pairs, length = config.pairs, config.length
     keys_from = config.symbols // 2
@@ -147,7 +153,7 @@ def _recall(config: Recall) -> Task:
         to_keys, to_values, to_slots, to_filling = np.split(uniform, parts, axis=1)
         keys = np.argsort(to_keys, axis=1)[:, :pairs]
         values = keys_from + np.argsort(to_values, axis=1)[:, :pairs]
-        # The first K of exponential waiting times with these rates are K draws without replacement.
+        # Exponential waiting times with these rates, sorted, are weighted draws without replacement.
         slot = np.argsort(-np.log1p(-to_slots) / weight, axis=1)[:, :pairs]
         symbols = keys_from + _integers(to_filling, config.symbols - keys_from)
         symbols[:, 0 : 2 * pairs : 2], symbols[:, 1 : 2 * pairs : 2] = keys, values
@@ -162,17 +168,18 @@ def _recall(config: Recall) -> Task:
 
 
 def letters(count: int) -> str:
-    """The `count` symbols in the order of their ids: A to Z, a to z, then other letters by code point."""
+    """Returns `count` symbols in the order of their ids: A to Z, a to z, then other letters by code point."""
     known = string.ascii_uppercase + string.ascii_lowercase
     rest = (letter for letter in map(chr, range(0xC0, 0x110000)) if letter.isalpha())
     return "".join(itertools.islice(itertools.chain(known, rest), count))
 
 
 def _integers(uniform: np.ndarray, bound: int) -> np.ndarray:
-    """Integers in [0, bound)."""
+    """Turns uniform numbers in [0, 1) into integers in [0, bound)."""
     return (uniform * bound).astype(np.int64)
 
 
 def _answer(question: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Concatenates question and answer; the mask marks the answer."""
     symbols = np.concatenate([question, answer], axis=1)
     return symbols, np.broadcast_to(np.arange(symbols.shape[1]) >= question.shape[1], symbols.shape)

@@ -1,4 +1,4 @@
-"""A corpus as token ids: tokenized once into memory-mapped arrays of the smallest unsigned type that holds V."""
+"""A corpus as token ids: tokenized once into memory-mapped arrays of the smallest unsigned type that holds V − 1."""
 
 import functools
 import hashlib
@@ -14,9 +14,9 @@ from gpt_jax.config import Characters, Text, TokenizerFile
 from gpt_jax.config.conversion import to_dict
 from gpt_jax.config.errors import UserError
 from gpt_jax.data.cache import build_once
-from gpt_jax.data.corpus import Corpus, code_version, open_corpus
+from gpt_jax.data.corpus import Corpus, open_corpus, preparation_version
 from gpt_jax.data.files import Document
-from gpt_jax.data.progress import Report, progress_bar
+from gpt_jax.data.progress import Advance, progress_bar
 from gpt_jax.data.rows import Stream
 from gpt_jax.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 
@@ -25,14 +25,14 @@ SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """One split: its stream, and the UTF-8 bytes of each of its documents."""
+class Split:
+    """One split of a corpus: its token stream and the size in UTF-8 bytes of each of its documents."""
 
     stream: Stream
-    sizes: np.ndarray
+    sizes: np.ndarray  # (documents,) int64
 
-    def first(self, targets: int, tokenizer: Tokenizer) -> "Tokens":
-        """Its first `targets` targets."""
+    def take(self, targets: int, tokenizer: Tokenizer) -> "Split":
+        """Returns the split cut down to its first `targets` targets."""
         if targets >= self.stream.targets:
             return self
         tokens, starts, ended = self.stream
@@ -40,81 +40,90 @@ class Tokens:
         starts = starts[: np.searchsorted(starts, targets + 1)]
         last = tokens[starts[-1] + 1 if ended else starts[-1] :]
         sizes = np.append(self.sizes[: len(starts) - 1], len(tokenizer.decode_bytes(last)))
-        return Tokens(Stream(tokens, starts, ended), sizes)
+        return Split(Stream(tokens, starts, ended), sizes)
 
     def target_bytes(self, tokenizer: Tokenizer) -> int:
-        """The UTF-8 bytes of the text that the targets of weight 1 stand for. An end of text stands for none."""
+        """Returns the UTF-8 bytes of the text that the targets of weight 1 stand for; an end-of-text token has 0."""
         if self.stream.ended:
             return int(self.sizes.sum())
-        unseen, counts = np.unique(self.stream.tokens[self.stream.starts], return_counts=True)
-        widths = np.array([len(tokenizer.decode_bytes([index])) for index in unseen.tolist()])
+        # The first token of each document is no target.
+        first, counts = np.unique(self.stream.tokens[self.stream.starts], return_counts=True)
+        widths = np.array([len(tokenizer.decode_bytes([index])) for index in first.tolist()])
         return int(self.sizes.sum() - widths @ counts)
 
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """`content_hash` changes with the text, the tokenizer or the split."""
+    """The two splits of a corpus. `content_hash` changes with the text, the tokenizer or the split."""
 
     tokenizer: Tokenizer
-    train: Tokens
-    validation: Tokens
+    train: Split
+    validation: Split
     content_hash: str
 
 
 def tokenized_text(config: Text, cache: Path, progress: bool) -> TokenizedText:
-    """The tokens of a corpus, made now unless the cache has them. Raises as `open_corpus` and tokenizers do."""
+    """Returns the tokens of a corpus, preparing and tokenizing it if the cache does not have them.
+
+    Raises:
+      MissingFile, Unreachable, UserError: see `open_corpus` and `load_tokenizer`; UserError also if a split has no
+        target or the tokenizer cannot encode the text.
+    """
     corpus = open_corpus(config, cache, progress)
-    # A saved tokenizer is known by its content, one to be trained by its recipe: the text is in the key already.
+    # A saved tokenizer is identified by its content; one to be trained by its configuration, since the key has the
+    # text.
     loaded = load_tokenizer(config.tokenizer.path) if isinstance(config.tokenizer, TokenizerFile) else None
     recipe = to_dict(config.tokenizer) if loaded is None else loaded.content_hash()
     fraction = None if corpus.fixed_split else config.validation_fraction
-    key = json.dumps([code_version(), corpus.text_hash, recipe, fraction], sort_keys=True)
+    key = json.dumps([preparation_version(), corpus.text_hash, recipe, fraction], sort_keys=True)
     folder = cache / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:32]
     manifest = build_once(folder, functools.partial(_build, corpus, config, loaded, progress))
     tokenizer = load_tokenizer(folder / "tokenizer") if loaded is None else loaded
     train, validation = (_open(folder / split, manifest) for split in SPLITS)
     if config.validation_tokens is not None:
-        validation = validation.first(config.validation_tokens, tokenizer)
+        validation = validation.take(config.validation_tokens, tokenizer)
     content = json.dumps([corpus.text_hash, tokenizer.content_hash(), fraction, config.validation_tokens])
     return TokenizedText(tokenizer, train, validation, hashlib.sha256(content.encode()).hexdigest())
 
 
 def _build(corpus: Corpus, config: Text, loaded: Tokenizer | None, progress: bool, folder: Path) -> dict[str, Any]:
-    with progress_bar("Training the tokenizer", corpus.characters, progress and loaded is None) as report:
-        tokenizer = loaded or make_tokenizer(config.tokenizer, _training_texts(corpus, config, report))
+    with progress_bar("Training the tokenizer", corpus.characters, progress and loaded is None) as advance:
+        tokenizer = loaded or make_tokenizer(config.tokenizer, _training_texts(corpus, config, advance))
     if loaded is None:
         tokenizer.save(folder / "tokenizer")
     dtype, end = np.min_scalar_type(tokenizer.vocab_size - 1), tokenizer.end_of_text
     writers = [_Writer(folder / split, dtype, end) for split in SPLITS]
-    with progress_bar("Tokenizing", corpus.characters, progress) as report:
+    with progress_bar("Tokenizing", corpus.characters, progress) as advance:
         for documents in _groups(corpus.read(config.validation_fraction)):
             ids = tokenizer.encode_batch([document.text for document, _ in documents], "none")
             for (document, held_out), one in zip(documents, ids, strict=True):
                 writers[held_out].write(one, len(document.text.encode()), tokenizer.vocab_size)
-                report(len(document.text))
-    # A lone document is cut, not ended, where training stops and validation begins.
+                advance(len(document.text))
+    # A single document is cut between training and validation: neither part ends with an end of text.
     counts = {split: writer.close(ended=corpus.documents > 1) for split, writer in zip(SPLITS, writers, strict=True)}
     for split, count in counts.items():
         if count < 1:
             raise UserError(
-                f"The {split} split of {corpus.documents} document(s) has no token to predict: give more text, or "
-                "data.separator to divide a file, or another data.validation_fraction than "
-                f"{config.validation_fraction}."
+                f"the {split} split of {corpus.documents} document(s) has no token to predict: give more text, divide "
+                f"a file with data.separator, or change data.validation_fraction ({config.validation_fraction})"
             )
     return {"dtype": dtype.name, "ended": end is not None}
 
 
-def _training_texts(corpus: Corpus, config: Text, report: Report) -> Iterator[str]:
-    """What a tokenizer is trained on: the training split; for characters all, as unknown ones cannot be encoded."""
+def _training_texts(corpus: Corpus, config: Text, advance: Advance) -> Iterator[str]:
+    """Yields the texts that a tokenizer is trained on: the training split.
+
+    A character vocabulary is made of both splits, because it could not encode a character that it lacks.
+    """
     everything = isinstance(config.tokenizer, Characters)
     for document, held_out in corpus.read(config.validation_fraction):
         if everything or not held_out:
             yield document.text
-        report(len(document.text))
+        advance(len(document.text))
 
 
 def _groups(documents: Iterable[tuple[Document, bool]]) -> Iterator[list[tuple[Document, bool]]]:
-    """Lists of consecutive documents that are worth encoding together and still fit into memory."""
+    """Groups consecutive documents into lists of about CHARACTERS_AT_ONCE characters, to be encoded together."""
     group, characters = [], 0
     for document, held_out in documents:
         group.append((document, held_out))
@@ -127,7 +136,7 @@ def _groups(documents: Iterable[tuple[Document, bool]]) -> Iterator[list[tuple[D
 
 
 class _Writer:
-    """Writes one split's stream: `PATH.tokens`, `PATH.starts.npy`, `PATH.sizes.npy`."""
+    """Writes the stream of one split to `PATH.tokens`, `PATH.starts.npy` and `PATH.sizes.npy`."""
 
     def __init__(self, path: Path, dtype: np.dtype, end: int | None):
         self._path, self._dtype, self._end = path, dtype, end
@@ -138,7 +147,7 @@ class _Writer:
 
     def write(self, ids: np.ndarray, size: int, vocab_size: int) -> None:
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
-            raise UserError(f"The tokenizer gave an id outside its vocabulary of {vocab_size}: use another tokenizer.")
+            raise UserError(f"the tokenizer gave an id outside its vocabulary of {vocab_size}: use another tokenizer")
         if self._end is None and not len(ids):
             return
         self._starts.append(self._count)
@@ -147,7 +156,7 @@ class _Writer:
         self._append(ids)
 
     def close(self, ended: bool) -> int:
-        """Ends the stream, with an end of text if it is `ended`, and returns the number of targets that count."""
+        """Finishes the stream, with an end-of-text token if `ended`, and returns its number of targets of weight 1."""
         if ended and self._end is not None and self._starts:
             self._append([self._end])
         self._file.close()
@@ -161,7 +170,7 @@ class _Writer:
         self._count += len(ids)
 
 
-def _open(path: Path, manifest: dict[str, Any]) -> Tokens:
+def _open(path: Path, manifest: dict[str, Any]) -> Split:
     tokens = np.asarray(np.memmap(f"{path}.tokens", np.dtype(manifest["dtype"]), "r"))
     stream = Stream(tokens, np.load(f"{path}.starts.npy"), manifest["ended"])
-    return Tokens(stream, np.load(f"{path}.sizes.npy"))
+    return Split(stream, np.load(f"{path}.sizes.npy"))

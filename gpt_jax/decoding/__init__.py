@@ -1,1 +1,1 @@
-"""From a model to text: samplers, and generation over a functional key/value cache."""
+"""Generating text: samplers, and decoding with a functional key/value cache."""

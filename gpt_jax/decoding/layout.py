@@ -1,4 +1,4 @@
-"""Parameters laid out for decoding: once for all tokens of a text, not once for each."""
+"""Parameters laid out for decoding, once per text instead of once per token."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from gpt_jax.model.gpt import GPT
 transpose = jax.jit(jnp.transpose)
 
 
-def with_own_head(model: GPT, params: Any) -> tuple[GPT, Any]:
-    """On a CPU, a tied model with the table transposed as a head of its own: the product with a single vector then
-    reads rows, not columns, at the rate at which memory is read.
+def with_untied_head(model: GPT, params: Any) -> tuple[GPT, Any]:
+    """Returns a tied model and its parameters with the embedding table transposed into a separate head, on CPU only.
+
+    The product of a (C, V) kernel with one vector then reads memory in order, at full bandwidth. Other models and other
+    devices are returned unchanged.
     """
     config = model.config
     if not config.head.tied or jax.default_backend() != "cpu":

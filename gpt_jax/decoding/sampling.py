@@ -1,6 +1,7 @@
-"""How the next token is chosen from the logits. A sampler is a small frozen value, called with one key a row.
+"""Samplers, which choose the next token from the logits.
 
-Anything callable alike, `(keys, logits) -> ids`, and hashable can stand in for one.
+A sampler is a small frozen dataclass that is called with logits (B, V) and one key per row. Any hashable callable
+`(keys, logits) -> ids` works as well.
 """
 
 from __future__ import annotations
@@ -16,37 +17,41 @@ from jaxtyping import Array, Float, Int, Key
 
 from gpt_jax.config.errors import UserError
 
-# Below it, float32 arithmetic flushes a temperature to 0.
+# float32 arithmetic flushes smaller temperatures to 0.
 SMALLEST_TEMPERATURE = float(jnp.finfo(jnp.float32).tiny)
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Greedy:
-    """The most probable token, the lowest id among equals."""
+    """Chooses the most probable token, and the lowest id among equals."""
 
     def __call__(self, keys: Key[Array, " B"], logits: Float[Array, "B V"]) -> Int[Array, " B"]:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     def probabilities(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        """What is drawn from: all on one token."""
+        """Returns the distribution that is sampled from: 1 for the most probable token, 0 for the others."""
         return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A draw from softmax(logits / temperature), cut to the tokens that pass every filter, in this order:
+    """Samples from softmax(logits / temperature), restricted to the tokens that pass every filter.
 
-    `top_k` keeps the k most probable (Fan et al. 2018, arXiv:1805.04833), the lower id first among equals; `top_p` the
-    fewest most probable whose sum, among those left, reaches p (nucleus sampling, Holtzman et al. 2019,
-    arXiv:1904.09751); `min_p` those at least p times as probable as the best (Nguyen et al. 2024, arXiv:2407.01082).
-    None: no such filter. Temperature 0 is greedy.
+    A sampler is a pytree whose leaves are `temperature`, `top_p` and `min_p`: under jit, other values of these need no
+    recompilation.
 
-    A pytree too, whose leaves are the numbers: under jit another temperature, p or minimum needs no new program.
+    Args:
+      temperature: 0 chooses the most probable token.
+      top_k: first keeps the k most probable tokens, and lower ids among equals (Fan et al. 2018, arXiv:1805.04833).
+        None keeps all, as in the other filters.
+      top_p: then keeps the fewest most probable tokens whose probabilities, renormalized after `top_k`, add up to at
+        least p (nucleus sampling, Holtzman et al. 2019, arXiv:1904.09751).
+      min_p: then keeps the tokens at least p times as probable as the best (Nguyen et al. 2024, arXiv:2407.01082).
 
     Raises:
-      ValueError: a temperature that is negative or not finite, top_k below 1, top_p outside (0, 1], min_p outside
-        [0, 1].
+      UserError: a temperature that is negative or not finite, `top_k` below 1, `top_p` outside (0, 1], or `min_p`
+        outside [0, 1].
     """
 
     temperature: float | int = 1.0
@@ -75,7 +80,7 @@ class Sampler:
     @property
     def is_greedy(self) -> bool:
         """Whether the temperature is 0 in float32."""
-        temperature: Any = self.temperature  # a traced one is not 0: `_flatten` sees to that
+        temperature: Any = self.temperature  # not 0 if traced: `_flatten` makes a temperature of 0 static
         return isinstance(temperature, numbers.Real) and bool(temperature < SMALLEST_TEMPERATURE)
 
     def __call__(self, keys: Key[Array, " B"], logits: Float[Array, "B V"]) -> Int[Array, " B"]:
@@ -88,7 +93,7 @@ class Sampler:
         return chosen.astype(jnp.int32)
 
     def probabilities(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        """What is drawn from: each token's probability after temperature and filters, 0 where it was cut."""
+        """Returns the distribution that is sampled from, after temperature and filters; 0 for tokens filtered out."""
         if self.is_greedy:
             return Greedy().probabilities(logits)
         weights, ids = self._candidates(logits)
@@ -99,9 +104,9 @@ class Sampler:
         return jnp.zeros(logits.shape, jnp.float32).at[rows, ids].set(probabilities)
 
     def _candidates(self, logits: Float[Array, "B V"]) -> tuple[Float[Array, "B N"], Int[Array, "B N"] | None]:
-        """Unnormalized log-probabilities, the best one's 0, and the ids they belong to (None: 0, 1, … V − 1)."""
+        """Returns unnormalized log-probabilities of N candidates, the best one 0, and their ids (None: 0, … V − 1)."""
         logits, ids = logits.astype(jnp.float32), None
-        # The best token's weight is 0 at any temperature: no other one's can overflow.
+        # The best token has weight 0 at any temperature and the others less, so nothing overflows.
         weights = (logits - logits.max(axis=-1, keepdims=True)) / self.temperature
         if self.top_k is not None:
             weights, ids = jax.lax.top_k(weights, min(self.top_k, logits.shape[-1]))
@@ -113,10 +118,10 @@ class Sampler:
 
 
 def _nucleus(weights: Float[Array, "B N"], top_p: Any) -> Float[Array, "B N"]:
-    """−∞ but for the fewest best whose probabilities reach `top_p`, the earlier first among equals.
+    """Keeps the fewest best candidates whose probabilities add up to `top_p`, earlier ones first; sets others to −∞.
 
-    The least probability that stays is found by bisection over its bits, which are ordered as non-negative floats are:
-    sorting 50,000 takes a CPU 20 ms, this 0.4.
+    The smallest probability kept is found by bisection over its bits, whose order is that of non-negative floats. For
+    50,000 candidates on CPU this takes 0.4 ms, sorting 20 ms.
     """
     probabilities = jax.nn.softmax(weights, axis=-1)
     bits = jax.lax.bitcast_convert_type(probabilities, jnp.int32)
@@ -127,13 +132,13 @@ def _nucleus(weights: Float[Array, "B N"], top_p: Any) -> Float[Array, "B N"]:
         reached = jnp.where(bits >= middle, probabilities, 0).sum(axis=-1, keepdims=True) >= top_p
         return jnp.where(reached, middle, low), jnp.where(reached, high, middle - 1)
 
-    high = bits.max(axis=-1, keepdims=True)  # less than 2³⁰, the bits of 2.0
+    high = bits.max(axis=-1, keepdims=True)  # below 2³⁰, the bits of 2.0, so 30 halvings suffice
     least, _ = jax.lax.fori_loop(0, 30, halve, (jnp.zeros_like(high), high))
     better, equal = bits > least, bits == least
     needed = top_p - jnp.where(better, probabilities, 0).sum(axis=-1, keepdims=True)
     earlier = jnp.cumsum(equal, axis=-1) - equal
     kept = better | (equal & (earlier * probabilities < needed))
-    # A sum of thousands of floats may reach 1 before its end.
+    # With rounding, the sum may reach 1 before the last candidate: top_p = 1 keeps all.
     return jnp.where(kept | jnp.greater_equal(top_p, 1), weights, -jnp.inf)
 
 
@@ -148,7 +153,7 @@ def _flatten(sampler: Sampler) -> tuple[tuple[Any, ...], tuple[int | None, bool]
 
 
 def _unflatten(static: tuple[int | None, bool], numbers_: tuple[Any, ...]) -> Sampler:
-    # Not through the constructor, which can't judge numbers that are being traced.
+    # Bypasses the constructor, whose checks fail on traced values.
     sampler, (top_k, greedy), (temperature, top_p, min_p) = object.__new__(Sampler), static, numbers_
     for name, value in (
         ("temperature", 0.0 if greedy else temperature),

@@ -1,4 +1,4 @@
-"""The loop's stages as pure functions: forward, choose, append, again."""
+"""The steps of the decoding loop as pure functions: forward, choose, append, is_unfinished."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from gpt_jax.config.errors import UserError
 from gpt_jax.model.cache import Cache
 from gpt_jax.model.gpt import GPT
 
-PADDING = 0  # what stands after a stop token
+PADDING = 0  # the id after a stop token
 Choice = Callable[[Array, Array], Array]
 
 
 @struct.dataclass
 class State:
-    """B rows of text in the making.
+    """B rows of text during generation.
 
-    `tokens`: T of the prompts, left padding included, then room for N new ones (S = T + N); `logprobs` of the new
-    ones; `lengths`: how many new ones a row has; `running`: rows that have met no stop token; `new`: steps made.
+    Attributes:
+      tokens: the prompts, left-padded to T tokens, followed by up to N new tokens; S = T + N.
+      logprobs: the log-probabilities (nats) of the new tokens.
+      lengths: the number of new tokens in each row.
+      running: the rows that have not reached a stop token.
+      new: the number of steps so far.
     """
 
     tokens: Any  # int32 (B, S)
@@ -35,12 +39,12 @@ class State:
 
     @property
     def prompt_length(self) -> int:
-        """T."""
+        """T, including left padding."""
         return self.tokens.shape[1] - self.logprobs.shape[1]
 
 
-def start(prompts: Int[Array, "B T"], max_new_tokens: int) -> State:
-    """Prompts with room for `max_new_tokens` more."""
+def init_state(prompts: Int[Array, "B T"], max_new_tokens: int) -> State:
+    """Returns the state before the first step, with room for N = `max_new_tokens` new tokens."""
     B = prompts.shape[0]
     return State(
         tokens=jnp.pad(prompts, ((0, 0), (0, max_new_tokens)), constant_values=PADDING),
@@ -54,10 +58,10 @@ def start(prompts: Int[Array, "B T"], max_new_tokens: int) -> State:
 def forward(
     model: GPT, params: Any, tokens: Int[Array, "B T"], cache: Cache, prefix: Int[Array, " B"] | None = None
 ) -> tuple[Float[Array, "B V"], Cache]:
-    """Logits of what follows the last of `tokens`, and the cache with all of them in it; `prefix` as in `GPT`.
+    """Runs `tokens` through the model after those in `cache`.
 
-    Raises:
-      ValueError: in eager calls, see `GPT`.
+    Returns the logits of the token that follows, and the cache extended by `tokens`. `prefix` is as in `GPT`, and so
+    are the errors of eager calls.
     """
 
     def last(model: GPT) -> tuple[Float[Array, "B 1 V"], Cache]:
@@ -71,22 +75,24 @@ def forward(
 def prefill(
     model: GPT, params: Any, tokens: Int[Array, "B T"], cache: Cache, chunk: int | None = None
 ) -> tuple[Float[Array, "B V"], Cache]:
-    """`forward` of a whole prompt; with `chunk`, that many tokens at a time, which needs less memory and gives the
-    same numbers. Where the model has masks of type Prefix, the prompt is the prefix, and read at once.
+    """Runs a prompt through the model; returns the logits of the next token and the cache with the prompt.
+
+    With `chunk`, the prompt is processed that many tokens at a time, which needs less memory and gives the same
+    numbers. In a model with masks of type Prefix, the prompt is the prefix and must be processed at once.
 
     Raises:
-      ValueError: `chunk` is no positive number or not for this model, or as `forward`.
+      UserError: `chunk` is less than 1, or the model has masks of type Prefix.
     """
     if chunk is not None and chunk < 1:
-        raise UserError(f"a prompt is read in chunks of at least 1 token, not {chunk}")
+        raise UserError(f"chunk must be at least 1 token, not {chunk}")
     (B, T) = tokens.shape
     if has_prefix(model.config):
         if chunk is not None:
-            raise UserError("a model with masks of type Prefix sees its prompt whole: read it without chunk")
+            raise UserError("a model with masks of type Prefix must see its prompt at once: leave out chunk")
         return forward(model, params, tokens, cache, T - cache.padding)
     if chunk is None or chunk >= T:
         return forward(model, params, tokens, cache)
-    whole = (T - 1) // chunk  # at least one token is left for the last, whose logits count
+    whole = (T - 1) // chunk  # leaves at least one token for the last call, which computes logits
 
     def read(cache: Cache, part: Int[Array, "B chunk"]) -> tuple[Cache, None]:
         _, extended = cast(Any, model.apply(params, part, cache=cache, method="backbone"))
@@ -100,8 +106,9 @@ def prefill(
 def choose(
     sampler: Choice, keys: Key[Array, " B"], logits: Float[Array, "B V"]
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """The next id of each row, and its log-probability (nats) under the model itself: before temperature and
-    filters.
+    """Chooses the next id of each row with `sampler`, called with one key per row.
+
+    Returns the ids and their log-probabilities (nats) under the model itself, before temperature and filters.
     """
     ids = sampler(keys, logits)
     logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
@@ -109,7 +116,10 @@ def choose(
 
 
 def append(state: State, ids: Int[Array, " B"], logprobs: Float[Array, " B"], stop: Int[Array, " stops"]) -> State:
-    """The state with one more token in each row that is running; in the others, padding of log-probability 0."""
+    """Appends a token to each running row, and padding with log-probability 0 to the others.
+
+    A row stops running after a token in `stop`, which still counts as part of the row.
+    """
     ids = jnp.where(state.running, ids, PADDING)
     logprobs = jnp.where(state.running, logprobs, 0.0)
     return State(
@@ -121,11 +131,11 @@ def append(state: State, ids: Int[Array, " B"], logprobs: Float[Array, " B"], st
     )
 
 
-def again(state: State, until: Int[Array, ""] | int) -> Bool[Array, ""]:
-    """Whether to go on: fewer than `until` steps were made and a row is running."""
+def is_unfinished(state: State, until: Int[Array, ""] | int) -> Bool[Array, ""]:
+    """Whether fewer than `until` steps were made and at least one row is running."""
     return (state.new < until) & state.running.any()
 
 
 def step_keys(keys: Key[Array, " B"], state: State) -> Key[Array, " B"]:
-    """Each row's key for its next token."""
+    """Derives each row's key for the next token from the row's key and the number of steps so far."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, state.new)

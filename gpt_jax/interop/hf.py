@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -23,7 +22,7 @@ from gpt_jax.interop.family import Family, Row, parameter_shapes, plain
 from gpt_jax.interop.normal import differences, normal, without_dropout
 from gpt_jax.interop.weights import WEIGHTS, Tensor, open_weights, write_weights
 from gpt_jax.model.gpt import GPT
-from gpt_jax.model.paths import path_of
+from gpt_jax.model.paths import matches, path_of
 from gpt_jax.model.stack import canonical
 
 CONFIG = "config.json"
@@ -36,7 +35,7 @@ def load_pretrained(
     a GGUF file, whose tensors are dequantized.
 
     Parameters and arithmetic are of `dtype`, whatever the files hold. `ignore` names keys of config.json to read as
-    though they were absent, and tensors (globs) that need no place.
+    though they were absent, and tensors (globs of `model.paths.matches`) that need no place.
 
     Raises:
       ConfigError: another `dtype`.
@@ -239,7 +238,7 @@ def _account(
     unread = ignore + family.ignored + (family.copies if model.head.tied else ())
     known = {name for row in rows for name in row.names}
     for name in stored:
-        if name not in known and not any(fnmatch.fnmatchcase(name, glob) for glob in unread):
+        if name not in known and not matches(name, unread):
             raise UserError(
                 f"the tensor {name} {list(stored[name].shape)} has no place in a {family.model_type} of this {CONFIG}; "
                 f'if it changes no logit, pass ignore=("{name}",)'

@@ -62,8 +62,10 @@ def _block(block: cfg.BlockConfig, width: int) -> cfg.BlockConfig:
     attention: Any = block.attention
     if isinstance(attention, cfg.Attention):
         D = attention.resolved_head_width(width)
-        value_width = None if attention.value_width == D else attention.value_width
-        attention = replace(attention, kv_heads=attention.resolved_kv_heads, head_width=D, value_width=value_width)
+        values = attention.value
+        if isinstance(values, cfg.Projected | cfg.Shared):
+            values = replace(values, width=None if values.width == D else values.width)
+        attention = replace(attention, kv_heads=attention.resolved_kv_heads, head_width=D, value=values)
         attention = replace(attention, bias=tuple(p for p in cfg.PROJECTIONS if p in attention.bias))
         attention = _place(attention, D, D)
     elif isinstance(attention, cfg.Latent):

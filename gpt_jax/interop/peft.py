@@ -20,7 +20,7 @@ from gpt_jax.config.errors import ConfigError, MissingFile
 from gpt_jax.interop.family import Row, parameter_shapes, plain
 from gpt_jax.interop.hf import choose_family
 from gpt_jax.interop.weights import read_header, write_weights
-from gpt_jax.model.adapter import SCOPE, grafted, projections, trained, without_adapter
+from gpt_jax.model.adapter import SCOPE, grafted, projections, trainable, without_adapter
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.paths import path_of
 from gpt_jax.model.stack import canonical
@@ -60,7 +60,7 @@ def save_adapter(folder: str | os.PathLike[str], model: GPT, params: Any, base: 
         raise ConfigError("the layers' adapters differ in rank, alpha or dropout, and a PEFT folder has one of each")
     (adapter,) = kinds
     names, is_transposed = _their_names(without_adapter(model.config))
-    leaves = {path_of(keys): leaf for keys, leaf in jax.tree.leaves_with_path(trained(canonical(params)))}
+    leaves = {path_of(keys): leaf for keys, leaf in jax.tree.leaves_with_path(trainable(canonical(params)))}
     modules, entries = [], {}
     for path in projections(canonical(params)):
         theirs = names[path]

@@ -62,10 +62,11 @@ def is_adapter(path: str) -> bool:
     return SCOPE in path.split("/")
 
 
-def trained(params: Any) -> Any:
-    """The parameters that train: all of them or, where there are adapters, theirs with None for the others.
+def trainable(params: Any) -> Any:
+    """The trainable parameters: all of them or, if the model has adapters, those of the adapters, with None for the
+    others.
 
-    The tree keeps its form, so that names, layers and stacks are found in it as in the whole one.
+    The tree keeps its structure, so names, layers and stacks are found in it as in `params`.
     """
     if not any(is_adapter(path_of(keys)) for keys, _ in jax.tree.leaves_with_path(params)):
         return params

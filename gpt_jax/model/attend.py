@@ -1,6 +1,7 @@
-"""Softmax attention itself: one entry, `attend`, and the plain einsum that every other way to compute it must equal.
+"""Softmax attention itself: `einsum_attention` is the reference that every other way to compute it must equal, and
+`attend` chooses among them.
 
-Tensors stand heads first, (B, H, T, D). H/K neighbouring query heads share a key head: GQA (Ainslie et al. 2023,
+Tensors are heads first, (B, H, T, D). G = H/K neighbouring query heads share a key head: GQA (Ainslie et al. 2023,
 arXiv:2305.13245), with K = 1 MQA (Shazeer 2019, arXiv:1911.02150).
 """
 
@@ -18,15 +19,50 @@ from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.model import splash
 from gpt_jax.model.bias import adds, position_bias
-from gpt_jax.model.chunked import HIDDEN, chunked_attention, scores
+from gpt_jax.model.chunked import HIDDEN, chunked_attention
 from gpt_jax.model.mask import Side, allowed, reach, spans
 
-LONG = 1024  # tokens from which on the einsum's T × S scores cost more than computing them twice (on a CPU)
+LONG = 1024  # from this many tokens, storing T × S scores costs more than recomputing them (measured on a CPU)
+
+
+def einsum_attention(
+    query: Float[Array, "B H T D"],
+    key: Float[Array, "B K S D"],
+    value: Float[Array, "B K S E"],
+    queries: Side,
+    keys: Side,
+    logits: Logits,
+    normalizer: str,
+    sinks: Float[Array, " H"] | None,
+    drop: Callable[[Array], Array] | None = None,
+    watch: Callable[[Array], Any] | None = None,
+) -> Float[Array, "B H T E"]:
+    """softmax(q·k) v over the keys that a query may see (Vaswani et al. 2017, arXiv:1706.03762), arguments as `attend`.
+
+    A whole row is cut into spans of queries, each with the keys that any of its queries may see.
+    """
+    (B, H, _, D), (_, K, S, E) = query.shape, value.shape
+    is_row = logits.padding is None
+    parts = spans(logits.mask, query.shape[2]) if is_row else [(slice(None), slice(None))]
+    outputs, probabilities = [], []
+    for t, s in parts:
+        q, k, v = query[:, :, t], key[:, :, s], value[:, :, s]
+        T = q.shape[2]
+        grouped = q.reshape(B, K, H // K * T, D)  # the heads that share a key head, as rows of one matrix
+        score = jnp.einsum("bknd,bksd->bkns", grouped, k, preferred_element_type=jnp.float32).reshape(B, H, T, -1)
+        logit = logits(score, queries.cut(t), keys.cut(s))  # HIDDEN where the query may not see the key
+        p = normalize(logit, normalizer, sinks)  # softmax, in float32
+        weights = (p if drop is None else drop(p)).astype(v.dtype).reshape(B, K, H // K * T, -1)
+        outputs.append(jnp.einsum("bkns,bksd->bknd", weights, v).reshape(B, H, T, E))
+        probabilities.append(p)
+    if watch is not None:
+        watch(_side_by_side(probabilities, parts, S))
+    return jnp.concatenate(outputs, axis=2)
 
 
 @struct.dataclass
 class Logits:
-    """From scores q·k to logits: softcap, what position and forgetting add, and which keys are seen.
+    """From scores q·k to logits: what softcap, position and forgetting change, and HIDDEN where a key is not seen.
 
     `table` (buckets, H) is a T5 bias's, `padding` and `prefix` (B,) are the row's; each may be None. `shift` is added.
     """
@@ -40,17 +76,43 @@ class Logits:
     shift: float = struct.field(pytree_node=False)
 
     def __call__(self, x: Float[Array, "B H T S"], queries: Side, keys: Side) -> Float[Array, "B H T S"]:
+        visible = allowed(self.mask, queries, keys, self.padding, self.prefix)[:, None]
+        return jnp.where(visible, self.adjusted(x, queries, keys), HIDDEN)
+
+    def adjusted(self, x: Float[Array, "B H T S"], queries: Side, keys: Side) -> Float[Array, "B H T S"]:
+        """The logits of keys that are seen; `x` itself where nothing is configured."""
         if self.softcap is not None:
             x = self.softcap * jnp.tanh(x / self.softcap)
         bias = position_bias(self.position, self.table, queries.positions, keys.positions, x.shape[1])
         if bias is not None:
             x += bias
         if queries.decay is not None and keys.decay is not None:
-            # Nothing lies between a query and the keys ahead of it that a prefix lets it see.
+            # Nothing is forgotten between a query and the later keys that a prefix lets it see.
             x += jnp.minimum(queries.decay[:, :, :, None] - keys.decay[:, :, None, :], 0.0)
         if self.shift:
             x += self.shift
-        return jnp.where(allowed(self.mask, queries, keys, self.padding, self.prefix)[:, None], x, HIDDEN)
+        return x
+
+
+def normalize(
+    logits: Float[Array, "B H T S"], normalizer: str, sinks: Float[Array, " H"] | None
+) -> Float[Array, "B H T S"]:
+    """Probabilities (with "sigmoid": weights), in float32 and exactly 0 where a key is hidden."""
+    if normalizer == "sigmoid":
+        return jax.nn.sigmoid(logits)
+    if sinks is None:
+        return jax.nn.softmax(logits, axis=-1)
+    sink = sinks.astype(jnp.float32)[:, None, None]
+    top = jax.lax.stop_gradient(jnp.maximum(logits.max(axis=-1, keepdims=True), sink))
+    weights = jnp.exp(logits - top)
+    return weights / (weights.sum(axis=-1, keepdims=True) + jnp.exp(sink - top))
+
+
+def _side_by_side(rows: list[Array], parts: list[tuple[slice, slice]], size: int) -> Float[Array, "B H T S"]:
+    """The probabilities of all spans, 0 for the keys that a span leaves out."""
+    bounds = [keys.indices(size) for _, keys in parts]
+    margins = [((0, 0), (0, 0), (0, 0), (start, size - stop)) for start, stop, _ in bounds]
+    return jnp.concatenate([jnp.pad(p, margin) for p, margin in zip(rows, margins, strict=True)], axis=2)
 
 
 def attend(
@@ -68,17 +130,22 @@ def attend(
     drop: Callable[[Array], Array] | None,
     watch: Callable[[Array], Any] | None,
 ) -> Float[Array, "B H T E"]:
-    """Each query's mean of the values it may see, weighted by its probabilities; `query` comes already scaled.
+    """Each query's mean of the values that it may see, weighted by its probabilities.
 
-    `normalizer` is "softmax", whose denominator may have `sinks` too, or "sigmoid". `offset` is the step of query 0
-    less that of key 0, None where the keys stand in no order (a ring). `drop` is dropout on the probabilities, `watch`
-    is shown them: both need them whole, which only the einsum has.
-
-    `kernel`, for whole rows: "einsum"; "chunked", in O(T) memory; "splash", Pallas' for TPUs. None, and always through
-    a cache: the einsum for fewer than LONG tokens or with dropout, else chunked, or on a TPU splash where it can.
+    Args:
+      query: scaled already.
+      queries, keys: where the T and the S tokens are.
+      logits: what turns scores into logits.
+      normalizer: "softmax", whose denominator may have `sinks` too, or "sigmoid".
+      offset: the step of query 0 minus that of key 0; None where the keys are in no order (a ring).
+      drop: dropout on the probabilities. Only the einsum has them as a whole.
+      watch: is called with the probabilities, where the einsum computes them.
+      kernel: for whole rows "einsum", "chunked" (in O(T) memory) or "splash" (Pallas' for TPUs). None, and always
+        through a cache: the einsum for fewer than LONG tokens or with dropout; otherwise chunked, or on a TPU splash
+        where it can.
 
     Raises:
-      ConfigError: the kernel that was asked for can't do this.
+      ConfigError: the kernel that was asked for cannot compute this.
     """
     window = reach(logits.mask)
 
@@ -125,67 +192,11 @@ def _choose(kernel: str | None, T: int, S: int, queries: Side, logits: Logits, n
         raise ConfigError(f'model.kernel is "splash", which {no_splash}: choose "chunked" or "einsum", or leave it out')
     if kernel == "chunked" and drop is not None:
         raise ConfigError(
-            'model.kernel is "chunked", which never has the probabilities whole, and attention.dropout acts on them: '
-            'set it to 0, or choose "einsum"'
+            'model.kernel is "chunked", which never has all the probabilities at once, and attention.dropout acts on'
+            ' them: set it to 0, or choose "einsum"'
         )
     return kernel
 
 
 def _adjust(logits: Logits, scores: Array, queries: Side, keys: Side) -> Array:
     return logits(scores, queries, keys)
-
-
-def einsum_attention(
-    query: Float[Array, "B H T D"],
-    key: Float[Array, "B K S D"],
-    value: Float[Array, "B K S E"],
-    queries: Side,
-    keys: Side,
-    logits: Logits,
-    normalizer: str,
-    sinks: Float[Array, " H"] | None,
-    drop: Callable[[Array], Array] | None = None,
-    watch: Callable[[Array], Any] | None = None,
-) -> Float[Array, "B H T E"]:
-    """The reference: scores of all keys at once; in a whole row, of one span of queries at a time with the part of the
-    keys that it may see.
-    """
-    is_row = logits.padding is None
-    parts = spans(logits.mask, query.shape[2]) if is_row else [(slice(None), slice(None))]
-    mixed, probabilities = [], []
-    for t, s in parts:
-        dots = scores(query[:, :, t], key[:, :, s])
-        p = normalize(logits(dots, queries.cut(t), keys.cut(s)), normalizer, sinks)
-        mixed.append(mix((p if drop is None else drop(p)).astype(value.dtype), value[:, :, s]))
-        probabilities.append(p)
-    if watch is not None:
-        watch(_side_by_side(probabilities, parts, key.shape[2]))
-    return jnp.concatenate(mixed, axis=2)
-
-
-def normalize(
-    logits: Float[Array, "B H T S"], normalizer: str, sinks: Float[Array, " H"] | None
-) -> Float[Array, "B H T S"]:
-    """Probabilities (of a sigmoid: weights), in float32 and exactly 0 where a key is hidden (Vaswani et al. 2017)."""
-    if normalizer == "sigmoid":
-        return jax.nn.sigmoid(logits)
-    if sinks is None:
-        return jax.nn.softmax(logits, axis=-1)
-    sink = sinks.astype(jnp.float32)[:, None, None]
-    top = jax.lax.stop_gradient(jnp.maximum(logits.max(axis=-1, keepdims=True), sink))
-    weights = jnp.exp(logits - top)
-    return weights / (weights.sum(axis=-1, keepdims=True) + jnp.exp(sink - top))
-
-
-def mix(probabilities: Float[Array, "B H T S"], value: Float[Array, "B K S E"]) -> Float[Array, "B H T E"]:
-    """Each query's mean of the values, weighted by its probabilities."""
-    (B, H, T, S), (_, K, _, E) = probabilities.shape, value.shape
-    grouped = probabilities.reshape(B, K, (H // K) * T, S)
-    return jnp.einsum("bkns,bksd->bknd", grouped, value).reshape(B, H, T, E)
-
-
-def _side_by_side(rows: list[Array], parts: list[tuple[slice, slice]], size: int) -> Float[Array, "B H T S"]:
-    """The probabilities of all spans, 0 for the keys that a span leaves out."""
-    bounds = [keys.indices(size) for _, keys in parts]
-    margins = [((0, 0), (0, 0), (0, 0), (start, size - stop)) for start, stop, _ in bounds]
-    return jnp.concatenate([jnp.pad(p, margin) for p, margin in zip(rows, margins, strict=True)], axis=2)

@@ -1,4 +1,4 @@
-"""The mean of all values so far: mixing of positions without attention (Zhang et al. 2018, arXiv:1805.00631)."""
+"""The mean of all values so far: positions mixed without attention (Zhang et al. 2018, arXiv:1805.00631)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from jaxtyping import Array, Float
 from gpt_jax import config as cfg
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.linear_attention import linear_attention
-from gpt_jax.model.mixer import CacheShapes, LayerCache, Mixer, Shared, empty
+from gpt_jax.model.mixer import CacheShapes, Mixer, Shared, zeros
 from gpt_jax.model.recurrence import real
 from gpt_jax.model.row import Row
+from gpt_jax.model.slots import LayerCache, part, write
 
 
 class AverageAttention(Mixer):
-    """x (B, T, C) → values (B, T, E) → their mean from the document's beginning to each token → (B, T, C)."""
+    """x (B, T, C) → values (B, T, E) → their mean from the start of the document to each token → (B, T, C)."""
 
     config: cfg.Average
 
@@ -28,12 +29,12 @@ class AverageAttention(Mixer):
         value = Linear(self.config.value_width, False, std, dtype, name="value")(x)
         if (kept := real(row)) is not None:
             value = jnp.where(kept[..., None], value, 0)
-        one = empty((B, 1, T, 1), jnp.float32) + 1  # a sum is linear attention whose queries and keys are 1
-        past = None if cache is None else {"state": cache["state"]}
+        one = zeros((B, 1, T, 1), jnp.float32) + 1  # a sum is linear attention whose queries and keys are 1
+        past = part(cache, "state")
         total, state = linear_attention(one, one, value[:, None], segments=row.segments, state=past)
         mean = (total[:, 0] / (row.positions + 1)[..., None]).astype(x.dtype)
         y = Linear(C, False, std, dtype, self.output_scale, name="output")(mean)
-        return y, None if cache is None else {**cache, **state}, shared
+        return y, write(cache, **state), shared
 
     @staticmethod
     def cache_shapes(config: cfg.Average, model: cfg.ModelConfig, length: int) -> CacheShapes:

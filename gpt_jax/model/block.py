@@ -8,11 +8,12 @@ from jaxtyping import Array, Float
 from gpt_jax import config as cfg
 from gpt_jax.config.variant import implementation
 from gpt_jax.model.convolution import convolved
-from gpt_jax.model.mixer import LayerCache, Shared
+from gpt_jax.model.mixer import Shared
 from gpt_jax.model.mlp import Mlp
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.registry import mixer_of
 from gpt_jax.model.row import Row
+from gpt_jax.model.slots import LayerCache
 from gpt_jax.model.taps import tap
 
 MLPS: dict[type[cfg.MlpConfig], type[nn.Module]] = {cfg.Mlp: Mlp, cfg.GatedMlp: Mlp}
@@ -42,10 +43,8 @@ class Block(nn.Module):
             change = nn.Dropout(c.dropout, name=f"{name}_dropout")(change, deterministic=not train)
             return x + tap(self, f"{name}_change", change)
 
-        state: LayerCache = {}
-
-        def convolve(name: str, x: Array) -> Array:
-            return convolved(name, x, c.convolution, model.param_dtype, row, cache, state)
+        def convolve(name: str, x: Array, cache: LayerCache | None) -> tuple[Array, LayerCache | None]:
+            return convolved(name, x, c.convolution, model.param_dtype, row, cache)
 
         if c.residual.startswith("parallel"):
             assert mlp is not None
@@ -53,20 +52,22 @@ class Block(nn.Module):
                 to_attention = to_mlp = norm("norm", x)
             else:
                 to_attention, to_mlp = norm("attention_norm", x), norm("mlp_norm", x)
-            change, extended, shared = attention(convolve("attention", to_attention), row, cache, shared, train)
-            x = add("mlp", add("attention", x, change), mlp(convolve("mlp", to_mlp)))
-            return x, None if extended is None else {**extended, **state}, shared
+            to_attention, cache = convolve("attention", to_attention, cache)
+            to_mlp, cache = convolve("mlp", to_mlp, cache)
+            change, cache, shared = attention(to_attention, row, cache, shared, train)
+            return add("mlp", add("attention", x, change), mlp(to_mlp)), cache, shared
 
         before, inner, after = ARRANGEMENTS[c.residual]
-        y = convolve("attention", norm("attention_norm", x) if before else x)
-        change, extended, shared = attention(y, row, cache, shared, train)
+        y, cache = convolve("attention", norm("attention_norm", x) if before else x, cache)
+        change, cache, shared = attention(y, row, cache, shared, train)
         x = add("attention", x, norm("attention_output_norm", change) if inner else change)
         x = norm("attention_norm", x) if after else x
         if mlp is not None:
-            change = mlp(convolve("mlp", norm("mlp_norm", x) if before else x))
+            y, cache = convolve("mlp", norm("mlp_norm", x) if before else x, cache)
+            change = mlp(y)
             x = add("mlp", x, norm("mlp_output_norm", change) if inner else change)
             x = norm("mlp_norm", x) if after else x
-        return x, None if extended is None else {**extended, **state}, shared
+        return x, cache, shared
 
 
 # residual arrangement → is there a norm before the sublayer, on what it adds, after the sum?

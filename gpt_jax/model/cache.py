@@ -1,4 +1,4 @@
-"""The cache: an explicit pytree that goes into the model and comes out of it, of each layer's own kind and size."""
+"""The cache: an explicit pytree that goes into the model and comes out of it. Each layer has its own kind and size."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from jaxtyping import Array, Int
 from gpt_jax import config as cfg
 from gpt_jax.config.errors import UserError
 from gpt_jax.model.convolution import convolution_shapes
-from gpt_jax.model.mixer import CacheShapes, LayerCache, empty
+from gpt_jax.model.mixer import CacheShapes, zeros
 from gpt_jax.model.registry import mixer_of
+from gpt_jax.model.slots import LayerCache
 
 
 @struct.dataclass
 class Cache:
-    """`layers[l]`: what layer l keeps of the tokens so far, by name, see its `Mixer.cache_shapes`; `step`: tokens
-    written so far, padding included; `padding` (B,): left padding of each row.
+    """What decoding keeps of B rows.
 
-    `length` is the number of tokens the cache has room for, padding included.
+    `layers[l]` is what layer l keeps of the tokens so far, by name (see its `Mixer.cache_shapes`); `step` the number of
+    tokens written so far, `length` the number that there is room for, both with padding; `padding` (B,) the number of
+    tokens of left padding in each row.
     """
 
-    # Arrays, or what a `jax.tree.map` puts in their place (shapes, shardings, axes): so no type is declared.
+    # No type is declared, because a `jax.tree.map` may put shapes, shardings or axes in place of the arrays.
     layers: Any
     step: Any
     padding: Any
@@ -33,11 +35,11 @@ class Cache:
 def init_cache(model: cfg.ModelConfig, batch_size: int, length: int, padding: Int[Array, " B"] | None = None) -> Cache:
     """An empty cache for `batch_size` rows of up to `length` tokens.
 
-    `padding[b]` says how many tokens at the beginning of row b are there only to bring the rows to one length; nobody
-    attends to them, and positions count from the first token after them.
+    `padding[b]` is the number of tokens at the start of row b that only bring the rows to one length. No query attends
+    to them, and positions count from the first token after them.
 
     Raises:
-      ValueError: `length` is no positive number or exceeds a learned table of positions.
+      UserError: `length` is not positive, or exceeds a learned table of positions.
     """
     if length < 1:
         raise UserError(f"a cache needs room for at least 1 token, not {length}")
@@ -51,4 +53,4 @@ def _init_layer(block: cfg.BlockConfig, model: cfg.ModelConfig, batch_size: int,
     shapes: CacheShapes = dict(mixer_of(block.attention).cache_shapes(block.attention, model, length))
     sublayers = ("attention",) if block.mlp is None else ("attention", "mlp")
     shapes |= convolution_shapes(block.convolution, model.dtype, **dict.fromkeys(sublayers, model.width))
-    return {name: empty((batch_size, *shape.shape), shape.dtype) for name, shape in shapes.items()}
+    return {name: zeros((batch_size, *shape.shape), shape.dtype) for name, shape in shapes.items()}

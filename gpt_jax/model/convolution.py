@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from gpt_jax.model.mixer import CacheShapes, LayerCache
+from gpt_jax.model.mixer import CacheShapes
 from gpt_jax.model.row import Row
+from gpt_jax.model.slots import LayerCache, read, write
 
 
 class ShortConvolution(nn.Module):
@@ -49,16 +50,15 @@ def convolved(
     param_dtype: str,
     row: Row,
     cache: LayerCache | None,
-    state: LayerCache,
-) -> Float[Array, "B T N"]:
-    """x through the convolution `<name>_convolution` of the module that asks, or as it is with `taps` None. What the
-    convolution will look back on is entered in `state`.
+) -> tuple[Float[Array, "B T N"], LayerCache | None]:
+    """x through the convolution `<name>_convolution` of the calling module, and the cache with the inputs that the
+    convolution will look back on. With `taps` None both are returned unchanged.
     """
     if taps is None:
-        return x
+        return x, cache
     place = f"{name}_convolution"
-    y, state[place] = ShortConvolution(taps, param_dtype, name=place)(x, row, None if cache is None else cache[place])
-    return y
+    y, past = ShortConvolution(taps, param_dtype, name=place)(x, row, read(cache, place))
+    return y, write(cache, **{place: past})
 
 
 def convolution_shapes(taps: int | None, dtype: str, **widths: int) -> CacheShapes:

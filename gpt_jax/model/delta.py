@@ -10,9 +10,10 @@ from jaxtyping import Array, Float, Int
 from gpt_jax import config as cfg
 from gpt_jax.model.convolution import convolution_shapes
 from gpt_jax.model.linear import Linear
-from gpt_jax.model.mixer import CacheShapes, LayerCache, Shared, empty
+from gpt_jax.model.mixer import CacheShapes, Shared, zeros
 from gpt_jax.model.recurrence import CHUNK, Recurrent, cut, decays, join, real
 from gpt_jax.model.row import Row
+from gpt_jax.model.slots import LayerCache, read, write
 from gpt_jax.model.taps import tap
 
 EPSILON = 1e-6  # added to the squared length that queries and keys are divided by, as in the authors' code
@@ -37,7 +38,7 @@ def gated_delta(
     """
     query, key, value, beta = (x.astype(jnp.float32) for x in (query, key, value, beta))
     (B, H, T, D), E = query.shape, value.shape[-1]
-    now = empty((B, H, D, E), jnp.float32) if state is None else state
+    now = zeros((B, H, D, E), jnp.float32) if state is None else state
     if T == 1:
         if log_decay is not None:
             now *= jnp.exp(log_decay.astype(jnp.float32))[..., None]
@@ -118,9 +119,9 @@ class GatedDeltaNet(Recurrent):
     ) -> tuple[Float[Array, "B T C"], LayerCache | None, Shared]:
         c, C = self.config, x.shape[-1]
         H, K, D, E = c.heads, c.resolved_key_heads, c.resolved_head_width(C), c.resolved_value_width(C)
-        query, query_past = self.project(x, "query", K, D, row, cache)
-        key, key_past = self.project(x, "key", K, D, row, cache)
-        value, value_past = self.project(x, "value", H, E, row, cache)
+        query, cache = self.project(x, "query", K, D, row, cache)
+        key, cache = self.project(x, "key", K, D, row, cache)
+        value, cache = self.project(x, "value", H, E, row, cache)
         query, key, value = tap(self, "queries", unit(jax.nn.silu(query))), unit(jax.nn.silu(key)), jax.nn.silu(value)
         key, value = tap(self, "keys", key), tap(self, "values", value)
         beta = Linear(H, False, self.model.init.kernel_std, self.model.param_dtype, name="beta")(x)
@@ -136,12 +137,9 @@ class GatedDeltaNet(Recurrent):
             self.log_decay(x),
             beta.swapaxes(1, 2),
             row.segments,
-            None if cache is None else cache["state"],
+            read(cache, "state"),
         )
-        y = self.finish(x, out)
-        if cache is not None:
-            cache = {**cache, "state": state, **query_past, **key_past, **value_past}
-        return y, cache, shared
+        return self.finish(x, out), write(cache, state=state), shared
 
     @staticmethod
     def cache_shapes(config: cfg.Delta, model: cfg.ModelConfig, length: int) -> CacheShapes:

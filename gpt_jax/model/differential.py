@@ -1,4 +1,4 @@
-"""Differential attention: what two attention maps have in common cancels (Ye et al. 2024, arXiv:2410.05258)."""
+"""Differential attention: what two attention maps have in common cancels out (Ye et al. 2024, arXiv:2410.05258)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gpt_jax.model.row import Row
 
 
 class DifferentialAttention(MultiHeadAttention):
-    """Head h < H/2 gives norm(A_h V − λ·A_{h+H/2} V)·(1 − λ₀), V being the values of both, (B, S, 2E).
+    """Head h < H/2 computes norm(A_h V − λ·A_{h+H/2} V)·(1 − λ₀), where V (B, S, 2E) are the values of both heads.
 
     λ = exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ₀, with λ₀ = 0.8 − 0.6·exp(−0.3·layer).
     """
 
     config: cfg.Differential
 
-    def _attend(
+    def attend(
         self,
         query: Float[Array, "B H T D"],
         key: Float[Array, "B K S D"],
@@ -52,7 +52,7 @@ class DifferentialAttention(MultiHeadAttention):
 
     @staticmethod
     def mixing_flops(config: cfg.Attention, model: cfg.ModelConfig, context: int) -> int:
-        """As attention's, with values of twice the width."""
+        """Those of plain attention with values of twice the width."""
         C = model.width
         widths = config.resolved_head_width(C) + 2 * config.resolved_value_width(C)
         return round(2 * config.heads * widths * keys_per_query(config.mask, context))

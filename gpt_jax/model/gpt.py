@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ from gpt_jax.model.cache import Cache
 from gpt_jax.model.embedding import TokenEmbedding
 from gpt_jax.model.head import LmHead
 from gpt_jax.model.norm import make_norm
+from gpt_jax.model.paths import matches
 from gpt_jax.model.row import Row
 from gpt_jax.model.stack import Blocks
 
@@ -87,7 +87,7 @@ class GPT(nn.Module):
         if capture is None:
             return hidden, cache, None
         captured = {"embedding": embedded, **captured, "hidden": hidden}
-        names = fnmatch.filter(captured, capture)
+        names = [name for name in captured if matches(name, [capture])]
         if not names:
             raise UserError(f'capture="{capture}" matches nothing{nearest(capture, captured)}')
         return hidden, cache, {name: captured[name] for name in names}

@@ -1,4 +1,4 @@
-"""Multi-head latent attention: what is cached of a token is one short vector (DeepSeek-V2 2024, arXiv:2405.04434)."""
+"""Multi-head latent attention: one short vector is cached for each token (DeepSeek-V2 2024, arXiv:2405.04434)."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from gpt_jax import config as cfg
 from gpt_jax.model.attention import attended, scaled
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.mask import Side, keys_per_query
-from gpt_jax.model.mixer import CacheShapes, LayerCache, Mixer, Shared
+from gpt_jax.model.mixer import CacheShapes, Mixer, Shared
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.parameter import Parameter
 from gpt_jax.model.rope import rotate
 from gpt_jax.model.row import Row
-from gpt_jax.model.slots import extend, is_ring, slots
+from gpt_jax.model.slots import LayerCache, extend, slots
 from gpt_jax.model.taps import tap
 
 
 class LatentAttention(Mixer):
-    """x (B, T, C) → latent (B, T, R) → keys (B, T, H, D) and values (B, T, H, E); beside them, of width P, a rotated
-    part of each query and one rotated key for all heads.
+    """x (B, T, C) → latents (B, T, R) → keys (B, T, H, D) and values (B, T, H, E). Each query also has a rotated part
+    of width P, and all heads share one rotated key of that width.
 
-    Keys and values are linear in the latent, so for a single query against a cache the products with their kernels move
-    to the query's side and to the output's (the absorbed form): attention with one key head, (latent, rotated key), and
-    the latent as its value. The numbers are the same, and nothing of size S·H is made.
+    Keys and values are linear in the latent. For a single query against a cache, their kernels are therefore multiplied
+    with the query and with the output instead (the absorbed form): attention with one key head, (latent, rotated key),
+    whose value is the latent. The numbers are the same, and nothing of size S·H is made.
     """
 
     config: cfg.Latent
@@ -55,12 +55,7 @@ class LatentAttention(Mixer):
         latent = make_norm(c.norm, dtype, name="latent_norm")(Linear(R, c.bias, std, dtype, name="latent")(x))
         rotary = turn(Linear(P, c.bias, std, dtype, name="rotary_key")(x)[:, :, None])
         new = {"latent": latent[:, None], "rotary_key": rotary.swapaxes(1, 2)}
-        keys = queries
-        if cache is not None:
-            assert row.length is not None and row.padding is not None
-            old, ring = {name: cache[name] for name in new}, is_ring(c.mask, row.length)
-            kept, new, steps = extend(old, new, row.steps[0], ring)
-            cache, keys = {**cache, **kept}, Side(steps, steps[None, :] - row.padding[:, None])
+        cache, seen, keys = extend(cache, new, queries, row, c.mask)
 
         def kernel(name: str, width: int) -> Float[Array, "R H N"]:
             initial = nn.initializers.normal(R**-0.5 if std is None else std)
@@ -70,14 +65,14 @@ class LatentAttention(Mixer):
         query = query.swapaxes(1, 2)
         if cache is not None and T == 1:
             absorbed = jnp.concatenate([jnp.einsum("bhtd,rhd->bhtr", query[..., :D], to_keys), query[..., D:]], axis=-1)
-            key = jnp.concatenate([new["latent"], new["rotary_key"]], axis=-1)
-            heads = attended(self, c, absorbed, key, new["latent"], queries, keys, row, train)
+            key = jnp.concatenate([seen["latent"], seen["rotary_key"]], axis=-1)
+            heads = attended(self, c, absorbed, key, seen["latent"], queries, keys, row, train)
             heads = jnp.einsum("bhtr,rhe->bhte", heads, to_values)
         else:
-            S = new["latent"].shape[2]
-            flat = new["latent"].reshape(B * S, R)
+            S = seen["latent"].shape[2]
+            flat = seen["latent"].reshape(B * S, R)
             key, value = ((flat @ w.reshape(R, -1)).reshape(B, S, H, -1).swapaxes(1, 2) for w in (to_keys, to_values))
-            key = jnp.concatenate([key, jnp.broadcast_to(new["rotary_key"], (B, H, S, P))], axis=-1)
+            key = jnp.concatenate([key, jnp.broadcast_to(seen["rotary_key"], (B, H, S, P))], axis=-1)
             heads = attended(self, c, query, key, value, queries, keys, row, train)
         out = tap(self, "heads", heads).swapaxes(1, 2).reshape(B, T, H * E)
         return Linear(C, c.bias, std, dtype, self.output_scale, name="output")(out), cache, shared

@@ -9,10 +9,11 @@ from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
 from gpt_jax.model.convolution import convolution_shapes
-from gpt_jax.model.mixer import CacheShapes, LayerCache, Shared, empty
+from gpt_jax.model.mixer import CacheShapes, Shared, zeros
 from gpt_jax.model.recurrence import CHUNK, Recurrent, cut, decays, join, real
 from gpt_jax.model.rope import rotate
 from gpt_jax.model.row import Row
+from gpt_jax.model.slots import LayerCache, part, read, write
 from gpt_jax.model.taps import tap
 
 EPSILON = 1e-6  # added to what is divided by, as in the authors' code: with relu, a query may see nothing
@@ -40,10 +41,9 @@ def linear_attention(
     """
     query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
     (B, H, T, D), E = query.shape, value.shape[-1]
-    zeros = {"state": empty((B, H, D, E), jnp.float32)} | (
-        {"normalizer": empty((B, H, D), jnp.float32)} if normalized else {}
-    )
-    now = zeros if state is None else state
+    start = {"state": zeros((B, H, D, E), jnp.float32)}
+    start |= {"normalizer": zeros((B, H, D), jnp.float32)} if normalized else {}
+    now = start if state is None else state
 
     if T == 1:
         left = jnp.ones((B, H)) if log_decay is None else jnp.exp(log_decay[..., 0].astype(jnp.float32))
@@ -98,7 +98,7 @@ def feature_map(name: str | None, x: Float[Array, "..."]) -> Float[Array, "..."]
 class LinearAttention(Recurrent):
     """x (B, T, C) → queries, keys (B, T, H, D), values (B, T, H, E) → (B, T, H·E) → (B, T, C)."""
 
-    config: cfg.Linear
+    config: cfg.LinearAttention
 
     @nn.compact
     def __call__(
@@ -106,16 +106,15 @@ class LinearAttention(Recurrent):
     ) -> tuple[Float[Array, "B T C"], LayerCache | None, Shared]:
         c, C = self.config, x.shape[-1]
         H, D, E = c.heads, c.resolved_head_width(C), c.resolved_value_width(C)
-        query, query_past = self.project(x, "query", H, D, row, cache)
-        key, key_past = self.project(x, "key", H, D, row, cache)
-        value, value_past = self.project(x, "value", H, E, row, cache)
+        query, cache = self.project(x, "query", H, D, row, cache)
+        key, cache = self.project(x, "key", H, D, row, cache)
+        value, cache = self.project(x, "value", H, E, row, cache)
         query, key = (feature_map(c.feature_map, y.astype(jnp.float32)) for y in (query, key))
         if (kept := real(row)) is not None:
             key = jnp.where(kept[..., None, None], key, 0)
         query, key, value = tap(self, "queries", query), tap(self, "keys", key), tap(self, "values", value)
         out, state = self._mix(query, key, value, self.log_decay(x), row, cache)
-        y = self.finish(x, out)
-        return y, None if cache is None else {**cache, **state, **query_past, **key_past, **value_past}, shared
+        return self.finish(x, out), write(cache, **state), shared
 
     def _mix(
         self,
@@ -139,17 +138,17 @@ class LinearAttention(Recurrent):
         scale = 1.0 if c.normalize else query.shape[-1] ** -0.5
         at_once = c.normalize and rope is None
         names = ("state", "normalizer") if at_once else ("state",)
-        past = None if cache is None else {name: cache[name] for name in names}
-        out, state = attend(turn(query) * scale, turn(key), value, past, at_once)
+        out, state = attend(turn(query) * scale, turn(key), value, part(cache, *names), at_once)
         if c.normalize and not at_once:
             # Turned, scores may be negative: what divides is the sum of those before (RoFormer, eq. 19).
-            past = None if cache is None else {"state": cache["normalizer"][..., None]}
+            sums = read(cache, "normalizer")
+            past = None if sums is None else {"state": sums[..., None]}
             total, summed = attend(query, key, jnp.ones_like(value[..., :1]), past, False)
             out, state["normalizer"] = out / (total + EPSILON), summed["state"][..., 0]
         return out, state
 
     @staticmethod
-    def cache_shapes(config: cfg.Linear, model: cfg.ModelConfig, length: int) -> CacheShapes:
+    def cache_shapes(config: cfg.LinearAttention, model: cfg.ModelConfig, length: int) -> CacheShapes:
         """The state, in float32, and what the convolutions look back on: as much for any `length`."""
         H, D, E = config.heads, config.resolved_head_width(model.width), config.resolved_value_width(model.width)
         shapes = convolution_shapes(config.convolution, model.dtype, query=H * D, key=H * D, value=H * E)
@@ -159,7 +158,7 @@ class LinearAttention(Recurrent):
         return shapes
 
     @staticmethod
-    def mixing_flops(config: cfg.Linear, model: cfg.ModelConfig, context: int) -> int:
+    def mixing_flops(config: cfg.LinearAttention, model: cfg.ModelConfig, context: int) -> int:
         """Of the form with chunks of c tokens: scores and sums of values within the chunk, 2c(D + E) a head, the
         state's update and its product with the query, 2DE each. One token at a time takes the latter alone.
         """

@@ -1,4 +1,4 @@
-"""What every kind of attention is to a block: the base of its module."""
+"""The interface between a block and its attention: the base class of every kind."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
 from gpt_jax.model.row import Row
+from gpt_jax.model.slots import LayerCache
 
-LayerCache = dict[str, Array]
-Shared = dict[str, Any]  # what layers hand on to those above them, by name
+Shared = dict[str, Any]  # what layers pass to the layers above them, by name
 CacheShapes = dict[str, jax.ShapeDtypeStruct]
 
 
-def empty(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Zeros: what a state or a cache starts from.
+def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+    """The zeros that a state or a cache starts from.
 
-    Not `jnp.zeros` where they are floats: in one program with a product q @ zeros, XLA's YNNPACK fusions (CPU, jax
-    0.10.2) hand that product the lone constant 0 and read past it, so that whatever lies behind comes out.
+    Floats are not made by `jnp.zeros`: in a program with a product q @ zeros, XLA's YNNPACK fusions (CPU, jax 0.10.2)
+    pass that product a single constant 0 and read past its end, so the result is whatever memory follows it.
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         return jnp.zeros(shape, dtype)
@@ -31,8 +31,9 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
 class Mixer(nn.Module):
     """x (B, T, C) → y (B, T, C), mixing positions; every kind of attention is one.
 
-    `cache` is None in training; else what `cache_shapes` describes, with a batch axis in front, and comes back with the
-    T tokens in it. `shared` goes from layer to layer; who has nothing to add hands it on as it came.
+    `cache` is None in training; in decoding it is what `cache_shapes` describes, with a batch axis in front, and is
+    returned with the T tokens in it: see `gpt_jax.model.slots`. `shared` is passed from layer to layer; a mixer with
+    nothing to add returns it unchanged. `train` switches dropout on.
     """
 
     config: Any
@@ -46,10 +47,10 @@ class Mixer(nn.Module):
 
     @staticmethod
     def cache_shapes(config: Any, model: cfg.ModelConfig, length: int) -> CacheShapes:
-        """Name → shape and type of what decoding keeps of a row with room for `length` tokens."""
+        """Name → shape, without the batch axis, and type of what decoding keeps of a row of up to `length` tokens."""
         raise NotImplementedError
 
     @staticmethod
     def mixing_flops(config: Any, model: cfg.ModelConfig, context: int) -> int:
-        """Forward operations per token, one of `context`, beside the products with kernels."""
+        """Forward operations for each of `context` tokens, apart from the products with kernels."""
         raise NotImplementedError

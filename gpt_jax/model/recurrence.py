@@ -18,9 +18,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gpt_jax.model.convolution import convolved
 from gpt_jax.model.linear import Linear
-from gpt_jax.model.mixer import LayerCache, Mixer
+from gpt_jax.model.mixer import Mixer
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.row import Row
+from gpt_jax.model.slots import LayerCache
 from gpt_jax.model.taps import tap
 
 CHUNK = 64  # tokens, at most
@@ -124,12 +125,11 @@ class Recurrent(Mixer):
 
     def project(
         self, x: Float[Array, "B T C"], name: str, heads: int, width: int, row: Row, cache: LayerCache | None
-    ) -> tuple[Float[Array, "B T N D"], LayerCache]:
-        """Queries, keys or values, and what their convolution will look back on."""
-        kept: LayerCache = {}
+    ) -> tuple[Float[Array, "B T N D"], LayerCache | None]:
+        """Queries, keys or values, and the cache with what their convolution will look back on."""
         y = self._linear(name, heads * width)(x)
-        y = convolved(name, y, self.config.convolution, self.model.param_dtype, row, cache, kept)
-        return y.reshape(*x.shape[:2], heads, width), kept
+        y, cache = convolved(name, y, self.config.convolution, self.model.param_dtype, row, cache)
+        return y.reshape(*x.shape[:2], heads, width), cache
 
     def log_decay(self, x: Float[Array, "B T C"]) -> Float[Array, "B H T"] | None:
         """The logarithm of what is left of each head's state at each token; None: all of it."""
@@ -160,5 +160,7 @@ class Recurrent(Mixer):
 
 
 def real(row: Row) -> Bool[Array, "B T"] | None:
-    """Which tokens are no left padding; None: all. The others must write nothing; what they let decay is still 0."""
+    """Mask of the tokens that are not left padding; None: all of them. Padding must not write to the state, and its
+    decay is harmless because the state is still zero.
+    """
     return None if row.padding is None else row.steps >= row.padding[:, None]

@@ -1,4 +1,6 @@
-"""Which module each configured attention is. A new kind is entered here, or from outside by `register_attention`."""
+"""The module of each attention that can be configured. A new kind gets a row here, or from outside the package by
+`register_attention`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ ATTENTIONS: dict[type[cfg.AttentionConfig], type[Mixer]] = {
     cfg.Attention: MultiHeadAttention,
     cfg.Differential: DifferentialAttention,
     cfg.Latent: LatentAttention,
-    cfg.Linear: LinearAttention,
+    cfg.LinearAttention: LinearAttention,
     cfg.Delta: GatedDeltaNet,
     cfg.Average: AverageAttention,
 }
@@ -27,8 +29,8 @@ M = TypeVar("M", bound=type[Mixer])
 
 
 def register_attention(kind: type[cfg.AttentionConfig]) -> Callable[[M], M]:
-    """Class decorator: the `Mixer` below it is the implementation of the configuration type `kind`. Training, decoding
-    and `load_run` then take it as they take the package's own.
+    """Class decorator: makes the decorated `Mixer` the implementation of the configuration type `kind`, for training,
+    decoding and `load_run` alike.
     """
 
     def enter(module: M) -> M:
@@ -39,5 +41,5 @@ def register_attention(kind: type[cfg.AttentionConfig]) -> Callable[[M], M]:
 
 
 def mixer_of(attention: cfg.AttentionConfig) -> type[Mixer]:
-    """The module of a choice of attention."""
+    """The module class of a choice of attention."""
     return implementation(ATTENTIONS, attention)

@@ -22,9 +22,10 @@ from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError, nearest
 from gpt_jax.model.adapter import projections
 from gpt_jax.model.block import Block
-from gpt_jax.model.mixer import LayerCache, Shared
+from gpt_jax.model.mixer import Shared
 from gpt_jax.model.paths import matches
 from gpt_jax.model.row import Row
+from gpt_jax.model.slots import LayerCache
 from gpt_jax.model.taps import COLLECTION, tapped
 
 Params = dict[str, Any]

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-Number = float | int
+from gpt_jax.pages.numbers import Number, compact, decimals
+
 COLOURS = 6
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 LINE = 14.0  # the height of a line, in pixels
@@ -47,27 +48,6 @@ def shorten(text: str, pixels: Number) -> str:
         return text
     ends = [n for n in range(len(text), 1, -1) if width_of(text[:n]) + 12 <= pixels]
     return text[: ends[0] if ends else 1].rstrip() + "…"
-
-
-def decimals(value: Number, places: int) -> str:
-    """A number with thousands separated and a true minus sign."""
-    text = f"{value:,.{places}f}"
-    return "−" + text[1:] if text.startswith("-") and text.strip("-0.,") else text.lstrip("-")
-
-
-def compact(value: Number, base: int = 10, padded: bool = False) -> str:
-    """A number in few characters: 0.003, 1,024, 64 Ki, 1.2 M (`padded`, for columns: 64.0 Ki, 1.20 M)."""
-    size = abs(value)
-    if size < 10_000:
-        return (
-            decimals(value, 0)
-            if value == int(value) or size >= 1000
-            else f"{value:.3g}".replace("e-0", "e-").replace("-", "−")
-        )
-    step, names = (1024.0, ("", "Ki", "Mi", "Gi", "Ti", "Pi")) if base == 2 else (1000.0, ("", "k", "M", "G", "T", "P"))
-    power = min(int(math.log(size, step)), len(names) - 1)
-    digits = f"{value / step**power:{'#' if padded else ''}.3g}".removesuffix(".")
-    return f"{digits} {names[power]}".replace("-", "−")
 
 
 @dataclass(frozen=True)

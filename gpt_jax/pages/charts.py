@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from html import escape
 
 from gpt_jax.pages import axes
-from gpt_jax.pages.axes import Frame, Number, Scale
+from gpt_jax.pages.axes import Frame, Scale
+from gpt_jax.pages.numbers import Number
 
 Point = tuple[Number, Number, Number | None, Number | None]  # x, mean, lower and upper end of the band
 MOST_POINTS = {None: 120, 2: 64, 10: 64}  # of a line, by the base of its axis
@@ -136,7 +137,7 @@ def _line(a: Line, x: Scale, y: Scale, plane: Plane) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class ForestRow:
     """A difference: its mean, intervals by t and by bootstrap where there are any, the pairs it comes from."""
 
     name: str
@@ -152,7 +153,13 @@ class Row:
 
 
 def draw_forest(
-    rows: Sequence[Row], smallest: Number | None, title: str, sides: tuple[str, str], width: int, kind: str, about: str
+    rows: Sequence[ForestRow],
+    smallest: Number | None,
+    title: str,
+    sides: tuple[str, str],
+    width: int,
+    kind: str,
+    about: str,
 ) -> str:
     """Differences with their intervals; what lies within ± `smallest` is shaded, `sides` names left and right."""
     phone = width < 480
@@ -195,7 +202,7 @@ def draw_forest(
     return frame.svg(kind, about)
 
 
-def _forest_row(row: Row, x: Scale, middle: Number) -> str:
+def _forest_row(row: ForestRow, x: Scale, middle: Number) -> str:
     tip = f"{row.name}: {row.figures}{row.p}; {row.verdict}"
     parts = [f'<circle cx="{x(pair):.1f}" cy="{middle + 8:.1f}" r="1.8" class="pair"/>' for pair in row.pairs]
     if row.interval is not None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from gpt_jax.config import Config, has_adapter
 from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.data.tokenizer import Tokenizer, load_tokenizer
-from gpt_jax.model.adapter import grafted, pruned, trained
+from gpt_jax.model.adapter import grafted, pruned, trainable
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.merge import merge_adapter
 from gpt_jax.runs import record
@@ -60,7 +60,7 @@ def open_run(workdir: Workdir, step: int | None = None) -> OpenedRun:
     # Scanning is a choice of execution; per layer, names are canonical and decoding is faster.
     model = GPT(dataclasses.replace(config.model, scan=False))
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = pruned(trained(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))))
+    shapes = pruned(trainable(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))))
     template = {
         PARAMS: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
     }

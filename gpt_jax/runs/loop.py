@@ -17,10 +17,9 @@ from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.metrics import Metrics
 from gpt_jax.training.evaluate import Evaluate
 from gpt_jax.training.state import PARAMS, REST, TrainState, to_trees
-from gpt_jax.training.step import HostBatch
 
-Step = Callable[[TrainState, HostBatch], tuple[TrainState, dict[str, jax.Array]]]
-Course = Generator[HostBatch, dict[str, jax.Array], int]
+Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+Course = Generator[Batch, dict[str, jax.Array], int]
 
 PROFILED = (3, 8)  # from the first step of this process: compilation is over, and a trace of so few can still be read
 
@@ -97,7 +96,7 @@ class Loop:
         pending: dict[str, jax.Array] | None = None
         for step in range(start + 1, c.train.steps + 1):
             self.trace.before(step - start)
-            metrics = yield next(batches)._asdict()
+            metrics = yield next(batches)
             if pending is not None:
                 self._report(step - 1, pending)
             pending = metrics

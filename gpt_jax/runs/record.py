@@ -16,6 +16,7 @@ import jax
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import difference, from_dict, to_dict
 from gpt_jax.config.errors import ConfigError, UserError
+from gpt_jax.config.upgrade import upgraded
 from gpt_jax.data import Data
 from gpt_jax.runs.environment import git_revision, versions
 from gpt_jax.runs.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, RunFolder
@@ -29,7 +30,7 @@ def recorded(folder: RunFolder) -> tuple[Config, Config] | None:
     """The configuration of the run in a folder, as it was given and as it was resolved; None where no run has begun."""
     if not folder.exists(CONFIG):
         return None
-    record = folder.read_json(CONFIG)
+    record = upgraded(folder.read_json(CONFIG))
     if not isinstance(record, dict) or not {"config", "resolved"} <= record.keys():
         raise ConfigError(
             f"{folder} is no run: its {CONFIG} is another program's; if it is a published model, make a run of it with"

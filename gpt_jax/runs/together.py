@@ -15,7 +15,7 @@ from rich.console import Console
 
 from gpt_jax.config import Config
 from gpt_jax.config.errors import UserError
-from gpt_jax.data import Batch as DataBatch
+from gpt_jax.data import Batch
 from gpt_jax.runs.checkpoint import CheckpointError, Restored
 from gpt_jax.runs.compilation import enable_compilation_cache
 from gpt_jax.runs.interrupt import Interrupts
@@ -23,12 +23,12 @@ from gpt_jax.runs.load import Workdir
 from gpt_jax.runs.loop import Course, Loop, TrainingDiverged
 from gpt_jax.runs.session import Outcome, Session
 from gpt_jax.training.programs import Programs
-from gpt_jax.training.sharding import make_mesh, place_batch, replicate
+from gpt_jax.training.sharding import make_mesh, replicate, shard_batch
 from gpt_jax.training.state import REST, TrainState, given_by
-from gpt_jax.training.step import HostBatch, Metrics
+from gpt_jax.training.step import Metrics
 from gpt_jax.training.together import lane, stack, stack_rows
 
-StepTogether = Callable[[TrainState, Sequence[HostBatch]], tuple[TrainState, Sequence[Metrics]]]
+StepTogether = Callable[[TrainState, Sequence[Batch]], tuple[TrainState, Sequence[Metrics]]]
 
 
 def train_together(
@@ -66,7 +66,7 @@ def train_together(
         step = programs.step_together(first, mesh)
 
         def place_and_step(states: Any, rows: Any) -> Any:
-            return step(states, place_batch(stack_rows(rows), mesh, "vmap", first.train.accumulate), given)
+            return step(states, shard_batch(stack_rows(rows), mesh, "vmap", first.train.accumulate), given)
 
         batches = [run.batches(start) for run, start in zip(runs, starts, strict=True)]
         ends = run_together(loops, place_and_step, states, batches, starts)
@@ -114,7 +114,7 @@ def run_together(
     loops: Sequence[Loop],
     step: StepTogether,
     states: TrainState,
-    batches: Sequence[Iterator[DataBatch]],
+    batches: Sequence[Iterator[Batch]],
     starts: Sequence[int],
 ) -> list[int | TrainingDiverged]:
     """Goes with all loops at once; returns how each ended: the number of its updates, or why it diverged.
@@ -128,9 +128,9 @@ def run_together(
         for i, (loop, rows, start) in enumerate(zip(loops, batches, starts, strict=True))
     }
     ends: dict[int, int | TrainingDiverged] = {}
-    rows: dict[int, HostBatch] = {}
+    rows: dict[int, Batch] = {}
 
-    def advance(i: int, move: Callable[[], HostBatch]) -> None:
+    def advance(i: int, move: Callable[[], Batch]) -> None:
         try:
             rows[i] = move()
         except StopIteration as end:

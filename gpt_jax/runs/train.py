@@ -13,7 +13,7 @@ from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.load import Workdir
 from gpt_jax.runs.session import Outcome, Session
 from gpt_jax.training.programs import Programs
-from gpt_jax.training.sharding import make_mesh, place_batch
+from gpt_jax.training.sharding import make_mesh, shard_batch
 
 
 def train(
@@ -53,6 +53,6 @@ def train(
         step, how = programs.step(run.config, mesh), run.config.train
 
         def place_and_step(state: Any, rows: Any) -> Any:
-            return step(state, place_batch(rows, mesh, how.parallel, how.accumulate))
+            return step(state, shard_batch(rows, mesh, how.parallel, how.accumulate))
 
         return run.outcome(loop.run(place_and_step, state, run.batches(start), start)[1])

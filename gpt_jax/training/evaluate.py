@@ -14,22 +14,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from gpt_jax.config.errors import UserError
-from gpt_jax.data import Data
+from gpt_jax.data import Batch, Data
 from gpt_jax.training.loss import cross_entropy
-from gpt_jax.training.sharding import place_batch, traced_under
-from gpt_jax.training.step import placement
+from gpt_jax.training.sharding import shard_batch, traced_under
+from gpt_jax.training.step import model_arguments
 
 Evaluate = Callable[[Any], dict[str, float | int]]
-SumsByRow = Callable[[Any, dict[str, Any]], Any]
+SumsByRow = Callable[[Any, Batch], Any]
 
 
 def compile_sums(model: nn.Module, mesh: Mesh) -> SumsByRow:
     """(params, batch) → Σ nll, Σ hits and Σ weight of each row, (3, B), compiled once."""
 
-    def sums_by_row(params: Any, batch: dict[str, Any]) -> Float[Array, "3 B"]:
-        logits: Any = model.apply(params, batch["tokens"], **placement(model, batch))
-        nll, _, hit = cross_entropy(logits, batch["targets"])
-        weights = batch["weights"].astype(jnp.float32)
+    def sums_by_row(params: Any, batch: Batch) -> Float[Array, "3 B"]:
+        logits: Any = model.apply(params, batch.tokens, **model_arguments(model, batch))
+        nll, _, hit = cross_entropy(logits, batch.targets)
+        weights = batch.weights.astype(jnp.float32)
         return jnp.stack([jnp.sum(weights * nll, axis=1), jnp.sum(weights * hit, axis=1), jnp.sum(weights, axis=1)])
 
     return jax.jit(traced_under(mesh, sums_by_row), out_shardings=NamedSharding(mesh, PartitionSpec()))
@@ -50,7 +50,7 @@ def make_evaluate(
     def evaluate(params: Any) -> dict[str, float | int]:
         sums, running = [], None
         for batch in data.validation(rows, jax.process_index(), jax.process_count()):
-            following = step(params, place_batch(batch._asdict(), mesh, "jit"))
+            following = step(params, shard_batch(batch, mesh, "jit"))
             if running is not None:
                 sums.append(np.asarray(running))  # fetched while the next batch computes
             running = following

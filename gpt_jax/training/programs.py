@@ -13,14 +13,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt_jax.config import Config, has_adapter
-from gpt_jax.model.adapter import grafted, pruned, trained
+from gpt_jax.data import Batch
+from gpt_jax.model.adapter import grafted, pruned, trainable
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.stack import canonical, stacked
 from gpt_jax.training.evaluate import SumsByRow, compile_sums
 from gpt_jax.training.optimizer import make_optimizer
-from gpt_jax.training.sharding import Step, compile_step, place_batch, replicate
+from gpt_jax.training.sharding import Step, compile_step, replicate, shard_batch
 from gpt_jax.training.state import Given, TrainState, first_state, given_by, templates
-from gpt_jax.training.step import Batch, HostBatch, make_train_step
+from gpt_jax.training.step import make_train_step
 from gpt_jax.training.together import compile_together
 
 
@@ -53,7 +54,7 @@ class Programs:
             lambda: compile_together(make_train_step(GPT(config.model), config), mesh),
         )
 
-    def peak_bytes(self, config: Config, mesh: Mesh, rows: HostBatch) -> int | None:
+    def peak_bytes(self, config: Config, mesh: Mesh, rows: Batch) -> int | None:
         """Memory of a device that a training step takes, by the compiler's account: state, batch and all between.
 
         None under pmap, and where the backend keeps no account.
@@ -63,7 +64,7 @@ class Programs:
         state = jax.eval_shape(lambda: self.init(config))
         sharding = NamedSharding(mesh, PartitionSpec())
         state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
-        batch = place_batch(rows, mesh, "jit", config.train.accumulate)
+        batch = shard_batch(rows, mesh, "jit", config.train.accumulate)
         compiled = self._step(config, mesh).lower(state, batch, None, replicate(given_by(config), mesh)).compile()
         used = compiled.memory_analysis()
         if used is None:
@@ -82,7 +83,7 @@ class Programs:
         model = GPT(config.model)
 
         def init_adapter(key: Any, tokens: Any) -> Any:
-            return pruned(canonical(trained(model.init(key, tokens)))) if has_adapter(config.model) else {}
+            return pruned(canonical(trainable(model.init(key, tokens)))) if has_adapter(config.model) else {}
 
         init, init_optimizer = self._get(
             ("init", config.model, _without_rate(config), base is None),
@@ -94,7 +95,7 @@ class Programs:
         params = init(jax.random.key(config.seed), jnp.zeros((1, config.model.context_length), jnp.int32))
         if base is not None:
             params = stacked(config.model, grafted(base, params))
-        return first_state(params, init_optimizer(trained(params)))
+        return first_state(params, init_optimizer(trainable(params)))
 
     def templates(self, config: Config, mesh: Mesh) -> dict[str, Any]:
         """Shapes, types and places of what a checkpoint of the run holds."""

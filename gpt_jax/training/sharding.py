@@ -10,8 +10,9 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gpt_jax.config.errors import UserError
+from gpt_jax.data import Batch
 from gpt_jax.training.state import TrainState
-from gpt_jax.training.step import Batch, Metrics, TrainStep
+from gpt_jax.training.step import Metrics, TrainStep
 
 AXIS = "data"
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -28,7 +29,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def place_batch(batch: Batch, mesh: Mesh, parallel: Literal["jit", "pmap", "vmap"], accumulate: int = 1) -> Batch:
+def shard_batch(batch: Batch, mesh: Mesh, parallel: Literal["jit", "pmap", "vmap"], accumulate: int = 1) -> Batch:
     """This process's rows (host arrays), as the step that was made for `parallel` takes them.
 
     Under "jit" they become global arrays, divided over the mesh along their first axis; under "pmap" they get a leading
@@ -37,7 +38,7 @@ def place_batch(batch: Batch, mesh: Mesh, parallel: Literal["jit", "pmap", "vmap
     Raises:
       ValueError: rows that can't be divided over this process's devices and `accumulate` micro-batches.
     """
-    rows, devices = batch["tokens"].shape[-2], len(mesh.local_devices)
+    rows, devices = batch.tokens.shape[-2], len(mesh.local_devices)
     if rows % (devices * accumulate):
         raise UserError(
             f"{rows} rows can't be divided over {devices} devices and {accumulate} micro-batches: "
@@ -60,7 +61,7 @@ def traced_under(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]
 
 
 def compile_step(train_step: TrainStep, mesh: Mesh, parallel: Literal["jit", "pmap"]) -> Step:
-    """`step(state, batch)` for a replicated state, which is donated, and a batch from `place_batch`."""
+    """`step(state, batch)` for a replicated state, which is donated, and a batch from `shard_batch`."""
     if parallel == "jit":
         replicated = NamedSharding(mesh, PartitionSpec())
         return jax.jit(traced_under(mesh, train_step), donate_argnums=0, out_shardings=replicated)

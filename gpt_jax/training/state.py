@@ -14,8 +14,9 @@ from flax import struct
 
 from gpt_jax import config
 from gpt_jax.config import Config
-from gpt_jax.model.adapter import grafted, pruned, trained
+from gpt_jax.model.adapter import grafted, pruned, trainable
 from gpt_jax.model.gpt import GPT
+from gpt_jax.model.paths import path_of
 from gpt_jax.model.stack import canonical, stacked
 from gpt_jax.training.optimizer import make_optimizer
 
@@ -25,7 +26,7 @@ PARAMS, REST = "params", "rest"
 @struct.dataclass
 class TrainState:
     """All that a training step changes. `params` is what `model.init` returns; `optimizer` is about those that train
-    (`model.adapter.trained`).
+    (`model.adapter.trainable`).
 
     `step` counts batches. `skipped` counts those whose loss or gradient was not finite, `skipped_in_row` those of them
     since the last good one.
@@ -55,7 +56,7 @@ def init_state(model: nn.Module, c: config.Config) -> TrainState:
     """The state before the first step, a function of the configuration alone."""
     tokens = jnp.zeros((1, c.model.context_length), jnp.int32)
     params = model.init(jax.random.key(c.seed), tokens)
-    return first_state(params, jax.jit(make_optimizer(c.optimizer).init)(trained(params)))
+    return first_state(params, jax.jit(make_optimizer(c.optimizer).init)(trainable(params)))
 
 
 def first_state(params: Any, optimizer: Any) -> TrainState:
@@ -72,8 +73,8 @@ def to_trees(state: TrainState) -> dict[str, Any]:
         {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "params"}
     )
     return {
-        PARAMS: pruned(canonical(trained(state.params))),
-        REST: {_key(path): leaf for path, leaf in jax.tree.leaves_with_path(rest)},
+        PARAMS: pruned(canonical(trainable(state.params))),
+        REST: {path_of(path): leaf for path, leaf in jax.tree.leaves_with_path(rest)},
     }
 
 
@@ -83,7 +84,7 @@ def from_trees(config: Config, trees: Mapping[str, Any], base: Any = None) -> Tr
     shapes = jax.eval_shape(partial(init_state, GPT(config.model), config))
     fields = {field.name: getattr(shapes, field.name) for field in dataclasses.fields(shapes) if field.name != "params"}
     template = jax.eval_shape(canonical, fields)
-    rest = jax.tree.map_with_path(lambda path, _: trees[REST][_key(path)], template)
+    rest = jax.tree.map_with_path(lambda path, _: trees[REST][path_of(path)], template)
     return TrainState(params=stacked(config.model, params), **stacked(config.model, rest))
 
 
@@ -91,7 +92,3 @@ def templates(config: Config, sharding: jax.sharding.Sharding) -> dict[str, Any]
     """Shapes and types of the items of a checkpoint, placed by `sharding`."""
     trees = jax.eval_shape(lambda: to_trees(init_state(GPT(config.model), config)))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), trees)
-
-
-def _key(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

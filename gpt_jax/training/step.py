@@ -13,15 +13,14 @@ from jaxtyping import Array, Float
 
 from gpt_jax import config
 from gpt_jax.config.errors import UserError
-from gpt_jax.model.adapter import replaced, trained
+from gpt_jax.data import Batch
+from gpt_jax.model.adapter import replaced, trainable
 from gpt_jax.model.gpt import GPT
 from gpt_jax.training.loss import Sums, cross_entropy_sums
 from gpt_jax.training.optimizer import make_optimizer
 from gpt_jax.training.schedule import make_schedule
 from gpt_jax.training.state import Given, TrainState, given_by
 
-Batch = dict[str, Any]  # tokens, targets, weights; segments and positions, or None; each (B, T)
-HostBatch = dict[str, Any]
 Metrics = dict[str, Array]
 TrainStep = Callable[..., tuple["TrainState", Metrics]]
 
@@ -54,15 +53,15 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
         key = jax.random.fold_in(jax.random.wrap_key_data(given.key), state.step)
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        weight = over_devices(jnp.sum(batch["weights"].astype(jnp.float32)))
+        weight = over_devices(jnp.sum(batch.weights.astype(jnp.float32)))
         scale = 1.0 / jnp.where(weight > 0, weight, 1.0)  # a batch without targets has loss 0 and gradient 0
 
-        own = trained(state.params)
+        own = trainable(state.params)
 
         def loss_of(own: Any, micro: Batch, key: Array) -> tuple[Float[Array, ""], Sums]:
             params, rngs = replaced(state.params, own), {"dropout": key}
-            logits: Any = model.apply(params, micro["tokens"], **placement(model, micro), train=True, rngs=rngs)
-            sums = cross_entropy_sums(logits, micro["targets"], micro["weights"])
+            logits: Any = model.apply(params, micro.tokens, **model_arguments(model, micro), train=True, rngs=rngs)
+            sums = cross_entropy_sums(logits, micro.targets, micro.weights)
             z_loss = 0.0 if train.z_loss is None else train.z_loss * sums.z_loss
             return scale * (sums.loss + z_loss), sums
 
@@ -97,14 +96,14 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
     return train_step
 
 
-def placement(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """What the model is told of a batch beside its tokens: segments, positions and, where it has masks of type Prefix,
-    each row's prefix: the tokens before the first target that counts.
+def model_arguments(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """The model's keyword arguments for a batch: segments, positions and, if it has masks of type `Prefix`, the prefix
+    length of each row, which is the number of tokens before the first target that counts.
     """
-    placed = {name: batch[name] for name in ("segments", "positions")}
+    arguments: dict[str, Any] = {"segments": batch.segments, "positions": batch.positions}
     if isinstance(model, GPT) and config.has_prefix(model.config):
-        placed["prefix"] = jnp.argmax(batch["weights"] > 0, axis=1) + 1
-    return placed
+        arguments["prefix"] = jnp.argmax(batch.weights > 0, axis=1) + 1
+    return arguments
 
 
 def accumulate(
@@ -114,7 +113,7 @@ def accumulate(
     gradient = jax.grad(loss_of, has_aux=True)
     if parts == 1:
         return gradient(params, batch, key)
-    rows = batch["tokens"].shape[0]
+    rows = batch.tokens.shape[0]
     if rows % parts:
         raise UserError(f"train.accumulate ({parts}) must divide the {rows} rows of a batch on a device: change one")
 

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gpt_jax.data import Batch
 from gpt_jax.training.sharding import traced_under
 from gpt_jax.training.state import Given, TrainState
-from gpt_jax.training.step import Batch, HostBatch, Metrics, TrainStep
+from gpt_jax.training.step import Metrics, TrainStep
 
-StepTogether = Callable[[TrainState, Sequence[HostBatch]], tuple[TrainState, Sequence[Metrics]]]
+StepTogether = Callable[[TrainState, Sequence[Batch]], tuple[TrainState, Sequence[Metrics]]]
 
 
 def compile_together(
@@ -24,7 +25,7 @@ def compile_together(
 ) -> Callable[[TrainState, Batch, Given], tuple[TrainState, list[Metrics]]]:
     """`step(states, batches, given)` of K runs, each argument with a leading axis of K; metrics come as K dicts.
 
-    States are replicated over the mesh and donated; a batch is divided along its rows, see `place_batch`.
+    States are replicated over the mesh and donated; a batch is divided along its rows, see `shard_batch`.
     """
 
     def step(states: TrainState, batches: Batch, given: Given) -> tuple[TrainState, list[Metrics]]:
@@ -42,7 +43,7 @@ def stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def stack_rows(batches: Sequence[HostBatch]) -> HostBatch:
+def stack_rows(batches: Sequence[Batch]) -> Batch:
     """As `stack`, on the host."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 

@@ -9,7 +9,7 @@ import pytest
 
 from gpt_jax import GPT
 from gpt_jax.ablation.measure import Measure, by_position, decode_rate, diagnose
-from gpt_jax.config import Attention, Causal, Config, Copy, Linear, ModelConfig, Prefix
+from gpt_jax.config import Attention, Causal, Config, Copy, LinearAttention, ModelConfig, Prefix
 from gpt_jax.data import open_data
 from gpt_jax.training.evaluate import make_evaluate
 from gpt_jax.training.sharding import make_mesh
@@ -45,7 +45,7 @@ def test_the_largest_logit_is_among_those_that_are_seen():
 
 
 def test_diagnostics_of_a_model_without_softmax_are_unknown():
-    model = tiny(Linear(heads=2), vocab_size=9)
+    model = tiny(LinearAttention(heads=2), vocab_size=9)
     params = GPT(model).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
     data = open_data(Copy(symbols=8, length=4, validation_rows=4), 16, 0)
     found = Measure().diagnostics(model, params, data)

@@ -32,6 +32,7 @@ from gpt_jax.config import (
     Learned,
     Mlp,
     ModelConfig,
+    Projected,
     Window,
     pattern,
 )
@@ -99,7 +100,7 @@ def hidden_flops(config, T):
         dataclasses.replace(WIDE, head=Head(tied=False)),
         dataclasses.replace(WIDE, blocks=(BlockConfig(Attention(4), None),) * 3),
         with_blocks(A=Attention(4, head_width=32, mask=Window(16)), B=Attention(4, kv_heads=1)),
-        with_blocks(A=Attention(4, mask=Chunk(40), value_width=96)),
+        with_blocks(A=Attention(4, mask=Chunk(40), value=Projected(96))),
         with_blocks(A=Differential(4, kv_heads=2)),
         with_blocks(A=Latent(4, 64, 48, 16, mask=Window(30))),
     ],

@@ -123,7 +123,7 @@ def test_other_code_makes_its_own_tokens(tmp_path: Path, monkeypatch: pytest.Mon
     text.write_text("some text " * 50)
     for version in ("1", "2"):
         for module in (corpus, tokenized):
-            monkeypatch.setattr(module, "code_version", lambda version=version: version)
+            monkeypatch.setattr(module, "preparation_version", lambda version=version: version)
         open_data(Text(path=str(text)), 8, 0, tmp_path / "cache", progress=False)
     assert len([folder for folder in tmp_path.glob("cache/tokens/*") if folder.is_dir()]) == 2
     assert len([folder for folder in tmp_path.glob("cache/sources/*") if folder.is_dir()]) == 2

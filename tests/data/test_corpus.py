@@ -141,7 +141,7 @@ class TestFiles:
     @pytest.mark.parametrize("name", ["missing.txt", "*.nothing", "empty folder"])
     def test_no_file_is_one_sentence(self, cache: Path, tmp_path: Path, name: str) -> None:
         (tmp_path / "empty folder").mkdir()
-        with pytest.raises(FileNotFoundError, match="There is no text at data.path=.*; give a file"):
+        with pytest.raises(FileNotFoundError, match="there is no text at data.path=.*: give a file"):
             read(cache, path=str(tmp_path / name))
 
     def test_a_separator_belongs_to_no_document_and_empty_ones_are_left_out(self, cache: Path, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ class TestFiles:
 class TestOddText:
     @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
     def test_an_empty_corpus_is_refused(self, cache: Path, tmp_path: Path, content: bytes) -> None:
-        with pytest.raises(ValueError, match="There is no text in"):
+        with pytest.raises(ValueError, match="there is no text in"):
             read(cache, path=write(tmp_path / "empty.txt", content))
 
     def test_a_corpus_shorter_than_a_row_is_one_padded_row(self, cache: Path, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ class TestOddText:
         assert bytes(targets(data, "validation")) == b"world"
 
     def test_text_that_is_not_utf8_is_refused_by_name_and_place(self, cache: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"latin.txt is not UTF-8 text \(byte 3 is 0xe9\); convert it"):
+        with pytest.raises(ValueError, match=r"latin.txt is not UTF-8 text \(byte 3 is 0xe9\): convert it"):
             read(cache, path=write(tmp_path / "latin.txt", "café".encode("latin-1")))
         with pytest.raises(ValueError, match="is not UTF-8"):
             read(cache, path=write(tmp_path / "windows.txt", "text".encode("utf-16")))
@@ -372,13 +372,13 @@ class TestPrepared:
             (folder / "mine" / "1.2.3").rmdir()
 
     def test_what_cannot_be_read_is_refused(self, folder: Path) -> None:
-        with pytest.raises(ValueError, match='The corpus "pyhton" is neither "python"'):
+        with pytest.raises(ValueError, match='the corpus "pyhton" is neither "python"'):
             read(folder / "cache", corpus="pyhton")
         with pytest.raises(ValueError, match="say which with data.path=FILE"):
             read(folder / "cache", corpus="text")
         two = {"a": tfds.features.Text(), "b": tfds.features.Text()}
         self.prepare(folder, "two", two, train=[{"a": "x", "b": "y"}])
-        with pytest.raises(ValueError, match='The data set two needs one text feature, or one called "text".*: a, b'):
+        with pytest.raises(ValueError, match="the data set two has the text features a, b: use one"):
             read(folder / "cache", corpus="two")
         info = folder / "two" / "1.2.3" / "dataset_info.json"
         content = json.loads(info.read_text())

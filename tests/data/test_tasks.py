@@ -133,5 +133,5 @@ def test_a_kind_of_data_that_is_not_known_is_named() -> None:
         pass
 
     del DataConfig.choices["Other"]
-    with pytest.raises(TypeError, match="Other is no data that is known"):
+    with pytest.raises(TypeError, match="Other is not a registered task"):
         make_task(Other())

@@ -45,7 +45,7 @@ def test_a_conversation() -> None:
     assert tokenizer.chat(TURNS) == tokenizer.encode(text, "all")
     assert tokenizer.chat(TURNS)[0] == BPE.special_tokens["<s>"]
     assert len(tokenizer.chat(TURNS, add_generation_prompt=False)) < len(tokenizer.chat(TURNS))
-    with pytest.raises(ValueError, match="can't render this conversation: no"):
+    with pytest.raises(ValueError, match="cannot render this conversation: no"):
         tokenizer.chat([*TURNS, {"role": "system", "content": "a"}])
     with pytest.raises(ValueError, match="no chat template"):
         BPE.chat(TURNS)

@@ -24,7 +24,11 @@ from gpt_jax.config import (
     pattern,
 )
 from gpt_jax.decoding import generate as programs
+<<<<<<< HEAD
 from gpt_jax.decoding.stages import State, again, append, choose, forward, prefill, start, step_keys
+=======
+from gpt_jax.decoding.stages import append, choose, forward, init_state, is_unfinished, prefill, step_keys
+>>>>>>> main
 from gpt_jax.model.stack import stacked
 from tests.tiny import VOCABULARY, apply, random_params, tiny
 
@@ -183,15 +187,15 @@ def test_a_row_ends_with_its_stop_token_and_padding_follows(model: tuple[GPT, An
 
 
 def test_the_loop_ends_once_all_rows_have(model: tuple[GPT, Any]) -> None:
-    state = start(jnp.zeros((2, 3), jnp.int32), 5)
-    assert again(state, 5) and not again(state, 0)
+    state = init_state(jnp.zeros((2, 3), jnp.int32), 5)
+    assert is_unfinished(state, 5) and not is_unfinished(state, 0)
     state = append(state, jnp.array([4, 6]), jnp.array([-1.0, -2.0]), jnp.array([4]))
-    assert state.running.tolist() == [False, True] and again(state, 5)
+    assert state.running.tolist() == [False, True] and is_unfinished(state, 5)
     state = append(state, jnp.array([9, 4]), jnp.array([-3.0, -4.0]), jnp.array([4]))
-    assert not again(state, 5)
+    assert not is_unfinished(state, 5)
     assert state.tokens[:, 3:].tolist() == [[4, 0, 0, 0, 0], [6, 4, 0, 0, 0]]
     assert state.lengths.tolist() == [1, 2] and state.logprobs.tolist() == [[-1, 0, 0, 0, 0], [-2, -4, 0, 0, 0]]
-    run = programs._Run(*model, [[1], [2]], KEY, 9, Greedy(), range(VOCABULARY), False, None)
+    run = programs._Request(*model, [[1], [2]], KEY, 9, Greedy(), range(VOCABULARY), False, None)
     assert int(run.advance(run.begin(), 9).new) == 1
 
 
@@ -199,9 +203,15 @@ def test_calling_the_stages_by_hand_gives_the_text_of_generate(model: tuple[GPT,
     gpt, params = model
     prompt = jnp.asarray(ids(2, 6))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(2))
+<<<<<<< HEAD
 
     @jax.jit
     def one_more(state: State, logits: jax.Array) -> tuple[State, jax.Array]:
+=======
+    state, cache, tokens = init_state(prompt, new), init_cache(gpt.config, 2, 6 + new), prompt
+    while is_unfinished(state, new):
+        logits, cache = step(gpt, params, tokens, cache)
+>>>>>>> main
         chosen, logprobs = choose(SAMPLER, step_keys(keys, state), logits)
         return append(state, chosen, logprobs, jnp.array([], jnp.int32)), chosen[:, None]
 
@@ -286,7 +296,7 @@ def test_programs_are_compiled_once_a_shape() -> None:
 def test_decoding_one_row_does_not_copy_its_cache() -> None:
     gpt = GPT(tiny(layers=3, context_length=2048))
     params = random_params(gpt)
-    run = programs._Run(gpt, params, [[1]], KEY, 2000, Greedy(), (), False, None)
+    run = programs._Request(gpt, params, [[1]], KEY, 2000, Greedy(), (), False, None)
     leaves, tree = jax.tree.flatten((run.begin(), run.cache))
 
     def advance(leaves: list) -> list:

@@ -7,7 +7,7 @@ import pytest
 
 from gpt_jax.config import Attention, BlockConfig, GatedMlp, Head, ModelConfig, Rope
 from gpt_jax.decoding.generate import generate
-from gpt_jax.decoding.layout import with_own_head
+from gpt_jax.decoding.layout import with_untied_head
 from gpt_jax.decoding.sampling import Greedy
 from gpt_jax.model.gpt import GPT
 from tests.tiny import apply, random_params
@@ -21,7 +21,7 @@ def test_a_head_of_its_own_gives_the_tables_logits(head: Head) -> None:
     tokens = jnp.arange(12)[None] % 61
     params = random_params(model)
     before = jax.tree.map(np.asarray, params)
-    laid, moved = with_own_head(model, params)
+    laid, moved = with_untied_head(model, params)
     assert not laid.config.head.tied
     wanted = np.asarray(apply(model, params, tokens))
     np.testing.assert_allclose(apply(laid, moved, tokens), wanted, atol=1e-5)

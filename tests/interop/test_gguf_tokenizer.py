@@ -65,7 +65,7 @@ def test_a_whole_tokenizer_json_goes_before_all() -> None:
     library = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     values = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a", "b"]}
-    with pytest.warns(UserWarning, match="does not give every text back"):
+    with pytest.warns(UserWarning, match="does not preserve every text"):
         tokenizer = read_tokenizer(values | {"tokenizer.huggingface.json": library.to_str()}, "m.gguf")
     assert tokenizer is not None and tokenizer.encode("b a b") == [1, 0, 1]
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import gpt_jax
 from gpt_jax import GPT, ModelConfig, load_pretrained, save_pretrained
-from gpt_jax.config import Alibi, Attention, BlockConfig, GatedMlp, Init, Rope, Score
+from gpt_jax.config import Alibi, Attention, BlockConfig, GatedMlp, HeadwiseGate, Init, Rope, Score
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.weights import read_header
 from gpt_jax.model.stack import stacked
@@ -245,9 +245,9 @@ def test_a_model_of_our_own_is_saved_as_the_family_that_it_is(tmp_path: Path) ->
 
 
 def test_what_no_family_has_is_named(tmp_path: Path) -> None:
-    model, params = made(Attention(4, position=Rope(), gate="headwise"))
+    model, params = made(Attention(4, position=Rope(), gate=HeadwiseGate()))
     with pytest.raises(
-        ConfigError, match="no family .* has all .* the nearest, llama, lacks attention.gate 'headwise'"
+        ConfigError, match="no family .* has all .* the nearest, llama, lacks attention.gate.type 'HeadwiseGate'"
     ):
         save_pretrained(tmp_path, model, params)
     model, params = made(Attention(4, position=Alibi()))

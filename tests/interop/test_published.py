@@ -115,5 +115,5 @@ def test_a_stop_that_the_tokenizer_lacks_is_told_and_left_out(tmp_path: Path) ->
 
 @pytest.mark.parametrize("template", ["{{ 'a' + 1 }}", "{{ 1 / 0 }}"])
 def test_a_template_that_fails_is_one_sentence(template: str) -> None:
-    with pytest.raises(ValueError, match="can't render"):
+    with pytest.raises(ValueError, match="cannot render"):
         render_chat(template, [{"role": "user", "content": "a"}], {}, add_generation_prompt=True)

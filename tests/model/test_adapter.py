@@ -14,8 +14,9 @@ from gpt_jax.config import (
     BlockConfig,
     Delta,
     Differential,
+    HeadwiseGate,
     Latent,
-    Linear,
+    LinearAttention,
     Lora,
     Mlp,
     RmsNorm,
@@ -24,7 +25,7 @@ from gpt_jax.config import (
 )
 from gpt_jax.config.conversion import from_dict, to_dict
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.model.adapter import grafted, pruned, replaced, trained
+from gpt_jax.model.adapter import grafted, pruned, replaced, trainable
 from gpt_jax.model.merge import merge_adapter
 from gpt_jax.model.paths import map_with_path
 from gpt_jax.model.stack import canonical, stacked
@@ -33,11 +34,11 @@ from tests.tiny import apply, random_params, tiny
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, 9)))
 EVERY = Lora(rank=3, alpha=5.0, targets=("**",))
 ATTENTIONS = {
-    "grouped": Attention(4, kv_heads=2, head_width=4, position=Rope(), gate="headwise", forget_gate=True),
+    "grouped": Attention(4, kv_heads=2, head_width=4, position=Rope(), gate=HeadwiseGate(), forget_gate=True),
     "biased": Attention(4, head_width=4, bias=("query", "output")),
     "differential": Differential(4, head_width=4),
     "latent": Latent(4, 6, 4, 4, query_rank=5),
-    "linear": Linear(4, 4),
+    "linear": LinearAttention(4, 4),
     "delta": Delta(4, head_width=4),
 }
 
@@ -79,10 +80,17 @@ def test_merged_and_unmerged_are_the_same(kind: str) -> None:
     assert not any("adapter" in name for name in names(one))
     assert [p for p in names(params) if "adapter" not in p] == names(one)
     assert merged.config == tiny(ATTENTIONS[kind], final_norm=RmsNorm())
+<<<<<<< HEAD
     logits = apply(model, params, TOKENS)
     assert np.abs(logits - apply(merged, one, TOKENS)).max() < 1e-5
     changed = jax.tree.map(lambda leaf: leaf * 0, trained(params))
     assert np.abs(logits - apply(model, replaced(params, changed), TOKENS)).max() > 1e-2  # it had something to merge
+=======
+    logits = model.apply(params, TOKENS)
+    assert np.abs(logits - merged.apply(one, TOKENS)).max() < 1e-5
+    changed = jax.tree.map(lambda leaf: leaf * 0, trainable(params))
+    assert np.abs(logits - model.apply(replaced(params, changed), TOKENS)).max() > 1e-2  # it had something to merge
+>>>>>>> main
 
 
 def test_merging_takes_stacks_and_models_without_one() -> None:
@@ -167,12 +175,12 @@ def test_a_target_that_names_nothing_is_refused() -> None:
 def test_trees_are_split_and_joined() -> None:
     model = GPT(tiny(block={"adapter": Lora(2)}))
     params = random_params(model)
-    part = pruned(trained(params))
+    part = pruned(trainable(params))
     assert len(jax.tree.leaves(part)) == 8 and all("adapter" in name for name in names(part))
     base = {"params": pruned_base(params)}
     jax.tree.map(np.testing.assert_array_equal, grafted(base, part), params)
-    jax.tree.map(np.testing.assert_array_equal, replaced(params, trained(params)), params)
-    assert trained(base) is base
+    jax.tree.map(np.testing.assert_array_equal, replaced(params, trainable(params)), params)
+    assert trainable(base) is base
 
 
 def test_the_compact_form_has_it() -> None:

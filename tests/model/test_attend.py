@@ -21,6 +21,7 @@ from gpt_jax.config import (
     Mlp,
     ModelConfig,
     Prefix,
+    Projected,
     RmsNorm,
     Rope,
     Score,
@@ -42,7 +43,7 @@ VARIANTS: dict[str, Any] = {
     "sinks": Attention(2, 2, 8, score=Score(normalizer="sinks", qk_norm=RmsNorm())),
     "sigmoid": Attention(2, score=Score(normalizer="sigmoid")),
     "forgetting": Attention(2, mask=Window(100), forget_gate=True),
-    "differential": Differential(2, 2, 8, position=Rope(), value_width=4),
+    "differential": Differential(2, 2, 8, position=Rope(), value=Projected(4)),
     "latent": Latent(2, 6, 8, 4),
 }
 

@@ -9,7 +9,7 @@ import pytest
 from gpt_jax import GPT
 from gpt_jax.config import PROJECTIONS, Alibi, Attention, Causal, MaskConfig, PositionConfig, Score, Window
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.model.attend import Logits, mix, normalize
+from gpt_jax.model.attend import Logits, einsum_attention, normalize
 from gpt_jax.model.chunked import scores as dot_products
 from gpt_jax.model.mask import Side, allowed
 from tests.tiny import random_params, tiny
@@ -26,6 +26,13 @@ def probabilities(
 ) -> jax.Array:
     logits = Logits(None, padding, None, Causal(), None, softcap, 0.0)
     return normalize(logits(dot_products(query, key), SIDE, SIDE), "softmax", None)
+
+
+def mixed(
+    query: jax.Array = QUERY, key: jax.Array = KEY, value: jax.Array = VALUE, padding: jax.Array | None = None
+) -> jax.Array:
+    logits = Logits(None, padding, None, Causal(), None, None, 0.0)
+    return einsum_attention(query, key, value, SIDE, SIDE, logits, "softmax", None)
 
 
 def test_rows_sum_to_1_and_what_may_not_be_seen_is_exactly_0() -> None:
@@ -62,7 +69,9 @@ def test_neighbouring_query_heads_share_a_key_head() -> None:
     for h in range(H):
         alone = probabilities(QUERY[:, [h]], KEY[:, [h // 2]])
         np.testing.assert_allclose(p[:, [h]], alone, atol=1e-6)
-        np.testing.assert_allclose(mix(p, VALUE)[:, [h]], mix(alone, VALUE[:, [h // 2]]), atol=1e-6)
+        out = mixed(QUERY[:, [h]], KEY[:, [h // 2]], VALUE[:, [h // 2]])
+        np.testing.assert_allclose(mixed()[:, [h]], out, atol=1e-6)
+        np.testing.assert_allclose(out, jnp.einsum("bhts,bhse->bhte", alone, VALUE[:, [h // 2]]), atol=1e-6)
 
 
 def test_the_softmax_is_float32_and_stays_finite() -> None:
@@ -81,7 +90,7 @@ def test_a_row_that_may_see_nothing_stays_finite_and_so_does_its_gradient() -> N
     padding = jnp.array([3, 0])  # the first three queries of row 0 are padding, and see nothing
 
     def out(query: jax.Array) -> jax.Array:
-        return mix(probabilities(query, padding=padding), VALUE)
+        return mixed(query, padding=padding)
 
     def loss(query: jax.Array) -> jax.Array:
         return out(query)[:, :, 3:].sum()
@@ -118,7 +127,7 @@ def test_dropout_acts_on_probabilities_in_training_only_and_takes_its_key_as_an_
 
     def heads(seed: int | None) -> np.ndarray:
         options = {} if seed is None else {"train": True, "rngs": {"dropout": jax.random.key(seed)}}
-        return np.asarray(model.apply(params, tokens, capture="*/heads", **options)[1]["blocks/0/attention/heads"])
+        return np.asarray(model.apply(params, tokens, capture="**/heads", **options)[1]["blocks/0/attention/heads"])
 
     np.testing.assert_array_equal(heads(0), heads(0))
     assert not np.array_equal(heads(0), heads(1))
@@ -138,7 +147,7 @@ def test_attention_in_spans_is_attention_at_once(mask: MaskConfig, monkeypatch: 
 
     def run() -> Any:
         def loss(params: Any) -> Any:
-            logits, taps = model.apply(params, tokens, segments=segments, capture="*/probabilities")
+            logits, taps = model.apply(params, tokens, segments=segments, capture="**/probabilities")
             return logits.std(), (logits, taps)
 
         return jax.jit(jax.grad(loss, has_aux=True))(params)

@@ -18,11 +18,14 @@ from gpt_jax.config import (
     Chunk,
     Delta,
     Differential,
+    FromKey,
     Latent,
-    Linear,
+    LinearAttention,
     MaskConfig,
     Prefix,
+    Projected,
     Rope,
+    Shared,
     Window,
 )
 from tests.tiny import tiny
@@ -31,7 +34,7 @@ C, H, K, D, E, W = 8, 4, 2, 6, 10, 5
 
 
 def keys_and_values(mask: MaskConfig, value_width: int | None = None) -> AttentionConfig:
-    return Attention(H, K, D, mask, Rope(), value_width=value_width)
+    return Attention(H, K, D, mask, Rope(), value=Projected(value_width))
 
 
 # kind → its configuration, and elements that a layer keeps of a text of T tokens
@@ -42,7 +45,7 @@ KINDS: dict[str, tuple[AttentionConfig, Callable[[int], int]]] = {
     "wide values: K·(D + E)": (keys_and_values(Causal(), E), lambda T: K * (D + E) * T),
     "window: of min(T, W) tokens": (keys_and_values(Window(W)), lambda T: 2 * K * D * min(T, W)),
     "chunk: of min(T, W) tokens": (keys_and_values(Chunk(W)), lambda T: 2 * K * D * min(T, W)),
-    "values from keys: K·D": (Attention(H, K, D, position=Rope(), value_from_key=True), lambda T: K * D * T),
+    "values from keys: K·D": (Attention(H, K, D, position=Rope(), value=FromKey()), lambda T: K * D * T),
     "differential: 2·K·D": (Differential(H, K, D), lambda T: 2 * K * D * T),
     "forgetting: 2·K·D, H sums, and one of all": (
         Attention(H, K, D, forget_gate=True),
@@ -50,7 +53,7 @@ KINDS: dict[str, tuple[AttentionConfig, Callable[[int], int]]] = {
     ),
     "latent: d_c + d_r": (Latent(H, 7, D, 4, value_width=E), lambda T: (7 + 4) * T),
     "latent in a window": (Latent(H, 7, D, 4, mask=Window(W)), lambda T: (7 + 4) * min(T, W)),
-    "linear: H·D·(E + 1), however long": (Linear(H, D, E), lambda T: H * D * (E + 1)),
+    "linear: H·D·(E + 1), however long": (LinearAttention(H, D, E), lambda T: H * D * (E + 1)),
     "delta: H·D·E and the convolutions' past": (
         Delta(H, head_width=D, value_width=E),
         lambda T: H * D * E + 3 * H * (2 * D + E),
@@ -72,7 +75,7 @@ def test_a_layers_cache_has_the_size_of_its_closed_form(kind: str, length: int) 
 
 def test_layers_that_share_keys_cache_them_once_and_half_precision_halves_them() -> None:
     own = Attention(H, K, D)
-    blocks: Any = (BlockConfig(own, None), BlockConfig(Attention(H, K, D, shared_kv=True), None))
+    blocks: Any = (BlockConfig(own, None), BlockConfig(Attention(H, K, D, value=Shared()), None))
     assert kv_bytes_per_token(tiny(blocks=blocks), 8) == kv_bytes_per_token(tiny(blocks=blocks[:1]), 8)
     assert kv_bytes_per_token(tiny(blocks=blocks[:1], dtype="bfloat16"), 8) == 2 * K * D * 2
     # A sum of logarithms that rounds would forget by itself: it stays float32.

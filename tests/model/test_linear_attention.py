@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.config import Alibi, Linear, Rope
+from gpt_jax.config import Alibi, LinearAttention, Rope
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.model.linear_attention import feature_map, linear_attention
-from gpt_jax.model.mixer import empty
+from gpt_jax.model.mixer import zeros
 from gpt_jax.model.recurrence import decays, fixed_log_decay
 
 B, H, T, D, E = 2, 3, 23, 4, 5
@@ -165,7 +165,7 @@ def test_compiled_with_a_norm_behind_it_it_is_still_the_recurrence(rows: int, ca
     query, key, value = np.random.default_rng(0).normal(size=(3, rows, 2, 32, 32)).astype(np.float32)
 
     def normed(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        state = {"state": empty((rows, 2, 32, 32), jnp.float32)} if cached else None
+        state = {"state": zeros((rows, 2, 32, 32), jnp.float32)} if cached else None
         out, _ = linear_attention(query, key, value, state=state)
         return out * jax.lax.rsqrt(jnp.square(out).mean(-1, keepdims=True))
 
@@ -201,11 +201,11 @@ def test_feature_maps() -> None:
 )
 def test_what_cannot_be_is_refused(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        Linear(2, **fields)
+        LinearAttention(2, **fields)
 
 
 def test_widths_are_checked() -> None:
     with pytest.raises(ConfigError, match="no multiple of attention.heads"):
-        Linear(3).check(8)
+        LinearAttention(3).check(8)
     with pytest.raises(ConfigError, match="rotates pairs"):
-        Linear(8, position=Rope()).check(8)
+        LinearAttention(8, position=Rope()).check(8)

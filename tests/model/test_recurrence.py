@@ -23,7 +23,7 @@ from gpt_jax.config import (
     Evaluation,
     Init,
     LayerNorm,
-    Linear,
+    LinearAttention,
     Mlp,
     ModelConfig,
     RmsNorm,
@@ -48,21 +48,21 @@ T = 8
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, T)), jnp.int32)
 SEGMENTS = np.array([[0, 0, 0, 1, 1, 1, 1, 2], [5] * T])
 POSITIONS = np.array([[0, 1, 2, 0, 1, 2, 3, 0], list(range(T))])
-KINDS: dict[str, Linear | Delta] = {
-    "linear": Linear(2),
-    "relu, narrow": Linear(2, 6, 3, feature_map="relu", convolution=3, bias=("query", "value", "output")),
-    "rotated": Linear(2, 4, decay="gated", position=Rope(fraction=0.5), gate="sigmoid"),
-    "retention": Linear(
+KINDS: dict[str, LinearAttention | Delta] = {
+    "linear": LinearAttention(2),
+    "relu, narrow": LinearAttention(2, 6, 3, feature_map="relu", convolution=3, bias=("query", "value", "output")),
+    "rotated": LinearAttention(2, 4, decay="gated", position=Rope(fraction=0.5), gate="sigmoid"),
+    "retention": LinearAttention(
         2, 4, 6, None, False, "fixed", Rope(theta=100.0), output_norm=LayerNorm(eps=0.1, bias=False), gate="silu"
     ),
-    "lightning": Linear(4, 4, None, "silu", False, "gated", convolution=2, output_norm=RmsNorm(eps=0.1)),
+    "lightning": LinearAttention(4, 4, None, "silu", False, "gated", convolution=2, output_norm=RmsNorm(eps=0.1)),
     "gated delta": Delta(4, output_norm=RmsNorm(eps=0.1), head_width=4),
     "delta": Delta(2, None, 4, 6, None, True, ("key", "output"), 2, None, None),
     "shared keys": Delta(4, 2, 4, 3, "fixed", output_norm=RmsNorm(eps=0.1), gate="sigmoid", convolution=None),
 }
 
 
-def alone(c: Linear | Delta, **model: Any) -> ModelConfig:
+def alone(c: LinearAttention | Delta, **model: Any) -> ModelConfig:
     """One layer of nothing but the mixer."""
     return tiny(c, None, 1, **model)
 
@@ -89,7 +89,9 @@ def test_a_sublayer_computes_the_papers_equations(name: str) -> None:
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.5, jnp.float32), shapes)
     y, cache, shared = jax.jit(mixer.apply, static_argnums=5)(params, x, row, None, {}, False)
     assert cache is None and shared == {}
-    reference = reference_recurrent.linear_attention if isinstance(c, Linear) else reference_recurrent.gated_delta
+    reference = (
+        reference_recurrent.linear_attention if isinstance(c, LinearAttention) else reference_recurrent.gated_delta
+    )
     for b in range(2):
         there = ReferenceRow(TOKENS[b], SEGMENTS[b], POSITIONS[b], 0, T, model)
         wanted = reference(c, as_float64(params["params"]), list(np.asarray(x[b], np.float64)), there)
@@ -133,7 +135,7 @@ def test_a_cache_has_the_same_size_for_rows_of_any_length(name: str) -> None:
     H, D, E = c.heads, c.resolved_head_width(8), c.resolved_value_width(8)
     K = c.resolved_key_heads if isinstance(c, Delta) else H
     numbers = H * D * E + (0 if c.convolution is None else (c.convolution - 1) * (2 * K * D + H * E))
-    numbers += H * D if isinstance(c, Linear) and c.normalize else 0
+    numbers += H * D if isinstance(c, LinearAttention) and c.normalize else 0
     cache = init_cache(model, 3, 16).layers[0]
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(cache)) == 3 * 4 * numbers
     half = init_cache(dataclasses.replace(model, dtype="bfloat16"), 3, 16).layers[0]
@@ -153,11 +155,11 @@ def products(jaxpr: Any) -> int:
     return total
 
 
-@pytest.mark.parametrize("c", [Linear(3, 8, 6, "silu", False), Delta(3, None, 8, 6)], ids=["linear", "delta"])
-def test_mixing_flops_are_the_products_of_the_chunks(c: Linear | Delta) -> None:
+@pytest.mark.parametrize("c", [LinearAttention(3, 8, 6, "silu", False), Delta(3, None, 8, 6)], ids=["linear", "delta"])
+def test_mixing_flops_are_the_products_of_the_chunks(c: LinearAttention | Delta) -> None:
     for T in (16, 64, 256):
         query, key, value, scalars = (jnp.zeros((1, 3, T, *width)) for width in [(8,), (8,), (6,), ()])
-        if isinstance(c, Linear):
+        if isinstance(c, LinearAttention):
             program = jax.make_jaxpr(linear_attention)(query, key, value, scalars)
         else:
             program = jax.make_jaxpr(gated_delta)(query, key, value, scalars, scalars)
@@ -229,7 +231,8 @@ def test_it_learns_to_copy_and_generates(letters: str, tmp_path: Path) -> None:
         letters,
         D=BlockConfig(Delta(2), Mlp(32)),
         L=BlockConfig(
-            Linear(2, decay="gated", position=Rope(), convolution=4, gate="silu", output_norm=RmsNorm()), Mlp(32)
+            LinearAttention(2, decay="gated", position=Rope(), convolution=4, gate="silu", output_norm=RmsNorm()),
+            Mlp(32),
         ),
         A=BlockConfig(Attention(2, position=Rope()), Mlp(32)),
     )

@@ -65,7 +65,7 @@ def test_taps_have_the_same_names_and_values_from_loop_and_scan() -> None:
     for scan in (False, True):
         model = GPT(stack("ABAB", scan=scan))
         params = stacked(model.config, random_params(GPT(stack("ABAB"))))
-        results.append(jax.jit(lambda p, model=model: model.apply(p, TOKENS, capture="*")[1])(params))
+        results.append(jax.jit(lambda p, model=model: model.apply(p, TOKENS, capture="**")[1])(params))
     looped, scanned = results
     assert set(looped) == set(scanned)
     assert {"embedding", "hidden", "blocks/3/attention/probabilities", "blocks/0/mlp/hidden"} <= set(looped)
@@ -88,7 +88,7 @@ def test_each_layer_draws_its_own_dropout(scan: bool) -> None:
     model = GPT(tiny(block={"dropout": 0.5}, scan=scan))
     params = stacked(model.config, random_params(GPT(tiny())))
     rngs = {"dropout": jax.random.key(0)}
-    _, taps = apply(model, params, TOKENS, train=True, rngs=rngs, capture="*_change")
+    _, taps = apply(model, params, TOKENS, train=True, rngs=rngs, capture="**/*_change")
     kept = [np.asarray(taps[f"blocks/{layer}/{name}_change"] != 0) for layer in (0, 1) for name in ("attention", "mlp")]
     for i, a in enumerate(kept):
         assert 0.2 < a.mean() < 0.8

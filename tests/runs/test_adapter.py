@@ -15,7 +15,7 @@ from gpt_jax.data import open_data
 from gpt_jax.model.paths import layer_paths, map_with_path
 from gpt_jax.model.stack import canonical
 from gpt_jax.training.resolve import resolve
-from gpt_jax.training.sharding import compile_step, make_mesh, place_batch, replicate
+from gpt_jax.training.sharding import compile_step, make_mesh, replicate, shard_batch
 from gpt_jax.training.state import init_state
 from gpt_jax.training.step import make_train_step
 from tests.tiny import tiny_config
@@ -49,7 +49,7 @@ def run(config: Config, steps: int = 3) -> tuple[Any, Any, list[float]]:
     step = compile_step(make_train_step(GPT(config.model), config), mesh, parallel)
     state, losses = replicate(state, mesh), []
     for number in range(steps):
-        batch = place_batch(data.batch(number, 8)._asdict(), mesh, parallel, config.train.accumulate)
+        batch = shard_batch(data.batch(number, 8), mesh, parallel, config.train.accumulate)
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     return first, jax.device_get(state), losses

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from gpt_jax import GPT
 from gpt_jax.config import Adamw, Config, LinearDecay, Muon, Sgd, Text, Train
+from gpt_jax.data import Batch
 from gpt_jax.training.state import init_state
 from gpt_jax.training.step import make_train_step
 from tests.tiny import VOCABULARY, tiny
@@ -36,13 +37,9 @@ def make_batch(rows=4, length=8, seed=0, weights=None):
     half = np.arange(length) >= length // 2
     if weights is None:
         weights = (rng.random((rows, length)) < np.linspace(0.1, 1.0, rows)[:, None]).astype(np.float32)
-    batch = {
-        "tokens": ids[:, :-1],
-        "targets": ids[:, 1:],
-        "weights": weights,
-        "segments": np.broadcast_to(1 + half, (rows, length)).astype(np.int32),
-        "positions": np.broadcast_to(np.arange(length) - half * (length // 2), (rows, length)).astype(np.int32),
-    }
+    segments = np.broadcast_to(1 + half, (rows, length)).astype(np.int32)
+    positions = np.broadcast_to(np.arange(length) - half * (length // 2), (rows, length)).astype(np.int32)
+    batch = Batch(ids[:, :-1], ids[:, 1:], weights, segments, positions)
     return jax.tree.map(jnp.asarray, batch)
 
 
@@ -68,20 +65,20 @@ def test_it_is_pure_and_reports_every_metric(plain):
     assert set(metrics) == METRICS
     assert all(value.shape == () for value in metrics.values())
     assert int(first.step) == 1
-    assert metrics["tokens"] == make_batch()["weights"].sum()
+    assert metrics["tokens"] == make_batch().weights.sum()
 
 
 def test_the_loss_is_a_mean_over_the_targets_that_count(plain):
     step, state = plain
     batch = make_batch()
     logits = jax.jit(GPT(make().model).apply)(
-        state.params, batch["tokens"], segments=batch["segments"], positions=batch["positions"]
+        state.params, batch.tokens, segments=batch.segments, positions=batch.positions
     )
-    nll = -np.take_along_axis(jax.nn.log_softmax(logits), batch["targets"][..., None], -1)[..., 0]
-    hits = np.argmax(logits, -1) == batch["targets"]
+    nll = -np.take_along_axis(jax.nn.log_softmax(logits), batch.targets[..., None], -1)[..., 0]
+    hits = np.argmax(logits, -1) == batch.targets
     _, metrics = step(state, batch)
-    np.testing.assert_allclose(metrics["loss"], (nll * batch["weights"]).sum() / batch["weights"].sum(), rtol=1e-5)
-    np.testing.assert_allclose(metrics["accuracy"], (hits * batch["weights"]).sum() / batch["weights"].sum())
+    np.testing.assert_allclose(metrics["loss"], (nll * batch.weights).sum() / batch.weights.sum(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["accuracy"], (hits * batch.weights).sum() / batch.weights.sum())
 
 
 def test_training_on_one_batch_learns_it():
@@ -134,7 +131,7 @@ def test_z_loss_changes_the_gradient_and_not_the_reported_loss(plain):
 
     # It pulls log Z towards 0: on the same batch it is smaller afterwards.
     def squared_log_z(params):
-        return jnp.mean(jax.nn.logsumexp(jax.jit(GPT(make().model).apply)(params, make_batch()["tokens"]), -1) ** 2)
+        return jnp.mean(jax.nn.logsumexp(jax.jit(GPT(make().model).apply)(params, make_batch().tokens), -1) ** 2)
 
     assert squared_log_z(with_z.params) < squared_log_z(without.params)
 
@@ -154,7 +151,7 @@ def test_a_batch_without_targets_teaches_nothing(plain):
 def test_a_loss_that_is_not_finite_changes_no_parameter_and_no_moment(optimizer, poison):
     step, state = setup(make(optimizer, clip_norm=1.0))
     good = make_batch()
-    bad = good | {"weights": good["weights"].at[1, 2].set(poison)}
+    bad = good._replace(weights=good.weights.at[1, 2].set(poison))
     state, _ = step(state, good)
     for in_row in (1, 2, 3):
         after, metrics = step(state, bad)

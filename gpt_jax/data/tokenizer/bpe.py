@@ -1,12 +1,12 @@
-"""Byte-level byte-pair encoding: trained here, or read from a tiktoken rank file.
+"""Byte-level byte-pair encoding, trained here or read from a tiktoken rank file.
 
 Sennrich et al. 2016, arXiv:1508.07909; on bytes since GPT-2 (Radford et al. 2019). The `tokenizers` library learns the
-merges and `tiktoken` applies them. The ids are those of minbpe: bytes are 0–255 by value, merges follow in the order in
-which they were learned, special tokens come last.
+merges and `tiktoken` applies them. Ids are numbered as in minbpe: bytes are 0–255 by value, merges follow in the order
+in which they were learned, special tokens come last.
 
-Ties: of several pairs that are equally frequent, minbpe merges the one seen first in the text; the library merges the
-one whose tokens are oldest (lowest left token, then lowest right token, in its own numbering, where printable ASCII
-stands first). Where pairs tie, the two therefore learn other merges from the same text, equally good ones.
+Ties: among equally frequent pairs, minbpe merges the one seen first in the text; the library merges the one with the
+lowest left token, then the lowest right token, in its own numbering, where printable ASCII comes first. From a text
+with ties the two therefore learn different merges, which are equally good.
 """
 
 import base64
@@ -28,8 +28,8 @@ from gpt_jax.data.tokenizer.chunks import CHUNK_CHARACTERS, TRAINING_CHARACTERS,
 
 RANKS = "ranks.tiktoken"
 
-# How text is cut into words before merging; no merge crosses a cut. These spell the published patterns in the syntax
-# that the trainer's and the encoder's regular expressions share.
+# Regular expressions that cut text into words before merging; no merge crosses a cut. They are the published patterns,
+# written in the syntax that the trainer and the encoder share.
 PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "gpt4": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}"
@@ -42,7 +42,7 @@ PATTERNS = {
 
 
 class Encoding(NamedTuple):
-    """What a rank file leaves unsaid."""
+    """What a rank file does not contain: the name of its split pattern, and its special tokens with their ids."""
 
     pattern: str
     special_tokens: dict[str, int]
@@ -66,24 +66,27 @@ ENCODINGS = {
 
 
 class BpeTokenizer(PieceTokenizer):
-    """Byte-pair encoding by the rank of the merged bytes; a rank is an id.
+    """Byte-pair encoding. Lower ranks merge first, and the rank of a byte string is its id.
 
     Args:
-        ranks: the id of each byte string; all 256 single bytes are among them.
-        pattern: one of `PATTERNS`.
-        special_tokens: the id of each special token.
+      ranks: the rank of each byte string, including all 256 single bytes.
+      pattern: a name in `PATTERNS`.
+      special_tokens: the id of each special token.
+
+    Raises:
+      UserError: an unknown pattern, a missing byte, or ids that are negative or repeated.
     """
 
     kind = "bpe"
 
     def __init__(self, ranks: Mapping[bytes, int], pattern: str, special_tokens: Mapping[str, int]):
         if pattern not in PATTERNS:
-            raise UserError(f"{pattern!r} is no split pattern; choose one of {sorted(PATTERNS)}.")
+            raise UserError(f"{pattern!r} is not a split pattern: choose one of {sorted(PATTERNS)}")
         if missing := [value for value in range(256) if bytes([value]) not in ranks]:
-            raise UserError(f"The vocabulary lacks the byte 0x{missing[0]:02X}; byte-level BPE needs all 256 of them.")
+            raise UserError(f"the vocabulary lacks the byte 0x{missing[0]:02X}: byte-level BPE needs all 256 bytes")
         ids = sorted([*ranks.values(), *special_tokens.values()])
         if ids[0] < 0 or len(set(ids)) < len(ids):
-            raise UserError("The ids of a vocabulary's tokens and special tokens are not negative and all differ.")
+            raise UserError("the ids of tokens and special tokens must be non-negative and distinct")
         super().__init__({index: piece for piece, index in ranks.items()}, special_tokens)
         self.pattern = pattern
         self._ranks = dict(ranks)
@@ -95,20 +98,23 @@ class BpeTokenizer(PieceTokenizer):
     def train(
         cls, texts: Iterable[str], vocab_size: int, pattern: str, special_tokens: Iterable[str] = ()
     ) -> "BpeTokenizer":
-        """Learns merges until V = vocab_size, the 256 bytes and the special tokens included.
+        """Learns merges until V = `vocab_size`, which includes the 256 bytes and the special tokens.
 
-        `texts` is read once, in chunks of bounded size, so its memory is that of its distinct words. A text in which no
-        pair is left to merge gives a smaller vocabulary. Raises ValueError for an empty text or too small a vocabulary.
+        `texts` is read once, in chunks of bounded size, so training needs memory for its distinct words only. If no
+        pair is left to merge, the vocabulary stays smaller.
+
+        Raises:
+          UserError: an empty text, an unknown pattern, or a `vocab_size` below 256 + the special tokens.
         """
         if isinstance(texts, str):
-            raise TypeError("train takes an iterable of texts; put a single text in a list.")
+            raise TypeError("train takes an iterable of texts: put a single text in a list")
         if pattern not in PATTERNS:
-            raise UserError(f"{pattern!r} is no split pattern; choose one of {sorted(PATTERNS)}.")
+            raise UserError(f"{pattern!r} is not a split pattern: choose one of {sorted(PATTERNS)}")
         special = special_ids(special_tokens, 0)
         if vocab_size < 256 + len(special):
             raise UserError(
-                f"vocab_size is at least {256 + len(special)}, for the 256 bytes and {len(special)} special tokens, "
-                f"not {vocab_size}."
+                f"vocab_size must be at least {256 + len(special)}, for the 256 bytes and {len(special)} special "
+                f"tokens, not {vocab_size}"
             )
         library = _library_tokenizer(models.BPE(), pattern)
         trainer = trainers.BpeTrainer(
@@ -119,7 +125,7 @@ class BpeTokenizer(PieceTokenizer):
         feed = _Feed(texts)
         library.train_from_iterator(feed, trainer)
         if feed.characters == 0:
-            raise UserError("There is no text to train on; give at least one text that is not empty.")
+            raise UserError("there is no text to train on: give at least one text that is not empty")
         merges = json.loads(library.to_str())["model"]["merges"]
         ranks = {bytes([value]): value for value in range(256)}
         for left, right in merges:
@@ -130,7 +136,11 @@ class BpeTokenizer(PieceTokenizer):
     def from_ranks(
         cls, content: bytes, pattern: str, special_tokens: Mapping[str, int], name: str = RANKS
     ) -> "BpeTokenizer":
-        """Reads a tiktoken rank file's `content`: lines of a token's bytes in base64, a space, its rank."""
+        """Reads the `content` of a tiktoken rank file: on each line a token's bytes in base64, a space, and its rank.
+
+        Raises:
+          UserError: the content is damaged; `name` is the file in the message.
+        """
         ranks: dict[bytes, int] = {}
         for number, line in enumerate(content.splitlines(), 1):
             if not line.strip():
@@ -140,17 +150,23 @@ class BpeTokenizer(PieceTokenizer):
                 piece = base64.b64decode(token, validate=True)
                 value = int(rank)
             except (ValueError, binascii.Error):
-                raise UserError(f"{name} is no tiktoken rank file: line {number} is not base64, space, rank.") from None
+                raise UserError(
+                    f"{name} is not a tiktoken rank file: line {number} is not base64, space, rank"
+                ) from None
             if piece in ranks or not piece:
-                raise UserError(f"{name} is damaged: line {number} holds a token that is empty or there already.")
+                raise UserError(f"{name} is damaged: line {number} has an empty or repeated token")
             ranks[piece] = value
         try:
             return cls(ranks, pattern, special_tokens)
         except ValueError as error:
-            raise UserError(f"{name} is not a whole rank file: {error}") from None
+            raise UserError(f"{name} is not a complete rank file: {error}") from None
 
     def to_hugging_face(self) -> tokenizers.Tokenizer:
-        """The same tokenizer for the `tokenizers` library, whose `save` writes Hugging Face's tokenizer.json."""
+        """Returns the same tokenizer as one of the `tokenizers` library, whose `save` writes a `tokenizer.json`.
+
+        Raises:
+          UserError: a token is not the merge of two earlier tokens.
+        """
         vocab = {_letters(piece): rank for piece, rank in self._ranks.items()}
         merges = []
         for piece, rank in sorted(self._ranks.items(), key=lambda item: item[1]):
@@ -165,13 +181,15 @@ class BpeTokenizer(PieceTokenizer):
         return library
 
     def _parts(self, piece: bytes, rank: int) -> list[bytes]:
-        """The two tokens whose merge is `piece`: what lower ranks alone make of it."""
+        """Returns the two tokens whose merge is `piece`, found by merging it with lower ranks only."""
         parts = [bytes([value]) for value in piece]
         while len(parts) > 2:
             pairs = [self._ranks.get(left + right, rank) for left, right in zip(parts, parts[1:], strict=False)]
             best = min(range(len(pairs)), key=pairs.__getitem__)
             if pairs[best] >= rank:
-                raise UserError(f"Token {rank} ({piece!r}) is no merge of two earlier tokens, as merge lists need.")
+                raise UserError(
+                    f"token {rank} ({piece!r}) is not a merge of two earlier tokens, as a list of merges requires"
+                )
             parts[best : best + 2] = [parts[best] + parts[best + 1]]
         return parts
 
@@ -179,7 +197,7 @@ class BpeTokenizer(PieceTokenizer):
         workers = min(os.cpu_count() or 1, len(texts))
         if workers == 1 or sum(map(len, texts)) < CHUNK_CHARACTERS:
             return [self._ordinary(text) for text in texts]
-        # The engine works outside the interpreter's lock. Few large jobs: small documents would drown in futures.
+        # The engine releases the interpreter's lock. A few large jobs, since a future per document costs too much.
         bounds = np.linspace(0, len(texts), 4 * workers + 1).astype(int)
         slices = [texts[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
         with ThreadPoolExecutor(workers) as pool:
@@ -206,7 +224,7 @@ class BpeTokenizer(PieceTokenizer):
 
 
 class _Feed:
-    """The trainer's input in bounded chunks, counting the characters that went through."""
+    """Feeds texts to the trainer in bounded chunks, and counts their characters."""
 
     def __init__(self, texts: Iterable[str]):
         self._texts = texts
@@ -232,7 +250,7 @@ def _library_tokenizer(model: models.Model, pattern: str) -> tokenizers.Tokenize
 
 
 def _byte_letters() -> list[str]:
-    """GPT-2's printable stand-in for each byte: itself where printable, else the next letter from U+0100 on."""
+    """Returns GPT-2's printable stand-in for each byte: itself if printable, else the next letter from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     spare = iter(range(0x100, 0x200))
     return [chr(value if value in printable else next(spare)) for value in range(256)]

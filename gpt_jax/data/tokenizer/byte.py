@@ -1,4 +1,4 @@
-"""Bytes as tokens: no training, no unknown text, V = 256 and the special tokens."""
+"""Bytes as tokens: no training, no text it cannot encode, and V = 256 + the number of special tokens."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +9,7 @@ from gpt_jax.data.tokenizer.base import END_OF_TEXT, PieceTokenizer, special_ids
 
 
 class ByteTokenizer(PieceTokenizer):
-    """The UTF-8 bytes of the text are its ids, 0–255; special tokens follow from 256 (V = 257 with the default one)."""
+    """Ids 0–255 are the UTF-8 bytes of the text; special tokens follow from 256 (by default one, so V = 257)."""
 
     kind = "bytes"
 

@@ -1,4 +1,4 @@
-"""Characters as tokens: the vocabulary is the set of characters of the training text."""
+"""Characters as tokens: the vocabulary is the set of characters in a text."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,9 +10,9 @@ from gpt_jax.data.tokenizer.base import PieceTokenizer, check_text, special_ids
 
 
 class CharacterTokenizer(PieceTokenizer):
-    """Ids 0, 1, … are the given characters in code point order, then come the special tokens (none by default).
+    """Ids 0, 1, … are the given characters in the order of code points, followed by special tokens (none by default).
 
-    Encoding a character outside the vocabulary raises ValueError.
+    Encoding a character outside the vocabulary raises UserError, and so does an empty vocabulary.
     """
 
     kind = "characters"
@@ -21,16 +21,16 @@ class CharacterTokenizer(PieceTokenizer):
         self.characters = "".join(sorted(set(characters)))
         check_text(self.characters)
         if not self.characters:
-            raise UserError("A character vocabulary needs at least one character; give it a text that is not empty.")
+            raise UserError("a character vocabulary needs at least one character: give a text that is not empty")
         self._codes = _code_points(self.characters)
         pieces = {index: character.encode() for index, character in enumerate(self.characters)}
         super().__init__(pieces, special_ids(special_tokens, len(pieces)))
 
     @classmethod
     def train(cls, texts: Iterable[str], special_tokens: Iterable[str] = ()) -> "CharacterTokenizer":
-        """The vocabulary of every character that occurs in `texts`."""
+        """Returns the tokenizer of all characters that occur in `texts`."""
         if isinstance(texts, str):
-            raise TypeError("train takes an iterable of texts; put a single text in a list.")
+            raise TypeError("train takes an iterable of texts: put a single text in a list")
         characters: set[str] = set()
         for text in texts:
             characters.update(text)
@@ -46,8 +46,8 @@ class CharacterTokenizer(PieceTokenizer):
         if unknown.any():
             position = int(unknown.argmax())
             raise UserError(
-                f"Character {text[position]!r} (U+{ord(text[position]):04X}) at position {position} is not among the "
-                f"{len(self.characters)} characters of this vocabulary; train it on text that has it, or use bytes."
+                f"character {text[position]!r} (U+{ord(text[position]):04X}) at position {position} is not among the "
+                f"{len(self.characters)} characters of this vocabulary: train it on text that has it, or use bytes"
             )
         return ids.astype(np.int32)
 

@@ -1,8 +1,8 @@
-"""Conversations as text, by the Jinja template that a published model brings.
+"""Conversations as text, rendered with the Jinja template of a published model.
 
-Templates are other people's programs: they run in Jinja's sandbox, and see plain values alone. What they may use beside
-Jinja itself is what `transformers` gives them: `raise_exception`, `strftime_now`, a `tojson` without HTML's escapes,
-loop controls, and `{% generation %}` around what the assistant says.
+Templates are untrusted programs: they run in Jinja's sandbox and receive plain strings only. Beyond Jinja itself they
+may use what `transformers` provides: `raise_exception`, `strftime_now`, a `tojson` without HTML escapes, loop controls,
+and `{% generation %}` around the assistant's words.
 """
 
 import datetime
@@ -23,19 +23,23 @@ Message = Mapping[str, str]  # "role" ("system", "user" or "assistant") and "con
 def render_chat(
     template: str, messages: Sequence[Message], tokens: Mapping[str, str], *, add_generation_prompt: bool
 ) -> str:
-    """The text of a conversation; with `add_generation_prompt`, up to where the assistant is to speak.
+    """Returns the text of a conversation.
 
-    `tokens` are the special tokens that the template may name, such as `bos_token`.
+    Args:
+      template: the Jinja template.
+      messages: the conversation.
+      tokens: role → text of the special tokens that the template may name, such as `bos_token`.
+      add_generation_prompt: ends the text where the assistant's next answer begins.
 
     Raises:
-      ValueError: the template is damaged, or refuses these messages.
+      UserError: the template is damaged, or rejects these messages.
     """
     plain = [{str(key): str(value) for key, value in message.items()} for message in messages]
     values = {"messages": plain, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
     try:
         return _compile(template).render(**values, **tokens)
     except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
-        raise UserError(f"the chat template can't render this conversation: {error}") from None
+        raise UserError(f"the chat template cannot render this conversation: {error}") from None
 
 
 @functools.lru_cache(maxsize=8)
@@ -64,7 +68,7 @@ def _raise(message: str) -> str:
 
 
 class _Generation(Extension):
-    """`{% generation %}` … `{% endgeneration %}`: marks what the assistant says, and changes no text."""
+    """`{% generation %}` … `{% endgeneration %}` marks the assistant's words and leaves the text unchanged."""
 
     tags = {"generation"}
 

@@ -1,4 +1,4 @@
-"""Long texts in pieces of bounded size, whose tokens are those of the whole."""
+"""Long texts cut into chunks of bounded size, without changing their tokens."""
 
 import functools
 import io
@@ -9,18 +9,18 @@ from etils import epath
 
 from gpt_jax.config.errors import UserError
 
-# Bounds the stack of the regular expression that splits into words.
+# Bounds the stack of the regular expression that splits text into words.
 CHUNK_CHARACTERS = 1 << 16
-# Bounds a word: the library's trainer takes time that grows with the square of a word's length.
+# Bounds the length of a word: the time of the library's trainer grows with its square.
 TRAINING_CHARACTERS = 1 << 11
 _CUT = re.compile(r"\S \S")
 
 
 def chunks(blocks: Iterable[str], size: int = CHUNK_CHARACTERS) -> Iterator[str]:
-    """One document, given in consecutive blocks, in pieces of at most `size` characters.
+    """Yields one document, given as consecutive `blocks`, in chunks of at most `size` characters.
 
-    It is cut before a space between two characters that are not white space, where every pattern cuts too, so the
-    pieces' tokens are the document's. Only a run of `size` characters without such a place is cut anywhere.
+    Cuts fall before a space between two characters that are not white space. Every split pattern cuts there, too, so
+    the tokens of the chunks are those of the document. Only `size` characters without such a place are cut elsewhere.
     """
     held = ""
     for block in blocks:
@@ -36,23 +36,28 @@ def chunks(blocks: Iterable[str], size: int = CHUNK_CHARACTERS) -> Iterator[str]
 
 
 def _last_cut(text: str, start: int, stop: int) -> int:
-    # The pattern reads the same both ways, so the last place is the first one of the text reversed.
+    # The pattern is symmetric, so its last match is the first match in the reversed text.
     last = _CUT.search(text[start : stop + 1][::-1])
     return stop - last.start() - 1 if last else stop
 
 
-def read_chunks(paths: Iterable[epath.PathLike], report: Callable[[int], object]) -> Iterator[str]:
-    """The text of UTF-8 files in `chunks`, one document a file, no file read whole.
+def read_chunks(paths: Iterable[epath.PathLike], advance: Callable[[int], object]) -> Iterator[str]:
+    """Yields the text of UTF-8 files in `chunks`; each file is one document, and no file is read as a whole.
 
-    `report` is told the bytes of each chunk before it is yielded. Raises ValueError for a file that is not UTF-8.
+    Args:
+      paths: the files.
+      advance: called with the size in bytes of each chunk before it is yielded.
+
+    Raises:
+      UserError: a file is not UTF-8.
     """
     for path in paths:
-        # No translation of line ends: the text is what the bytes say.
+        # newline="" keeps line endings as they are in the file.
         with io.TextIOWrapper(epath.Path(path).open("rb"), encoding="utf-8", newline="") as file:
             blocks = iter(functools.partial(file.read, CHUNK_CHARACTERS), "")
             try:
                 for chunk in chunks(blocks):
-                    report(len(chunk.encode("utf-8")))
+                    advance(len(chunk.encode("utf-8")))
                     yield chunk
             except UnicodeDecodeError as error:
-                raise UserError(f"{path} is not UTF-8 text ({error.reason}); convert it or leave it out.") from None
+                raise UserError(f"{path} is not UTF-8 text ({error.reason}): convert it or leave it out") from None

@@ -1,4 +1,4 @@
-"""Any Hugging Face `tokenizer.json`, run by the `tokenizers` library."""
+"""Hugging Face's `tokenizer.json`, run by the `tokenizers` library."""
 
 import functools
 import json
@@ -11,13 +11,14 @@ import numpy as np
 import tokenizers
 
 from gpt_jax.config.errors import UserError
-from gpt_jax.data.tokenizer.base import ByteStream, PieceTokenizer, StreamDecoder, TokenIds, as_ids
+from gpt_jax.data.tokenizer.base import ByteStream, PieceTokenizer, as_ids
 from gpt_jax.data.tokenizer.bpe import LETTER_BYTES
 from gpt_jax.data.tokenizer.chat import Message, render_chat
+from gpt_jax.data.tokenizer.interface import StreamDecoder, TokenIds
 
 TOKENIZER_JSON = "tokenizer.json"
 
-# What a vocabulary may lose, each shown by a text that does not come back from decode(encode(text)).
+# What a vocabulary may lose → a text that decode(encode(text)) changes if it does.
 _PROBES = {
     "capital letters": "Here I am",
     "spaces at the ends": " am ",
@@ -36,10 +37,12 @@ _LOSSY_NORMALISERS = {
 
 @dataclass(frozen=True)
 class Roles:
-    """What a published model's other files say of its tokens.
+    """The roles of tokens, from the files of a published model beside its `tokenizer.json`.
 
-    `tokens`: role (`bos_token`, `eos_token`, `pad_token`, …) → the token's text; `stop`: further ids that end what the
-    model says; `chat_template`: a conversation as text, in Jinja.
+    Attributes:
+      tokens: role (`bos_token`, `eos_token`, `pad_token`, …) → text of the token.
+      stop: more ids that end generation.
+      chat_template: the Jinja template that turns a conversation into text.
     """
 
     tokens: Mapping[str, str] = field(default_factory=dict)
@@ -51,15 +54,18 @@ NO_ROLES = Roles()
 
 
 class HuggingFaceTokenizer(PieceTokenizer):
-    """A `tokenizer.json`: its own normaliser, splitting, model and decoder; `encode` adds no special tokens.
+    """A `tokenizer.json` with its own normaliser, splitting, model and decoder; `encode` adds no special tokens.
 
-    Truncation and padding stored in the file are ignored. `losses` names what the vocabulary does not give back; where
-    there is any, loading warns, naming the normalisers at fault.
+    Truncation and padding settings in the file are ignored. `losses` lists what decode(encode(text)) does not preserve;
+    if there is any loss, loading warns and names the normalisers that cause it.
 
     Args:
-        definition: the text of the file.
-        name: what to call the file in messages.
-        roles: what other files say of its tokens.
+      definition: the text of the file.
+      name: the name of the file in messages.
+      roles: the roles of its tokens.
+
+    Raises:
+      UserError: the file is damaged or its vocabulary is empty.
     """
 
     kind = "huggingface"
@@ -69,14 +75,14 @@ class HuggingFaceTokenizer(PieceTokenizer):
             self._definition = json.loads(definition)
             self._decoder = tokenizers.Tokenizer.from_str(definition)
             added = {token["content"]: token for token in self._definition["added_tokens"]}
-        # The library raises bare Exception.
+        # The library raises plain Exception.
         except Exception as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{name} is not a tokenizer.json that can be read ({reason}).") from None
+            raise UserError(f"{name} is not a valid tokenizer.json ({reason}): download it again") from None
         self._encoders: dict[frozenset[str], tokenizers.Tokenizer] = {}
         vocab = self._decoder.get_vocab(with_added_tokens=True)
         if not vocab:
-            raise UserError(f"{name} has an empty vocabulary; give a trained tokenizer.json.")
+            raise UserError(f"{name} has an empty vocabulary: give a trained tokenizer.json")
         special = {content: token["id"] for content, token in added.items() if token["special"]}
         self._bytewise = (self._definition["decoder"] or {"type": None})["type"] == "ByteLevel"
         pieces = {
@@ -86,17 +92,20 @@ class HuggingFaceTokenizer(PieceTokenizer):
         super().__init__(pieces, special)
         stop = tuple(index for index in roles.stop if 0 <= index < self.vocab_size)
         if lost := [index for index in roles.stop if index not in stop]:
-            warnings.warn(f"{name} has no token {lost[0]}, at which the model is said to stop: it won't.", stacklevel=2)
+            warnings.warn(
+                f"{name} has no token {lost[0]}, a stop token by the files beside it: generation will not stop there",
+                stacklevel=2,
+            )
         known = {role: token for role, token in roles.tokens.items() if token in vocab}
         self.roles = replace(roles, tokens=known, stop=stop)
         model = self._definition["model"]
         unknown = model["unk_token"] if "unk_token" in model else None
         self._unknown = None if unknown is None else self._decoder.token_to_id(unknown)
         self.normalisers = sorted(set(_types(self._definition["normalizer"])) & _LOSSY_NORMALISERS)
-        self.losses = [what for what, probe in _PROBES.items() if not self._gives_back(probe)]
+        self.losses = [what for what, probe in _PROBES.items() if not self._preserves(probe)]
         if self.losses:
             by = f" (normalised by {', '.join(self.normalisers)})" if self.normalisers else ""
-            warnings.warn(f"{name} does not give every text back{by}: it loses {', '.join(self.losses)}.", stacklevel=2)
+            warnings.warn(f"{name} does not preserve every text{by}: it loses {', '.join(self.losses)}", stacklevel=2)
 
     @property
     def end_of_text(self) -> int | None:
@@ -107,7 +116,7 @@ class HuggingFaceTokenizer(PieceTokenizer):
 
     @functools.cached_property
     def prefix(self) -> list[int]:  # type: ignore[override]
-        """What the file's own template puts before a text."""
+        """The ids that the post-processor of the file puts before a text."""
         plain = self._decoder.encode("a", add_special_tokens=False).ids
         whole = self._decoder.encode("a", add_special_tokens=True).ids
         return next(
@@ -116,33 +125,33 @@ class HuggingFaceTokenizer(PieceTokenizer):
 
     @functools.cached_property
     def stop(self) -> list[int]:  # type: ignore[override]
-        """The ends of a text and of an assistant's turn: what the chat template puts behind the assistant's words."""
+        """The ids that end a text, and the special token that the chat template puts after the assistant's words."""
         ends = [self._id("eos_token")] if "eos_token" in self.roles.tokens else []
         return sorted({*super().stop, *self.roles.stop, *ends, *self._end_of_turn()})
 
     def _id(self, role: str) -> int:
         index = self._decoder.token_to_id(self.roles.tokens[role])
-        assert index is not None  # roles of unknown tokens were left out
+        assert index is not None  # __init__ leaves out roles of unknown tokens
         return index
 
     def _end_of_turn(self) -> list[int]:
         if self.roles.chat_template is None:
             return []
-        said = "what-was-said"
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
+        answer = "the-answer"
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
         try:
             text = render_chat(self.roles.chat_template, turns, self.roles.tokens, add_generation_prompt=False)
         except ValueError:
             return []
-        behind = self.encode(text.rpartition(said)[2].lstrip(), "all")[:1] if said in text else []
-        return [index for index in behind if index in self.special_tokens.values()]
+        after = self.encode(text.rpartition(answer)[2].lstrip(), "all")[:1] if answer in text else []
+        return [index for index in after if index in self.special_tokens.values()]
 
     @property
     def chats(self) -> bool:
         return self.roles.chat_template is not None
 
     def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
-        """By the model's own template, as `transformers` encodes it."""
+        """Returns the ids of a conversation by the model's own template, as `transformers` encodes it."""
         template = self.roles.chat_template
         if template is None:
             return super().chat(messages)
@@ -161,7 +170,7 @@ class HuggingFaceTokenizer(PieceTokenizer):
         return ByteStream(self) if self._bytewise else TextStream(self)
 
     def _encoder(self, allowed: frozenset[str]) -> tokenizers.Tokenizer:
-        """The library's tokenizer that recognises the special tokens `allowed` and takes the others as text."""
+        """Returns a tokenizer that recognises the special tokens `allowed` and encodes the others as text."""
         if allowed not in self._encoders:
             model_vocab = self._decoder.get_vocab(with_added_tokens=False)
             added = []
@@ -170,7 +179,8 @@ class HuggingFaceTokenizer(PieceTokenizer):
                 if token["special"] and content not in allowed:
                     if content in model_vocab:
                         continue
-                    # Its place keeps the ids of those after it, under a name of no text: U+10FFFF is no character.
+                    # Removing the token would shift the ids after it, so it gets a name that no text contains: U+10FFFF
+                    # is not a character.
                     content = f"\U0010ffff{token['id']}"
                 added.append({**token, "content": content, "special": False})
             encoder = tokenizers.Tokenizer.from_str(json.dumps({**self._definition, "added_tokens": added}))
@@ -180,27 +190,29 @@ class HuggingFaceTokenizer(PieceTokenizer):
         return self._encoders[allowed]
 
     def _encode_with(self, texts: list[str], allowed: frozenset[str]) -> list[np.ndarray]:
-        # The library splits, not the base class: only it knows what a special token does to the text beside it.
+        # The library splits, not the base class, because a special token may change how the text beside it is encoded.
         encodings = self._encoder(allowed).encode_batch_fast(texts, add_special_tokens=False)
         rows = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
         for name, index in self.special_tokens.items():
             if name in allowed or index == self._unknown:
                 continue
             if any(name in text and index in row for row, text in zip(rows, texts, strict=True)):
-                raise UserError(f"This vocabulary cannot write {name!r} as ordinary text; remove it or allow it.")
+                raise UserError(
+                    f"this vocabulary cannot encode {name!r} as ordinary text: remove it or allow it as a special token"
+                )
         return rows
 
     def _ordinary_batch(self, texts: list[str]) -> list[np.ndarray]:
         return self._encode_with(texts, frozenset())
 
-    def _gives_back(self, probe: str) -> bool:
+    def _preserves(self, probe: str) -> bool:
         return self.decode(self.encode(probe, "none")) == probe
 
     def manifest(self) -> dict[str, Any]:
         return {} if self.roles == NO_ROLES else {"roles": asdict(self.roles) | {"stop": [*self.roles.stop]}}
 
     def _files(self) -> dict[str, bytes]:
-        # One form for the hash, whatever the file's own layout.
+        # Written in one form, so that the hash does not depend on the layout of the file.
         return {TOKENIZER_JSON: json.dumps(self._definition, sort_keys=True, ensure_ascii=False, indent=1).encode()}
 
     @classmethod
@@ -213,7 +225,10 @@ class HuggingFaceTokenizer(PieceTokenizer):
 
 
 class TextStream:
-    """The `StreamDecoder` where a token's text depends on its neighbours: what further ids add to the text."""
+    """The `StreamDecoder` of a tokenizer in which the text of a token depends on its neighbours.
+
+    Each call decodes all ids so far and returns what the new ones add.
+    """
 
     def __init__(self, tokenizer: HuggingFaceTokenizer):
         self._tokenizer = tokenizer
@@ -242,7 +257,7 @@ def _piece(token: str) -> bytes:
 
 
 def _types(part: Any) -> Iterator[str]:
-    """The `type` of a component of the file and of all within it."""
+    """Yields the `type` of a component of the file and of all components within it."""
     if isinstance(part, dict):
         if isinstance(part.get("type"), str):
             yield part["type"]

@@ -1,4 +1,4 @@
-"""Tokenizers of published models: `tokenizer.json` and what the files beside it say of its tokens, in and out."""
+"""Reading and writing tokenizers of published models: `tokenizer.json` and the files beside it."""
 
 import json
 import warnings
@@ -10,31 +10,33 @@ from etils import epath
 from tokenizers import decoders, models, pre_tokenizers
 
 from gpt_jax.config.errors import UserError
-from gpt_jax.data.tokenizer.base import Tokenizer
 from gpt_jax.data.tokenizer.bpe import BpeTokenizer
 from gpt_jax.data.tokenizer.byte import ByteTokenizer
 from gpt_jax.data.tokenizer.character import CharacterTokenizer
 from gpt_jax.data.tokenizer.huggingface import TOKENIZER_JSON, HuggingFaceTokenizer, Roles
+from gpt_jax.data.tokenizer.interface import Tokenizer
 
 TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION = "tokenizer_config.json", "chat_template.jinja", "generation_config.json"
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# Vocabularies in forms that only `transformers` makes a tokenizer.json of.
+# Files with vocabularies in other formats, which `transformers` can convert to a tokenizer.json.
 OTHER_FORMS = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "sentencepiece.bpe.model")
 
 
 def read_pretrained(folder: epath.PathLike, ignore: Collection[str] = ()) -> HuggingFaceTokenizer | None:
-    """The tokenizer of a folder in Hugging Face's form, with its chat template; None, with a warning where there is one
-    in another form, if there is no `tokenizer.json`. `ignore` names keys to read as though they were absent.
+    """Reads the tokenizer of a Hugging Face folder, with its chat template and stop tokens.
+
+    Returns None if the folder has no `tokenizer.json`, and warns if it has a vocabulary in another format. `ignore`
+    lists keys of the settings to treat as absent.
 
     Raises:
-      ValueError: a damaged file.
+      UserError: a file is damaged.
     """
     folder = epath.Path(folder)
     if not (folder / TOKENIZER_JSON).exists():
         if others := [name for name in OTHER_FORMS if (folder / name).exists()]:
             warnings.warn(
-                f"{folder} has {others[0]} and no {TOKENIZER_JSON}, so it is read without a tokenizer: open it with "
-                "transformers' AutoTokenizer and save_pretrained it there first",
+                f"{folder} has {others[0]} and no {TOKENIZER_JSON}, so it is read without a tokenizer: to convert it, "
+                "load it with transformers' AutoTokenizer and call save_pretrained",
                 stacklevel=2,
             )
         return None
@@ -60,10 +62,10 @@ def read_pretrained(folder: epath.PathLike, ignore: Collection[str] = ()) -> Hug
 
 
 def write_pretrained(tokenizer: Tokenizer, folder: epath.PathLike) -> None:
-    """Writes what `transformers` and `read_pretrained` open.
+    """Writes the tokenizer to files that `transformers` and `read_pretrained` read.
 
     Raises:
-      ValueError: a tokenizer of a kind that has no such form.
+      UserError: this kind of tokenizer cannot be written as a `tokenizer.json`.
     """
     whole, folder = as_hugging_face(tokenizer), epath.Path(folder)
     ends = [index for index in whole.stop if index not in (None, whole.end_of_text)]
@@ -84,10 +86,10 @@ def write_pretrained(tokenizer: Tokenizer, folder: epath.PathLike) -> None:
 
 
 def as_hugging_face(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
-    """The same ids, by the `tokenizers` library.
+    """Returns a tokenizer of the `tokenizers` library that gives the same ids.
 
     Raises:
-      ValueError: a kind of tokenizer that has no such form.
+      UserError: this kind of tokenizer cannot be written as a `tokenizer.json`.
     """
     match tokenizer:
         case HuggingFaceTokenizer():
@@ -95,13 +97,15 @@ def as_hugging_face(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
         case BpeTokenizer():
             library = tokenizer.to_hugging_face()
         case ByteTokenizer():
-            # No merges: each byte is its own token, wherever the text is cut.
+            # Without merges each byte is a token, so any split pattern will do.
             ranks = {bytes([value]): value for value in range(256)}
             library = BpeTokenizer(ranks, "gpt2", tokenizer.special_tokens).to_hugging_face()
         case CharacterTokenizer():
             library = _characters(tokenizer)
         case _:
-            raise UserError(f"a tokenizer of the kind {tokenizer.kind} has no {TOKENIZER_JSON}: save without it")
+            raise UserError(
+                f"a tokenizer of kind {tokenizer.kind} cannot be written as {TOKENIZER_JSON}: save the model without it"
+            )
     return HuggingFaceTokenizer(library.to_str())
 
 
@@ -115,7 +119,7 @@ def _characters(tokenizer: CharacterTokenizer) -> tokenizers.Tokenizer:
 
 
 def add_tokens(definition: dict[str, Any], tokens: Iterable[Mapping[str, Any]]) -> None:
-    """Adds to a tokenizer.json's content the `tokens` whose ids it lacks."""
+    """Adds to the content of a tokenizer.json, in place, the `tokens` whose ids it lacks."""
     have = {token["id"] for token in definition["added_tokens"]}
     for token in tokens:
         if token["id"] not in have:
@@ -139,7 +143,7 @@ def _chat_template(folder: epath.Path, config: Mapping[str, Any]) -> str | None:
     if (folder / CHAT_TEMPLATE).exists():
         return (folder / CHAT_TEMPLATE).read_text()
     found = config["chat_template"] if "chat_template" in config else None
-    if isinstance(found, list):  # several, by name
+    if isinstance(found, list):  # several templates with names
         named = {entry["name"]: entry["template"] for entry in found}
         return named["default"] if "default" in named else None
     return found
@@ -150,7 +154,7 @@ def _text(token: Any) -> str:
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
-    """The content of a file, nothing where there is none."""
+    """Returns the content of a file, or an empty dictionary if it does not exist."""
     if not path.exists():
         return {}
     try:
@@ -158,7 +162,7 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): download it again") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} is not a file of settings: download it again")
+        raise UserError(f"{path} is not a JSON object: download it again")
     return values
 
 

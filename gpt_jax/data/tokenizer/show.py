@@ -1,21 +1,23 @@
-"""A tokenizer and its tokens as a page for the terminal or a notebook."""
+"""A description of a tokenizer for the terminal or a notebook."""
 
 from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
 
-from gpt_jax.data.tokenizer.base import Tokenizer
+from gpt_jax.data.tokenizer.interface import Tokenizer
 
 _COLOURS = ("black on cyan", "black on yellow", "black on green", "black on magenta")
 
 
 def describe(tokenizer: Tokenizer, text: str | None = None) -> Group:
-    """What the tokenizer is, and the tokens of `text`, special ones recognised (None: its last twenty tokens)."""
+    """Describes the tokenizer and shows the tokens of `text`, with special tokens recognised (None: its last 20
+    tokens).
+    """
     facts = {
         "kind": tokenizer.kind,
         "vocabulary": f"{tokenizer.vocab_size} tokens",
         **{name.replace("_", " "): _listing(value) for name, value in tokenizer.manifest().items()},
-        "id that ends a text": tokenizer.end_of_text,
+        "end-of-text id": tokenizer.end_of_text,
         "content hash": tokenizer.content_hash(),
     }
     table = Table("", Column(overflow="fold"), show_header=False)

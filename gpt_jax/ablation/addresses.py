@@ -1,0 +1,51 @@
+"""The addresses of a study's runs and of their measurements.
+
+A run's address is that of `runs.address`, and whether it is a copy or trains together with other seeds. Measurements
+have an address of their own: where only it changed they are made again from the checkpoint, without training.
+"""
+
+from __future__ import annotations
+
+import json
+
+from gpt_jax.ablation import results
+from gpt_jax.ablation.study import Study
+from gpt_jax.config import Config
+from gpt_jax.config.code import code_hashes, digest
+from gpt_jax.config.conversion import to_dict
+from gpt_jax.runs.address import DECIDING, Address, run_address
+from gpt_jax.runs.folder import RunFolder
+
+MEASURING = "gpt_jax.ablation.measure"
+
+
+def planned_address(
+    resolved: Config, data_hash: str, base: str | None, is_copy: bool, together: tuple[int, ...]
+) -> Address:
+    """The address of a planned run; two purposes of one arm may share a run, but an A/A copy must run again."""
+    study = {"is a copy": is_copy, "seeds together": list(together) if len(together) > 1 else None}
+    return run_address(resolved, data_hash, base).with_part("study", study)
+
+
+def measurement_address(run: Address, study: Study, is_first: bool) -> str:
+    """The address of a run's measurements: the run's, what is measured, and the code that measures."""
+    probe = study.probe
+    asked = {
+        "extrapolation": list(study.extrapolation),
+        "probe": None if probe is None else [probe.label, {str(x): to_dict(data) for x, data in probe.data.items()}],
+        "speed and memory": is_first,
+    }
+    decided = code_hashes(*DECIDING)
+    code = {name: value for name, value in code_hashes(MEASURING).items() if name not in decided}
+    return digest(json.dumps([run.hash, asked, code], sort_keys=True))
+
+
+def is_trained(folder: RunFolder) -> bool:
+    """Whether a run is at its end, finished or diverged."""
+    return results.outcome(folder) is not None
+
+
+def is_measured(folder: RunFolder, address: str) -> bool:
+    """Whether a run's measurements are those of `address`; a run that diverged has none to make."""
+    ended, found = results.outcome(folder), results.measurements(folder)
+    return ended is not None and (ended.status == "diverged" or (found is not None and found.address == address))
