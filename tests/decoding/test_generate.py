@@ -24,11 +24,7 @@ from gpt_jax.config import (
     pattern,
 )
 from gpt_jax.decoding import generate as programs
-<<<<<<< HEAD
-from gpt_jax.decoding.stages import State, again, append, choose, forward, prefill, start, step_keys
-=======
-from gpt_jax.decoding.stages import append, choose, forward, init_state, is_unfinished, prefill, step_keys
->>>>>>> main
+from gpt_jax.decoding.stages import State, append, choose, forward, init_state, is_unfinished, prefill, step_keys
 from gpt_jax.model.stack import stacked
 from tests.tiny import VOCABULARY, apply, random_params, tiny
 
@@ -203,20 +199,14 @@ def test_calling_the_stages_by_hand_gives_the_text_of_generate(model: tuple[GPT,
     gpt, params = model
     prompt = jnp.asarray(ids(2, 6))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(2))
-<<<<<<< HEAD
 
     @jax.jit
     def one_more(state: State, logits: jax.Array) -> tuple[State, jax.Array]:
-=======
-    state, cache, tokens = init_state(prompt, new), init_cache(gpt.config, 2, 6 + new), prompt
-    while is_unfinished(state, new):
-        logits, cache = step(gpt, params, tokens, cache)
->>>>>>> main
         chosen, logprobs = choose(SAMPLER, step_keys(keys, state), logits)
         return append(state, chosen, logprobs, jnp.array([], jnp.int32)), chosen[:, None]
 
-    state, cache, tokens = start(prompt, NEW), init_cache(gpt.config, 2, 6 + NEW), prompt
-    while again(state, NEW):
+    state, cache, tokens = init_state(prompt, NEW), init_cache(gpt.config, 2, 6 + NEW), prompt
+    while is_unfinished(state, NEW):
         logits, cache = step(gpt, params, tokens, cache)
         state, tokens = one_more(state, logits)
     out = generate(gpt, params, prompt, key=KEY, max_new_tokens=NEW, sampler=SAMPLER)

@@ -40,7 +40,9 @@ def test_learned_and_sinusoidal_codes_are_added() -> None:
     np.testing.assert_array_equal(out, params["table"][TOKENS] + params["position"]["table"][POSITIONS])
     params, out = embed(Embedding(Sinusoidal(theta=100.0)))
     assert set(params) == {"table"}
-    np.testing.assert_array_equal(out, params["table"][TOKENS] + np.asarray(sinusoidal_position(POSITIONS, 8, Sinusoidal(100.0))))
+    np.testing.assert_array_equal(
+        out, params["table"][TOKENS] + np.asarray(sinusoidal_position(POSITIONS, 8, Sinusoidal(100.0)))
+    )
 
 
 def test_the_norm_follows_the_sum() -> None:

@@ -49,7 +49,9 @@ def start(given: bool, normalized: bool) -> dict[str, jax.Array] | None:
 @pytest.mark.parametrize("chunk", [1, 4, 7, 64])
 @pytest.mark.parametrize(("has_decay", "normalized"), [(False, True), (True, False), (True, True)])
 @pytest.mark.parametrize("has_segments", [False, True])
-def test_in_chunks_of_any_size_it_is_the_recurrence(chunk: int, has_decay: bool, normalized: bool, has_segments: bool) -> None:
+def test_in_chunks_of_any_size_it_is_the_recurrence(
+    chunk: int, has_decay: bool, normalized: bool, has_segments: bool
+) -> None:
     """Documents end anywhere, a segment number comes back, and the given state counts in the first document alone."""
     query, key, value, log_decay = ARRAYS
     log_decay = log_decay if has_decay else None

@@ -45,16 +45,10 @@ def test_in_spans_or_at_once_the_same_logits_gradients_and_probabilities(
     segments = jnp.arange(T)[None] // jnp.array([[40], [110]])
     params = random_params(model)
 
-<<<<<<< HEAD
     def run() -> Any:
         def loss(params: dict) -> tuple[jax.Array, dict]:
-            logits, captured = model.apply(params, tokens, segments=segments, capture="*probabilities")
+            logits, captured = model.apply(params, tokens, segments=segments, capture="**/probabilities")
             return jnp.sum(jnp.sin(logits)), captured
-=======
-    def run(params: dict) -> tuple[jax.Array, dict]:
-        logits, captured = model.apply(params, tokens, segments=segments, capture="**/probabilities")
-        return jnp.sum(jnp.sin(logits)), captured
->>>>>>> main
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
