@@ -1,4 +1,4 @@
-"""The gated delta rule against the paper's recurrence in float64: in chunks, token by token, in pieces; its gradients."""
+"""The gated delta rule against the paper's recurrence in float64: in chunks, token by token and in pieces."""
 
 from functools import partial
 from typing import Any

@@ -1,4 +1,4 @@
-"""Linear attention against the papers' recurrence in float64: in chunks, token by token, in pieces; its gradients."""
+"""Linear attention against the papers' recurrence in float64: in chunks, token by token and in pieces."""
 
 from functools import partial
 from typing import Any

@@ -43,7 +43,7 @@ def test_in_spans_or_at_once_the_same_logits_gradients_and_probabilities(
     model = GPT(ModelConfig(17, T, 16, (BlockConfig(attention, Mlp(16)),)))
     tokens = jax.random.randint(jax.random.key(0), (2, T), 0, 17)
     segments = jnp.arange(T)[None] // jnp.array([[40], [110]])
-    params = random_params(model)
+    params = model.init(jax.random.key(1), tokens)
 
     def run() -> Any:
         def loss(params: dict) -> tuple[jax.Array, dict]:
