@@ -1,4 +1,4 @@
-"""Generation against the plain way: the whole text through the model, the last row of logits, one token more."""
+"""Generation equals the plain loop: all tokens through the model without a cache, the next one from the last logits."""
 
 import dataclasses
 import functools
@@ -182,7 +182,7 @@ def test_a_row_ends_with_its_stop_token_and_padding_follows(model: tuple[GPT, An
     assert out.lengths[0] <= 5
 
 
-def test_the_loop_ends_once_all_rows_have(model: tuple[GPT, Any]) -> None:
+def test_the_loop_ends_once_every_row_has_stopped(model: tuple[GPT, Any]) -> None:
     state = init_state(jnp.zeros((2, 3), jnp.int32), 5)
     assert is_unfinished(state, 5) and not is_unfinished(state, 0)
     state = append(state, jnp.array([4, 6]), jnp.array([-1.0, -2.0]), jnp.array([4]))
@@ -246,7 +246,7 @@ def test_streamed_pieces_join_to_the_same_text(model: tuple[GPT, Any], every: in
         assert sum((piece[b] for piece in pieces), []) == out.tokens[b, : out.lengths[b]].tolist()
 
 
-def test_a_scanned_model_decodes_alike_from_stacked_parameters() -> None:
+def test_a_scanned_model_generates_the_loops_text_from_stacked_parameters() -> None:
     plain, params = build(letters="LFLF")
     scanned, _ = build(scan=True, letters="LFLF")
     assert scanned.config.scan and "0:4:2" in stacked(scanned.config, params)["params"]["blocks"]
@@ -321,7 +321,7 @@ def test_any_callable_of_keys_and_logits_is_a_sampler(model: tuple[GPT, Any]) ->
         ({"key": jax.random.split(KEY, 3)}, "one key, or one for each of the 1 prompts"),
     ],
 )
-def test_what_can_not_work_is_refused_before_anything_runs(
+def test_invalid_arguments_are_refused_before_anything_compiles(
     model: tuple[GPT, Any], change: dict, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(programs, "begin", None)

@@ -1,4 +1,4 @@
-"""Decoding from parameters that were laid out anew computes what the model computes."""
+"""Parameters laid out for decoding give the model's own logits."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ BLOCK = BlockConfig(Attention(heads=2, position=Rope()), GatedMlp(32))
 
 
 @pytest.mark.parametrize("head", [Head(), Head(bias=True, scale=0.5, softcap=3.0), Head(tied=False)])
-def test_a_head_of_its_own_gives_the_tables_logits(head: Head) -> None:
+def test_an_untied_copy_of_the_head_gives_the_same_logits_and_token(head: Head) -> None:
     model = GPT(ModelConfig(61, 32, 16, (BLOCK,) * 2, head=head))
     tokens = jnp.arange(12)[None] % 61
     params = random_params(model)

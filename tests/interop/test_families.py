@@ -1,4 +1,4 @@
-"""Each family's fixtures, made and computed by `transformers` (`make_fixtures.py`): read, and written to be read."""
+"""Each family against fixtures that `transformers` computed (`make_fixtures.py`): logits, greedy text from a cache, files."""
 
 import dataclasses
 import functools
@@ -80,7 +80,7 @@ def test_greedy_tokens_from_a_cache_are_those_of_transformers(family: str) -> No
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_saved_is_read_again_bit_for_bit(name: str, tmp_path: Path) -> None:
+def test_saved_parameters_are_read_back_bit_for_bit(name: str, tmp_path: Path) -> None:
     model, params, _ = loaded(name)
     save_pretrained(tmp_path, model, params, family=model_type(name))
     assert settings(tmp_path)["model_type"] == model_type(name)
@@ -150,7 +150,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("name, key, value, message", REFUSED, ids=lambda x: str(x)[:20])
-def test_what_cannot_be_done_is_refused(name: str, key: str, value: Any, message: str, tmp_path: Path) -> None:
+def test_settings_that_gpt_jax_lacks_are_refused(name: str, key: str, value: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         load_pretrained(with_settings(tmp_path, name, **{key: value}))
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_done_is_refused(name: str, key: str, value: Any, message
         ("falcon_7b", {"hidden_size": None, "n_embed": 16}),
     ],
 )  # fmt: skip
-def test_older_spellings_are_read_alike(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
+def test_older_spellings_give_the_same_model(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
     new, _, _ = loaded(name)
     old, _, _ = load_pretrained(with_settings(tmp_path, name, **changes))
     assert normal(old.config) == normal(new.config)
@@ -193,7 +193,7 @@ def test_falcon_reads_which_attention_its_alibi_is_for(tmp_path: Path) -> None:
         assert scale(attn_implementation=None, transformers_version="5.23.0") == 2 * once
 
 
-def test_a_dropout_that_the_family_lacks_keeps_nothing_from_being_saved(tmp_path: Path) -> None:
+def test_a_dropout_that_the_family_lacks_does_not_prevent_saving(tmp_path: Path) -> None:
     model, params, _ = loaded("nemotron")
     block = dataclasses.replace(model.config.blocks[0], dropout=0.1)
     dropped = type(model)(dataclasses.replace(model.config, blocks=(block,) * model.config.layers))
@@ -209,7 +209,7 @@ def test_dropout_is_where_transformers_has_it(tmp_path: Path) -> None:
     assert (block.dropout, config.embedding.dropout, block.attention.dropout) == (0.2, 0.3, 0.4)
 
 
-def test_the_page_has_every_family() -> None:
+def test_the_documentation_lists_every_family() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
     assert [
         line.split("`")[1] for line in text.splitlines() if line.startswith("| `") and "model_type" not in line

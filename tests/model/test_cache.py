@@ -1,3 +1,8 @@
+"""The cache as a pytree: its sizes, what each query finds in it (against a dict), and misuse that raises."""
+
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,12 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_jax import GPT, init_cache
-from gpt_jax.config import Alibi, Attention, BlockConfig, Embedding, Learned, Window
+from gpt_jax.config import Alibi, Attention, BlockConfig, Causal, Embedding, Learned, MaskConfig, Window
+from gpt_jax.model.mask import Side
+from gpt_jax.model.row import Row
 from gpt_jax.model.slots import extend, slots
 from tests.tiny import apply, random_params, tiny
 
 TOKENS = jnp.arange(16).reshape(2, 8)
-write = jax.jit(extend, static_argnums=3)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def write(layer: Any, new: Any, at: jax.Array, mask: MaskConfig, length: int) -> Any:
+    """The layer's cache after `new` tokens from step `at` on, what they attend to, and the step of each slot of it."""
+    tokens = new["key"].shape[2]
+    steps = at + jnp.arange(tokens)
+    row = Row(jnp.zeros((1, tokens), int), steps, steps[None], padding=jnp.zeros(1, int), length=length)
+    kept, seen, side = extend(layer, new, Side(steps, steps[None]), row, mask)
+    return kept, seen, side.steps
 
 
 def test_a_layer_keeps_as_many_slots_as_a_query_may_see() -> None:
@@ -33,15 +49,16 @@ def test_a_cache_holds_what_the_model_computes_in() -> None:
 
 @settings(max_examples=25)
 @given(st.integers(1, 4), st.lists(st.sampled_from([1, 2, 3, 5]), min_size=1, max_size=5), st.booleans())
-def test_what_is_written_is_found_again_under_its_step(size: int, chunks: list[int], is_ring: bool) -> None:
+def test_each_query_finds_every_step_it_may_see_once(size: int, chunks: list[int], is_ring: bool) -> None:
     """Against a dict of everything written: a query sees each of the last `size` steps once, with its own key."""
     total = sum(chunks)
     slots = size if is_ring else -(-total // 5) * 5  # multiples of 5, so that few shapes are compiled
+    mask, length = (Window(size), 100) if is_ring else (Causal(), slots)
     layer = {name: np.zeros((1, 1, slots, 1), np.float32) for name in ("key", "value")}
     at = 0
     for chunk in chunks:
         new = np.arange(at, at + chunk, dtype=np.float32).reshape(1, 1, chunk, 1)
-        layer, found_again, steps = write(layer, {"key": new, "value": -new}, jnp.array(at), is_ring)
+        layer, found_again, steps = write(layer, {"key": new, "value": -new}, jnp.array(at), mask, length)
         keys, values = np.asarray(found_again["key"]), np.asarray(found_again["value"])
         for query in range(at, at + chunk):
             wanted = range(max(0, query - size + 1) if is_ring else 0, query + 1)
@@ -86,7 +103,7 @@ def test_segments_and_positions_are_refused_with_a_cache(name: str) -> None:
 
 
 @pytest.mark.parametrize("attention", [Attention(4, position=Alibi()), Attention(4, mask=Window(3))], ids=repr)
-def test_what_stands_in_left_padding_changes_nothing(attention: Attention) -> None:
+def test_left_padding_changes_no_logit_of_real_tokens(attention: Attention) -> None:
     model = GPT(tiny(attention))
     params = random_params(model)
     cache = init_cache(model.config, 2, 8, jnp.array([0, 3]))

@@ -97,7 +97,7 @@ def test_left_padding_counts_as_nothing() -> None:
     np.testing.assert_allclose(np.asarray(logits)[:, 3:], apply(model, params, TOKENS[:, :6]), atol=1e-5)
 
 
-def test_scanned_is_looped() -> None:
+def test_a_scan_gives_the_loops_logits() -> None:
     looped, scanned = model_of(WITH), model_of(WITH, scan=True)
     a, b = looped.init(jax.random.key(1), TOKENS), scanned.init(jax.random.key(1), TOKENS)
     np.testing.assert_allclose(apply(looped, a, TOKENS), apply(scanned, b, TOKENS), atol=1e-6)

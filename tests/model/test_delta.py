@@ -190,7 +190,7 @@ def test_unit_vectors_have_length_one_and_that_of_zeros_has_a_finite_gradient() 
         ({"head_width": -1}, "head_width must be positive"),
     ],
 )
-def test_what_cannot_be_is_refused(fields: dict[str, Any], reason: str) -> None:
+def test_invalid_settings_are_refused(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         Delta(4, **fields)
     with pytest.raises(ConfigError, match="no multiple of attention.heads"):

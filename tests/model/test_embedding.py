@@ -1,3 +1,5 @@
+"""Token and position embeddings against rows of their tables; ids and positions out of range raise."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

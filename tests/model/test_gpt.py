@@ -1,3 +1,5 @@
+"""The whole model's contract: calls, captures, packed documents, and a gradient for every parameter."""
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -50,7 +52,7 @@ def test_capture_is_a_glob_over_names(params: dict) -> None:
         apply(MODEL, params, TOKENS, capture="blocks/0/attention/probability")
 
 
-def test_taps_nobody_asks_for_leave_no_trace_in_the_program(params: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_taps_that_are_not_captured_leave_the_program_unchanged(params: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     with_taps = str(jax.make_jaxpr(MODEL.apply)(params, TOKENS))
     for module in ("attention", "block", "mlp"):
         monkeypatch.setattr(f"gpt_jax.model.{module}.tap", lambda module, name, value: value)

@@ -176,7 +176,7 @@ def test_compiled_with_a_norm_behind_it_it_is_still_the_recurrence(rows: int, ca
     np.testing.assert_allclose(jax.jit(normed)(query, key, value), expected, atol=1e-4)
 
 
-def test_a_query_that_sees_nothing_gets_nothing() -> None:
+def test_a_query_of_zeros_gets_zeros() -> None:
     zeros, value = jnp.zeros((1, 1, 3, 2)), jnp.ones((1, 1, 3, 2))
     np.testing.assert_array_equal(linear_attention(zeros, zeros, value, None, True)[0], 0)
 
@@ -201,7 +201,7 @@ def test_feature_maps() -> None:
         ({"bias": ("key", "key")}, "twice"),
     ],
 )
-def test_what_cannot_be_is_refused(fields: dict[str, Any], reason: str) -> None:
+def test_invalid_settings_are_refused(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         LinearAttention(2, **fields)
 

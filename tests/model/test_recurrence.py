@@ -1,4 +1,4 @@
-"""The mixers with a state as sublayers, in a model: the papers' numbers, training, and decoding from their state."""
+"""Mixers with a state as sublayers of a model, against the papers' equations: decoding, training, copying."""
 
 import dataclasses
 import math
@@ -202,7 +202,7 @@ def test_the_state_is_float32_in_bfloat16_too() -> None:
     assert all(leaf.dtype == jnp.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
-def test_switches_move_no_other_parameter() -> None:
+def test_switches_leave_the_other_initial_values_unchanged() -> None:
     plain = Delta(2, decay=None, convolution=None, output_norm=None, gate=None)
     changed = Delta(2, decay="gated", convolution=4, output_norm=RmsNorm(), gate="silu", bias=("query",))
     a, b = (GPT(alone(c)).init(jax.random.key(1), TOKENS) for c in (plain, changed))
@@ -213,7 +213,7 @@ def test_switches_move_no_other_parameter() -> None:
     assert "blocks/0/attention/beta/kernel" in names and len(flat) > len(names)
 
 
-def test_a_decay_starts_where_mamba_starts_it() -> None:
+def test_decays_are_initialised_as_in_mamba_2() -> None:
     x = jnp.zeros((1, 1, 3))
     module = LogDecay(1000, 0.02, "float32")
     params = module.init(jax.random.key(0), x)

@@ -1,3 +1,5 @@
+"""RoPE as a product of complex numbers, and its scalings against published factors and limits."""
+
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +77,7 @@ def test_scores_under_rope_depend_on_the_distance_alone(rope: Rope) -> None:
     assert not np.allclose(score(9, 4), score(4, 9), atol=1e-2)  # the order counts
 
 
-def test_rope_turns_in_float32() -> None:
+def test_rope_rotates_in_float32() -> None:
     far = jnp.full((1, 5), 3001)  # in bfloat16 it would be 3008, another angle
     wide = rotate(X[:1].astype(jnp.bfloat16).astype(jnp.float32), far, Rope(), 4096)
     narrow = rotate(X[:1].astype(jnp.bfloat16), far, Rope(), 4096)
@@ -202,7 +204,7 @@ class Halved(RopeScaling):
 RopeScaling.choices.pop("Halved")  # no other test is to find it
 
 
-def test_a_scaling_from_outside_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_scaling_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="Halved has no implementation"):
         frequencies(Halved())
     monkeypatch.setitem(module.SCALINGS, Halved, lambda c, plain, theta, length: (plain / 2, 1.0))
@@ -238,7 +240,7 @@ REFUSED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_nonsense_is_refused(message: str) -> None:
+def test_invalid_settings_are_refused(message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         REFUSED[message]()
 

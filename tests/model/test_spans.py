@@ -1,4 +1,4 @@
-"""A row longer than a span is attended to in several, and nothing but the work changes."""
+"""Attention of a long row in several spans of queries gives the logits, gradients and probabilities of one span."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def test_spans_of_a_long_row_leave_out_at_least_a_third_of_the_work() -> None:
 
 @pytest.mark.parametrize("mask", [Causal(), Window(70)])
 @pytest.mark.parametrize("position", [Rope(), Alibi()])
-def test_in_spans_or_at_once_the_same_logits_gradients_and_probabilities(
+def test_spans_change_no_logit_gradient_or_probability(
     mask: MaskConfig, position: Rope | Alibi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attention = Attention(heads=4, kv_heads=2, mask=mask, position=position)
@@ -61,7 +61,7 @@ def test_in_spans_or_at_once_the_same_logits_gradients_and_probabilities(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradient, gradient_at_once)
 
 
-def test_dropout_on_probabilities_draws_anew_in_each_span() -> None:
+def test_dropout_draws_differ_with_the_key_in_every_span() -> None:
     attention = Attention(heads=1, dropout=0.5)
     model = GPT(ModelConfig(17, T, 16, (BlockConfig(attention, None),)))
     params, tokens = random_params(model), jnp.zeros((1, T), int)

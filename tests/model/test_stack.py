@@ -1,3 +1,5 @@
+"""Stacks of blocks: scanned and looped agree in names, values, caches and dropout; remat recomputes as asked."""
+
 import dataclasses
 from typing import Any
 
