@@ -9,6 +9,7 @@ dict whose `type` names the class; where the field allows None, None is written 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import typing
@@ -212,6 +213,7 @@ def overlay_between(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[s
     return changes
 
 
+@functools.cache
 def _hints(kind: type) -> dict[str, Any]:
     return kind.compact_hints() if hasattr(kind, "compact_hints") else typing.get_type_hints(kind)
 
