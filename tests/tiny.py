@@ -1,6 +1,7 @@
 """Models small enough that a test compiles in a second, and the smallest run that is one."""
 
 import dataclasses
+from functools import cache
 from typing import Any
 
 import jax
@@ -37,9 +38,15 @@ def tiny(
     return ModelConfig(**{"vocab_size": VOCABULARY, "context_length": 16, "width": 8, "blocks": blocks} | model)
 
 
+@cache
+def shapes_of(config: ModelConfig) -> Any:
+    """Shapes and dtypes of the parameters; tracing `init` costs more than drawing many seeds."""
+    return jax.eval_shape(GPT(config).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+
+
 def random_params(model: GPT, seed: int = 0, size: float = 1.0) -> Any:
     """Parameters of no special value: norms' scales off 1, biases off 0, kernels big enough that every path counts."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    shapes = shapes_of(model.config)
     rng = np.random.default_rng(seed)
 
     def draw(path: str, leaf: Any) -> jax.Array:
