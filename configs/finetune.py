@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from gpt_jax.config import Adamw, Checkpoint, Evaluation, Lora, Text, Train, WarmupCosine
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.runs.base import to_partial_dict
+from gpt_jax.runs.init_from import to_partial_dict
 
 
 def get_config(arg: str = "lora") -> ConfigDict:

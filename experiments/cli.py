@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import from_config_dict
 from gpt_jax.config.errors import ConfigError, UserError
-from gpt_jax.runs.base import completed
+from gpt_jax.runs.init_from import completed
 
 FAILURE, USAGE_ERROR, INTERRUPTED, SAVED = 1, 2, 130, 75
 _switched_off: list[str] = []

@@ -44,6 +44,7 @@ from gpt_jax.config import (
     Sinusoidal,
     Text,
     Train,
+    ValueEmbedding,
     ValueResidual,
     WarmupCosine,
     Window,
@@ -242,7 +243,7 @@ def test_settings_that_are_none_can_be_set_and_unset() -> None:
 
 
 def test_every_setting_is_an_attribute_of_its_config_dict() -> None:
-    """A field with the name of one of ConfigDict's own methods can be set neither in a file nor by a flag."""
+    """A field named like one of ConfigDict's own methods can be set neither in a file nor on the command line."""
     for kind in vars(config).values():
         if dataclasses.is_dataclass(kind):
             assert not [field.name for field in dataclasses.fields(kind) if hasattr(ConfigDict, field.name)], kind
@@ -259,9 +260,9 @@ def test_attention_is_composed_on_the_command_line() -> None:
     assert (first.value, first.gate, first.kv_heads) == (FromKey(), HeadwiseGate(), 2)
     assert (last.value, last.gate, last.kv_heads) == (FromKey(), HeadwiseGate(), 1)
     values = to_config_dict(run_config())
-    values.model.attention.value.residual.type = "ValueResidual"
+    values.model.attention.value.embedding.type = "ValueEmbedding"
     c = from_config_dict(Config, values)
-    assert {block.attention.value for block in c.model.blocks} == {Projected(residual=ValueResidual())}
+    assert {block.attention.value for block in c.model.blocks} == {Projected(embedding=ValueEmbedding())}
 
 
 def test_switching_a_type_drops_the_old_types_settings_and_keeps_the_given_ones() -> None:
@@ -408,8 +409,8 @@ ILLEGAL = {
         blocks=tuple(BlockConfig(Attention(4, k, 4, value=Projected(residual=ValueResidual())), None) for k in (4, 2))
     ),
     "Differential pairs its heads": lambda: Differential(4, kv_heads=1),
-    "Latent has norms on its latents": lambda: Latent(4, 6, 4, 4, score=Score(qk_norm=RmsNorm())),
-    "Latent has a part of queries and keys for Rope": lambda: Latent(4, 6, 4, 4, position=Alibi()),
+    "Latent normalizes its latents": lambda: Latent(4, 6, 4, 4, score=Score(qk_norm=RmsNorm())),
+    "Latent rotates a part of queries and keys with Rope": lambda: Latent(4, 6, 4, 4, position=Alibi()),
     "norm.unit_offset is about the scale": lambda: RmsNorm(scale=False, unit_offset=True),
     "LogTemperature.length must be positive": lambda: LogTemperature(length=0),
     "needs an even model.width": lambda: tiny(Attention(3, head_width=2), width=9, embedding=Embedding(Sinusoidal())),

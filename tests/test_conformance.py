@@ -462,6 +462,7 @@ FEATURES = {
 }
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", FEATURES)
 def test_scan_and_remat_change_no_initial_value_no_loss_and_no_gradient(name: str) -> None:
     """Under dropout too: a layer's mask comes from its own key however the layers are executed."""
@@ -498,6 +499,7 @@ def assert_trees_equal(a: Any, b: Any) -> None:
         np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("scan", [False, True])
 def test_seeds_can_be_vmapped(scan: bool) -> None:
     model = GPT(dataclasses.replace(FEATURES["period 2"], scan=scan))

@@ -20,8 +20,9 @@ from gpt_jax.runs.checkpoint import Checkpoints
 from gpt_jax.runs.display import Display
 from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.interrupt import Interrupts
-from gpt_jax.runs.loop import Loop, Trace
+from gpt_jax.runs.loop import RunObserver, run_steps
 from gpt_jax.runs.metrics import Metrics, TensorBoard
+from gpt_jax.runs.profile import Trace
 from gpt_jax.training.sharding import compile_step, make_mesh, replicate, shard_batch
 from gpt_jax.training.state import init_state
 from gpt_jax.training.step import make_train_step
@@ -63,8 +64,9 @@ def run(rounds: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as path, Interrupts() as interrupts:
             folder = RunFolder(path)
             records = Metrics(folder, 0, [TensorBoard(folder, 0)])
-            whole = Loop(
+            observer = RunObserver(
                 config=config,
+                step=0,
                 evaluate=lambda params: {"loss": 0.0, "loss_standard_error": 0.0, "accuracy": 0.0},
                 checkpoints=cast(Checkpoints, NoCheckpoints()),
                 records=records,
@@ -73,9 +75,9 @@ def run(rounds: int) -> dict[str, Any]:
                 trace=Trace(None),
             )
             display.start(0)
-            state, _ = whole.run(
-                lambda state, rows: step(state, shard_batch(rows, mesh, "jit")), state, iter([batch] * STEPS), 0
-            )
+            batches = (shard_batch(rows, mesh, "jit") for rows in [batch] * STEPS)
+            state = run_steps(step, state, batches, 0, observer)
+            observer.finish()
             display.stop()
             records.close()
         return jax.tree.leaves(state)[0]

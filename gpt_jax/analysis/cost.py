@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from gpt_jax import config
 from gpt_jax.model.adapter import is_adapter
 from gpt_jax.model.cache import init_cache
-from gpt_jax.model.gpt import GPT
 from gpt_jax.model.paths import is_stacked, layer_paths, matches, path_of
 from gpt_jax.model.registry import mixer_of
+from gpt_jax.model.shapes import parameter_shapes
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,6 @@ def parameter_table(params: Any) -> list[ParameterRow]:
         for layer in layer_paths(path):
             found.setdefault((re.sub(r"(?<=^blocks/)\d+", "*", layer), shape), []).append(layer)
     return [ParameterRow(paths[0] if len(paths) == 1 else name, s, len(paths)) for (name, s), paths in found.items()]
-
-
-@functools.lru_cache(maxsize=256)
-def parameter_shapes(model: config.ModelConfig) -> Any:
-    """The parameters' shapes and types, computed without making them."""
-    tokens = jax.ShapeDtypeStruct((1, model.context_length), jnp.int32)
-    return jax.eval_shape(GPT(model).init, jax.random.key(0), tokens)
 
 
 def count_parameters(model: config.ModelConfig) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from gpt_jax import config as cfg
 from gpt_jax.config.variant import implementation
 from gpt_jax.model.convolution import convolved
-from gpt_jax.model.mixer import Shared
+from gpt_jax.model.mixer import Carry
 from gpt_jax.model.mlp import Mlp
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.registry import mixer_of
@@ -27,8 +27,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Shared, train: bool
-    ) -> tuple[Float[Array, "B T C"], LayerCache | None, Shared]:
+        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Carry, train: bool
+    ) -> tuple[Float[Array, "B T C"], LayerCache | None, Carry]:
         c, model = self.config, self.model
         output_scale = residual_scale(model)
         attention = mixer_of(c.attention)(c.attention, model, output_scale, name="attention")

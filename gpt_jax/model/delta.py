@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from gpt_jax import config as cfg
 from gpt_jax.model.convolution import convolution_shapes
 from gpt_jax.model.linear import Linear
-from gpt_jax.model.mixer import CacheShapes, Shared, zeros
+from gpt_jax.model.mixer import CacheShapes, Carry, zeros
 from gpt_jax.model.recurrence import CHUNK, Recurrent, cut, decays, join, real
 from gpt_jax.model.row import Row
 from gpt_jax.model.slots import LayerCache, read, write
@@ -115,8 +115,8 @@ class GatedDeltaNet(Recurrent):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Shared, train: bool
-    ) -> tuple[Float[Array, "B T C"], LayerCache | None, Shared]:
+        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Carry, train: bool
+    ) -> tuple[Float[Array, "B T C"], LayerCache | None, Carry]:
         c, C = self.config, x.shape[-1]
         H, K, D, E = c.heads, c.resolved_key_heads, c.resolved_head_width(C), c.resolved_value_width(C)
         query, cache = self.project(x, "query", K, D, row, cache)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
 from gpt_jax.model.convolution import convolution_shapes
-from gpt_jax.model.mixer import CacheShapes, Shared, zeros
+from gpt_jax.model.mixer import CacheShapes, Carry, zeros
 from gpt_jax.model.recurrence import CHUNK, Recurrent, cut, decays, join, real
 from gpt_jax.model.rope import rotate
 from gpt_jax.model.row import Row
@@ -102,8 +102,8 @@ class LinearAttention(Recurrent):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Shared, train: bool
-    ) -> tuple[Float[Array, "B T C"], LayerCache | None, Shared]:
+        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Carry, train: bool
+    ) -> tuple[Float[Array, "B T C"], LayerCache | None, Carry]:
         c, C = self.config, x.shape[-1]
         H, D, E = c.heads, c.resolved_head_width(C), c.resolved_value_width(C)
         query, cache = self.project(x, "query", H, D, row, cache)

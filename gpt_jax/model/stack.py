@@ -22,7 +22,7 @@ from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError, nearest
 from gpt_jax.model.adapter import projections
 from gpt_jax.model.block import Block
-from gpt_jax.model.mixer import Shared
+from gpt_jax.model.mixer import Carry
 from gpt_jax.model.paths import matches
 from gpt_jax.model.row import Row
 from gpt_jax.model.slots import LayerCache
@@ -51,7 +51,7 @@ class Blocks(nn.Module):
         key = self.make_rng("dropout") if train and self.has_rng("dropout") else None
 
         def run(
-            block: cfg.BlockConfig, x: Array, shared: Shared, params: Params, cache: LayerCache | None, layer: Any
+            block: cfg.BlockConfig, x: Array, shared: Carry, params: Params, cache: LayerCache | None, layer: Any
         ) -> tuple:
             rngs = None if key is None else {"dropout": jax.random.fold_in(key, layer)}
             apply = partial(Block(block, model).apply, rngs=rngs, mutable=[COLLECTION] if capture else [])
@@ -66,7 +66,7 @@ class Blocks(nn.Module):
         layers = canonical_layers(model, params)
         extended: list[Any] = []
         captured: dict[str, Array] = {}
-        shared: Shared = {}
+        shared: Carry = {}
         for layer, block in enumerate(model.blocks):
             cache = None if caches is None else caches[layer]
             x, shared, cache, taps = run(block, x, shared, layers[layer], cache, layer)
@@ -100,7 +100,7 @@ def _init(model: cfg.ModelConfig, key: Array, x: Float[Array, "B T C"], row: Row
     return params
 
 
-def _check_targets(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row, shared: Shared) -> None:
+def _check_targets(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row, shared: Carry) -> None:
     """Refuses an adapter's target that names no projection in any of the layers that have it."""
     blocks = [block for block in dict.fromkeys(model.blocks) if block.adapter is not None]
     found: dict[str, set[str]] = {}  # target → the projections of the layers that have it
@@ -118,11 +118,11 @@ def _check_targets(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row, s
             raise ConfigError(f'adapter.targets has "{target}", which names no projection{nearest(target, names)}')
 
 
-def _nothing_shared(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row) -> Shared:
+def _nothing_shared(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row) -> Carry:
     """Zeros of the shapes that layers hand on: a scan carries the same from its beginning."""
 
-    def hand_on() -> Shared:
-        shared: Shared = {}
+    def hand_on() -> Carry:
+        shared: Carry = {}
         for block in dict.fromkeys(model.blocks):
             arguments = (x, row._replace(layer=model.blocks.index(block)), None, shared, False)
             (_, _, shared), _ = Block(block, model).init_with_output(jax.random.key(0), *arguments)
@@ -135,7 +135,7 @@ def _scan(model: cfg.ModelConfig, run: Any, x: Array, params: Params, row: Row) 
     groups = _groups(model)
     blocks = [model.blocks[layers[0]] for layers in groups.values()]
 
-    def body(carry: tuple[Array, Shared], xs: Any) -> tuple[tuple[Array, Shared], list[dict[str, Array]]]:
+    def body(carry: tuple[Array, Carry], xs: Any) -> tuple[tuple[Array, Carry], list[dict[str, Array]]]:
         x, shared = carry
         taps = []
         for block, (block_params, layer) in zip(blocks, xs, strict=True):

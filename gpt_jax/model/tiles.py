@@ -27,10 +27,10 @@ def cut(parts: tuple[Any, ...], start: Int[Array, ""] | int, size: int) -> tuple
 def padded(parts: tuple[Any, ...], size: int) -> tuple[Any, ...]:
     """Whole tiles of `size` tokens. Tokens that are added have step −1: nobody sees them, and they see nothing."""
 
-    def pad(x: Array, from_end: int, value: int = 0) -> Array:
+    def pad(x: Array, from_end: int, fill: int = 0) -> Array:
         axis = x.ndim - from_end
         widths = [(0, -x.shape[axis] % size if i == axis else 0) for i in range(x.ndim)]
-        return jnp.pad(x, widths, constant_values=value)
+        return jnp.pad(x, widths, constant_values=fill)
 
     def pad_side(side: Side) -> Side:
         return jax.tree.map(lambda x: pad(x, 1), side)._replace(steps=pad(side.steps, 1, -1))
