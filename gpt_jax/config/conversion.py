@@ -56,7 +56,7 @@ def from_dict(kind: type[T], values: Any, path: str = "") -> T:
         raise ConfigError(f"{path or kind.__name__} must be a group of settings, not {values!r}")
     if (from_compact := getattr(kind, "from_compact_dict", None)) is not None:
         return from_compact(values, path)
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
         if key not in names and not (key == "type" and issubclass(kind, Variant)):
