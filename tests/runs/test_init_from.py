@@ -37,10 +37,8 @@ from gpt_jax.runs.init_from import completed, to_partial_dict
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.session import Outcome
 from gpt_jax.runs.train import train
-from gpt_jax.training.programs import Programs
-from tests.tiny import tiny_config
+from tests.tiny import PROGRAMS, tiny_config
 
-PROGRAMS = Programs()  # what many of these runs compile alike
 LORA = Lora(rank=2, dropout=0.1, targets=("**",))
 
 
@@ -171,7 +169,7 @@ def test_another_tokenizer_is_refused(base: Path, tmp_path: Path) -> None:
 def test_no_run_to_begin_with_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
         quietly(begun_from(tmp_path / "nowhere"), tmp_path / "a")
-    with pytest.raises(ConfigError, match="model.adapter adapts a trained model: give init_from"):
+    with pytest.raises(ConfigError, match="model.adapter adapts a trained model: set init_from"):
         dataclasses.replace(begun_from("a run", LORA), init_from=None)
 
 
