@@ -60,7 +60,11 @@ def with_values(config: Config, values: Any) -> Config:
     """In every layer; where they are shared, the first layer makes values of the same width."""
     if not isinstance(values, knobs.Shared):
         return in_attention(config, value=values)
-    made, shared = (in_attention(config, value=v).model.blocks[0] for v in (knobs.Projected(values.width), values))
+    first, second = config.model.blocks
+    made = dataclasses.replace(
+        first, attention=dataclasses.replace(first.attention, value=knobs.Projected(values.width))
+    )
+    shared = dataclasses.replace(second, attention=dataclasses.replace(second.attention, value=values))
     return dataclasses.replace(config, model=dataclasses.replace(config.model, blocks=(made, shared)))
 
 

@@ -22,6 +22,7 @@ from gpt_jax.config import (
     Train,
 )
 from gpt_jax.model.paths import map_with_path
+from gpt_jax.model.shapes import parameter_shapes
 
 VOCABULARY = 32
 STDS = {"kernel": 0.5, "table": 1.0, "bias": 0.3, "scale": 0.3, "taps": 0.3}
@@ -39,7 +40,7 @@ def tiny(
 
 def random_params(model: GPT, seed: int = 0, size: float = 1.0) -> Any:
     """Parameters of no special value: norms' scales off 1, biases off 0, kernels big enough that every path counts."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    shapes = parameter_shapes(model.config)
     rng = np.random.default_rng(seed)
 
     def draw(path: str, leaf: Any) -> jax.Array:

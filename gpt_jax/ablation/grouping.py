@@ -17,8 +17,7 @@ from gpt_jax.config import Config
 from gpt_jax.config.conversion import config_hash
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.data import open_data
-from gpt_jax.runs.folder import RunFolder
-from gpt_jax.runs.load import Workdir
+from gpt_jax.runs.folder import RunFolder, Workdir
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.sharding import make_mesh, replicate, shard_batch
 from gpt_jax.training.state import given_by
@@ -78,7 +77,7 @@ def time_both(config: Config, count: int, programs: Programs, chosen_for: str) -
     rows = data.batch(0, config.train.batch_size)
     seeds = [dataclasses.replace(config, seed=config.seed + i) for i in range(count)]
     step, batch = programs.step(config, mesh), shard_batch(rows, mesh, "jit", config.train.accumulate)
-    compiling, one = _seconds(lambda state: step(state, batch), replicate(programs.init(config), mesh))
+    compiling, one = _seconds(lambda state: step(state, batch), programs.init(config, mesh))
     alone = compiling + steps * count * one
     if steps * count * one <= compiling:
         reason = "one after the other: all their steps take less time than another compilation"
@@ -87,7 +86,7 @@ def time_both(config: Config, count: int, programs: Programs, chosen_for: str) -
     batches = shard_batch(stack_rows([rows] * count), mesh, "vmap", config.train.accumulate)
     try:
         given = replicate(stack([given_by(seed) for seed in seeds]), mesh)
-        states = replicate(stack([programs.init(seed) for seed in seeds]), mesh)
+        states = replicate(stack([programs.init(seed, mesh) for seed in seeds]), mesh)
         compiling, all_of_them = _seconds(lambda states: step_together(states, batches, given), states)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

@@ -21,8 +21,8 @@ from gpt_jax.analysis.diagnostics import decode_rate
 from gpt_jax.config import Config
 from gpt_jax.data import open_data
 from gpt_jax.runs.environment import git_revision, versions
-from gpt_jax.runs.folder import RunFolder, RunLocked
-from gpt_jax.runs.load import Workdir, open_run
+from gpt_jax.runs.folder import RunFolder, RunLocked, Workdir
+from gpt_jax.runs.load import open_run
 from gpt_jax.runs.loop import TrainingDiverged
 from gpt_jax.runs.record import recorded
 from gpt_jax.runs.session import Outcome

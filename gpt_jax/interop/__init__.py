@@ -1,4 +1,4 @@
-"""Published models in and out: one table for each family, every tensor accounted for."""
+"""Reading and writing published models: one table per family, in which every tensor has its place."""
 
 from gpt_jax.interop.hf import load_pretrained, save_pretrained
 
