@@ -22,10 +22,13 @@ MEASURING = "gpt_jax.ablation.measure"
 
 
 def planned_address(
-    resolved: Config, data_hash: str, base: str | None, is_copy: bool, together: tuple[int, ...]
+    resolved: Config, data_hash: str, base: str | None, is_copy: bool, group: tuple[int, ...]
 ) -> Address:
-    """The address of a planned run; two purposes of one arm may share a run, but an A/A copy must run again."""
-    study = {"is a copy": is_copy, "seeds together": list(together) if len(together) > 1 else None}
+    """The address of a run that trains together with the seeds of its `group`.
+
+    Two purposes of one arm may share a run, but an A/A copy must run again.
+    """
+    study = {"is a copy": is_copy, "seeds together": list(group) if len(group) > 1 else None}
     return run_address(resolved, data_hash, base).with_part("study", study)
 
 
