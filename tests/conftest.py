@@ -1,4 +1,4 @@
-"""What every test stands on: four fake CPU devices, a compilation cache, shapes checked at run time, fixed seeds."""
+"""The environment of every test: four fake CPU devices, a compilation cache, run-time shape checks, fixed seeds."""
 
 import importlib.util
 import os
@@ -15,6 +15,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(XLA_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import hypothesis
+import jax
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
@@ -33,6 +34,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("plan"):
             item.add_marker(skip)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Compiles at LLVM's level 0, in about half the time, what neither compares bits nor runs long.
+
+    The passes over the program itself stay the same. The processes that tests start compile as users' do.
+    """
+    fast = not any(item.get_closest_marker(name) for name in ("optimized", "slow", "plan"))
+    if jax.config.values["jax_disable_most_optimizations"] != fast:
+        jax.clear_caches()  # no program of the other level is reused
+        jax.config.update("jax_disable_most_optimizations", fast)
 
 
 @pytest.fixture(autouse=True)

@@ -205,6 +205,8 @@ from gpt_jax.config import Config
 from gpt_jax.config.conversion import from_dict, to_config_dict
 from gpt_jax.config.upgrade import upgraded
 
+pytestmark = pytest.mark.optimized
+
 def get_config():
     written = json.loads((Path(__file__).parent / "before.json").read_text())
     return to_config_dict(from_dict(Config, upgraded(written["arms"][0]["config"])))

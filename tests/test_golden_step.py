@@ -18,6 +18,8 @@ from gpt_jax.training.state import init_state
 from gpt_jax.training.step import make_train_step
 from tests.tiny import VOCABULARY, random_params, tiny
 
+pytestmark = pytest.mark.optimized
+
 STEPS = 5
 SCHEDULE = WarmupCosine(warmup=2, final=0.1, steps=8)
 

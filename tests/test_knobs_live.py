@@ -36,7 +36,7 @@ from gpt_jax.training.resolve import resolve
 from gpt_jax.training.sharding import make_mesh, shard_batch
 from gpt_jax.training.state import init_state
 from gpt_jax.training.step import make_train_step
-from tests.tiny import tiny_config
+from tests.tiny import PROGRAMS, tiny_config
 
 Place = Callable[[Config, Any], Config]
 
@@ -279,7 +279,7 @@ def written(config: Config, folder: Path) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoints, "save", lambda self, step, *rest: (saved.append(step), save(self, step, *rest))[1])
         try:
-            train(config, folder, console=Console(quiet=True))
+            train(config, folder, console=Console(quiet=True), programs=PROGRAMS)
         except ValueError as error:
             assert "not finite" in str(error)
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
@@ -287,7 +287,7 @@ def written(config: Config, folder: Path) -> Any:
 
 
 def sampled(config: Config, folder: Path) -> str:
-    train(config, folder, console=Console(quiet=True))
+    train(config, folder, console=Console(quiet=True), programs=PROGRAMS)
     letters = open_data(config.data, 16, 0).tokenizer
     model = GPT(dataclasses.replace(config.model, vocab_size=letters.vocab_size))
     return sample_text(model, model.init(jax.random.key(0), np.zeros((1, 2), np.int32)), letters, config.prompt, 0)
@@ -305,7 +305,7 @@ def wandb_wanted(config: Config, folder: Path) -> bool:
 
 def base_wanted(config: Config, folder: Path) -> bool:
     try:
-        train(config, folder, console=Console(quiet=True))
+        train(config, folder, console=Console(quiet=True), programs=PROGRAMS)
     except FileNotFoundError:
         return True
     return False
@@ -325,7 +325,7 @@ def evaluated(config: Config, folder: Path) -> list[tuple[int, ...]]:
         patch.setattr(
             evaluate, "shard_batch", lambda batch, *rest: (shapes.append(batch.tokens.shape), place(batch, *rest))[1]
         )
-        train(config, folder, console=Console(quiet=True))
+        train(config, folder, console=Console(quiet=True), programs=PROGRAMS)
     return shapes
 
 

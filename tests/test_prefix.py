@@ -15,7 +15,7 @@ from gpt_jax.config.errors import ConfigError
 from gpt_jax.data import Batch
 from gpt_jax.runs.train import train
 from gpt_jax.training.step import model_arguments
-from tests.tiny import random_params, tiny, tiny_config
+from tests.tiny import PROGRAMS, random_params, tiny, tiny_config
 
 BLOCK = BlockConfig(Attention(2, position=Rope(), mask=Prefix()), Mlp(32))
 CONFIG = tiny_config(model={"blocks": (BLOCK,) * 2})
@@ -30,7 +30,7 @@ def test_the_prefix_of_a_row_is_what_stands_before_its_first_target() -> None:
 
 
 def test_it_trains_on_a_task_and_text_is_refused(tmp_path: Path) -> None:
-    outcome = train(CONFIG, tmp_path / "run", console=Console(quiet=True))
+    outcome = train(CONFIG, tmp_path / "run", console=Console(quiet=True), programs=PROGRAMS)
     assert outcome.status == "finished"
     with pytest.raises(ConfigError, match="those of Text have none: use a task such as Copy"):
         Config(CONFIG.model, Text(), CONFIG.optimizer, CONFIG.train)

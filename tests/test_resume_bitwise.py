@@ -26,6 +26,8 @@ from gpt_jax.runs.load import load_run
 from gpt_jax.runs.train import train
 from tests.tiny import tiny_config
 
+pytestmark = pytest.mark.optimized
+
 STEPS = 14
 STOPS = (3, 6, 11)
 

@@ -1,6 +1,7 @@
 """Models small enough that a test compiles in a second, and the smallest run that is one."""
 
 import dataclasses
+from functools import cache
 from typing import Any
 
 import jax
@@ -23,8 +24,10 @@ from gpt_jax.config import (
 )
 from gpt_jax.model.paths import map_with_path
 from gpt_jax.model.shapes import parameter_shapes
+from gpt_jax.training.programs import Programs
 
 VOCABULARY = 32
+PROGRAMS = Programs()  # what the small runs of all tests of a process compile alike
 STDS = {"kernel": 0.5, "table": 1.0, "bias": 0.3, "scale": 0.3, "taps": 0.3}
 
 
@@ -38,9 +41,15 @@ def tiny(
     return ModelConfig(**{"vocab_size": VOCABULARY, "context_length": 16, "width": 8, "blocks": blocks} | model)
 
 
+@cache
+def shapes_of(config: ModelConfig) -> Any:
+    """Shapes and dtypes of the parameters; tracing `init` costs more than drawing many seeds."""
+    return parameter_shapes(config)
+
+
 def random_params(model: GPT, seed: int = 0, size: float = 1.0) -> Any:
     """Parameters of no special value: norms' scales off 1, biases off 0, kernels big enough that every path counts."""
-    shapes = parameter_shapes(model.config)
+    shapes = shapes_of(model.config)
     rng = np.random.default_rng(seed)
 
     def draw(path: str, leaf: Any) -> jax.Array:
@@ -49,6 +58,11 @@ def random_params(model: GPT, seed: int = 0, size: float = 1.0) -> Any:
         return jnp.asarray(value, leaf.dtype)
 
     return map_with_path(draw, shapes)
+
+
+# One program for each model and shape, where an eager call compiles one for each operation. Not for tests that patch
+# the model's code: they would get the program from before.
+apply = jax.jit(GPT.apply, static_argnums=0, static_argnames=("capture", "method", "train"))
 
 
 def tiny_config(steps: int = 6, model: dict[str, Any] | None = None, **changes: Any) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from gpt_jax.config.adapter import AdapterConfig
 from gpt_jax.config.attention import AttentionConfig
 from gpt_jax.config.checks import require, require_positive, require_probability, require_taps
 from gpt_jax.config.conversion import convert, from_dict, join, overlay, overlay_between, to_dict
-from gpt_jax.config.errors import UserError, nearest
+from gpt_jax.config.errors import ConfigError, UserError, nearest
 from gpt_jax.config.norm import NormConfig, RmsNorm
 from gpt_jax.config.position import AbsolutePositionConfig, DynamicNtk, Learned, LongRope, Rope, Sinusoidal
 from gpt_jax.config.score import Prefix
@@ -218,8 +219,8 @@ class ModelConfig:
           ConfigError: an unknown or a missing setting, a wrong type, or an invalid combination.
         """
         hints = cls.compact_hints()
-        for key in values:
-            require(key in hints, f'unknown setting "{join(path, key)}"{nearest(key, hints)}')
+        for key in [key for key in values if key not in hints]:
+            raise ConfigError(f'unknown setting "{join(path, key)}"{nearest(key, hints)}')
         for key in ("layers", "pattern", "vocab_size", "context_length", "width"):
             require(key in values, f'{path or "ModelConfig"} needs the setting "{join(path, key)}"')
         at = {key: join(path, key) for key in hints}
@@ -245,6 +246,7 @@ class ModelConfig:
         return cls(blocks=tuple(blocks[spelled[i % len(spelled)]] for i in range(layers)), **rest)
 
     @classmethod
+    @functools.cache
     def compact_hints(cls) -> dict[str, Any]:
         """Setting → type, in the compact form."""
         own = {key: hint for key, hint in typing.get_type_hints(cls).items() if key != "blocks"}
@@ -276,7 +278,8 @@ def pattern(letters: str, **blocks: BlockConfig) -> tuple[BlockConfig, ...]:
       ConfigError: a letter that no keyword defines.
     """
     for letter in letters:
-        require(letter in blocks, f'pattern "{letters}" uses "{letter}", which is not defined{nearest(letter, blocks)}')
+        if letter not in blocks:
+            raise ConfigError(f'pattern "{letters}" uses "{letter}", which is not defined{nearest(letter, blocks)}')
     return tuple(blocks[letter] for letter in letters)
 
 

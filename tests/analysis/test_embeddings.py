@@ -1,3 +1,5 @@
+"""Cosine similarity of embedding rows and the nearest of them."""
+
 import jax.numpy as jnp
 import numpy as np
 import pytest

@@ -37,10 +37,8 @@ from gpt_jax.runs.init_from import completed, to_partial_dict
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.session import Outcome
 from gpt_jax.runs.train import train
-from gpt_jax.training.programs import Programs
-from tests.tiny import tiny_config
+from tests.tiny import PROGRAMS, tiny_config
 
-PROGRAMS = Programs()  # what many of these runs compile alike
 LORA = Lora(rank=2, dropout=0.1, targets=("**",))
 
 

@@ -23,11 +23,11 @@ from gpt_jax.runs.record import ConfigChanged
 from gpt_jax.runs.session import Outcome
 from gpt_jax.runs.train import train
 from gpt_jax.training.programs import Programs
-from tests.tiny import tiny_config
+from tests.tiny import PROGRAMS, tiny_config
 
 
 def quietly(config: Config, folder: Path, **options: Any) -> Outcome:
-    return train(config, folder, console=Console(quiet=True), **options)
+    return train(config, folder, console=Console(quiet=True), programs=PROGRAMS, **options)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -42,7 +42,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome, str]:
     """A run of 6 steps, evaluated at 4 and 6, and what it printed."""
     folder, output = tmp_path_factory.mktemp("finished") / "run", io.StringIO()
-    outcome = train(tiny_config(), folder, console=Console(file=output, width=120))
+    outcome = train(tiny_config(), folder, console=Console(file=output, width=120), programs=PROGRAMS)
     return folder, outcome, output.getvalue()
 
 

@@ -23,6 +23,8 @@ from gpt_jax.training.sharding import make_mesh, state_sharding
 from gpt_jax.training.state import first_state, init_params
 from tests.tiny import tiny_config
 
+pytestmark = pytest.mark.optimized
+
 
 def dropping() -> Config:
     config = tiny_config()
