@@ -10,7 +10,7 @@ from rich.console import Console
 from experiments import cli
 from gpt_jax.data.tokenizer import load_tokenizer
 from gpt_jax.data.tokenizer.huggingface import TOKENIZER_JSON
-from gpt_jax.interop import load_pretrained, save_pretrained
+from gpt_jax.interop.hf import load_pretrained, save_pretrained
 from gpt_jax.model.merge import merge_adapter
 from gpt_jax.runs.load import load_run
 from gpt_jax.runs.write import write_run

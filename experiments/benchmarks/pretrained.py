@@ -23,7 +23,7 @@ from gpt_jax.config import Dtype
 from gpt_jax.data.tokenizer import as_hugging_face
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Greedy
-from gpt_jax.interop import load_pretrained, save_pretrained
+from gpt_jax.interop.hf import load_pretrained, save_pretrained
 
 PROMPT, NEW_TOKENS = 32, 32
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")

@@ -15,9 +15,8 @@ import pytest
 from gpt_jax import GPT, Greedy, generate
 from gpt_jax.config import depends_on_length
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.interop import load_pretrained, save_pretrained
 from gpt_jax.interop.families import FAMILIES
-from gpt_jax.interop.hf import choose_family
+from gpt_jax.interop.hf import choose_family, load_pretrained, save_pretrained
 from gpt_jax.interop.normal import normal_form
 from tests.interop.make_fixtures import FIXTURES
 
