@@ -1,4 +1,4 @@
-"""Each family against fixtures that `transformers` computed (`make_fixtures.py`): logits, greedy text from a cache, files."""
+"""Each family against fixtures that `transformers` computed (`make_fixtures.py`): logits, cached decoding, files."""
 
 import dataclasses
 import functools
