@@ -22,20 +22,22 @@ Run an ablation study, from a question to a report.
   --config=FILE.py       The study: get_config() is the base, get_study(base) the question and its arms (required).
   --config.KEY=VALUE     Changes a setting of the base, and so of every arm.
   --workdir=DIR          The study's folder (required): study.json, runs/, results.json, results.csv, report.html.
-                         Runs that it holds are not made again: what is done is skipped, what was cut off goes on.
+                         Finished runs in it are skipped, interrupted ones go on. A run is trained again where what
+                         decides its numbers has changed, and measured again where only that has; a line says why.
   --seeds=N              Seeds 0 to N − 1 in place of the study's; more of them later reuse the groups that ran.
   --learning_rates=A,B   Rates to sweep for every arm in place of the study's.
-  --smoke                The whole way at a tiny size, in about a minute, which decides nothing.
-  --jobs=N               So many processes at once.
-  --together=N           Seeds in one program, in place of what is measured to be faster when the study begins.
+  --smoke                Everything at a tiny size, in about a minute; it decides nothing.
+  --jobs=N               Run N processes at once.
+  --together=N           Train N seeds in one program, in place of what is measured to be faster at the start.
   --shard=I/N            Only the I-th of N parts of the runs (I from 1 to N), for a launcher of many hosts that share
                          DIR or whose runs/ folders are put together afterwards.
   --force                Rank arms that are not within 1% of the baseline's budget too.
   --dry                  Print the arms, what they cost and how many runs they take, and stop.
   --helpfull             All flags, those of the libraries too.
 
-Arms of a seed have the same initial values where they share parameters, the same data in the same order, the same
-validation tokens. They may differ in the study's declared knobs only. A copy of the baseline must come out bit-equal.
+In one seed all arms have the same initial values of the parameters that they share, the same data in the same order
+and the same validation tokens. They may differ in the study's declared knobs only. A copy of the baseline must be
+bit-equal to it.
 
 Ctrl-C saves a checkpoint and stops, a crash or kill -9 costs what was done since the last checkpoint; the same command
 goes on. Exit codes: 0 finished, 1 failed, 2 wrong command line, configuration or study, 75 interrupted and saved.

@@ -12,18 +12,18 @@ from gpt_jax.ablation.results import RUNS, STUDY, write_results
 from gpt_jax.runs.folder import RunFolder
 
 PAGE = """
-Make the report of a study again, from what has run so far; or lay the curves of some runs over one another.
+Write the report of a study from what has run so far, or overlay the curves of some runs.
 
   python -m experiments.report --workdir=DIR
   python -m experiments.report --compare RUN RUN ... [--output=FILE.html]
 
   --workdir=DIR          The study's folder. Collects what its runs have written so far into results.json, and
-                         makes report.html, report.md and results.csv of it. A study may run on meanwhile.
+                         writes report.html, report.md and results.csv. The study may be running meanwhile.
   --compare RUN RUN ...  Folders of runs, also unfinished ones; the first is the baseline of the others.
   --output=FILE.html     Where the comparison goes (comparison.html).
   --helpfull             All flags, those of the libraries too.
 
-The page opens from disk, without a network, on a desk, on a phone and on paper.
+The page opens from disk without a network, on a desktop and on a phone, and prints.
 
 Exit codes: 0 done, 1 failed, 2 wrong command line.
 """
@@ -43,7 +43,7 @@ def main() -> int:
         print(write_comparison(FLAGS.compare, FLAGS.output))
         return 0
     folder = RunFolder(FLAGS.workdir)
-    if folder.exists(STUDY) and folder.exists(RUNS):  # without its runs, what was collected once is all there is
+    if folder.exists(STUDY) and folder.exists(RUNS):  # without its runs there is only what was collected before
         write_results(FLAGS.workdir)
     print(write_report(FLAGS.workdir))
     return 0

@@ -27,7 +27,7 @@ from gpt_jax.config.errors import ConfigError
 from gpt_jax.runs.folder import RunFolder
 from gpt_jax.training.programs import Programs
 
-# What --smoke makes of any study; its file may say more in SMOKE.
+# What --smoke changes in any study; a study's file may add to it in SMOKE.
 SMOKE = {"train.steps": 12, "evaluation.every": 6, "checkpoint.every": 12}
 SMOKE_SEEDS = (0, 1)
 
@@ -36,13 +36,15 @@ def study_from_flags() -> Study:
     """The study that the flags describe.
 
     Raises:
-      ConfigError, UsageError: it can't be.
+      ConfigError, UsageError: the study or a flag is invalid.
     """
     base, values = cli.config_from_flags(), flags.FLAGS
     flag: Any = values["config"]
     module = _load(flag.config_filename.split(":")[0])
     if not hasattr(module, "get_study"):
-        raise ConfigError(f"{module.__file__} is no study: it needs get_study(base), as configs/ablations/ have")
+        raise ConfigError(
+            f"{module.__file__} is not a study: it needs get_study(base), as the files of configs/ablations/ have"
+        )
     if values.smoke:
         base = change(base, SMOKE | (module.SMOKE if hasattr(module, "SMOKE") else {}))
     study: Study = module.get_study(base)
@@ -72,7 +74,7 @@ def _load(path: str) -> ModuleType:
 
 
 def shard_from_flags() -> tuple[int, int] | None:
-    """(i from 0, n) of `--shard=I/N`; None where it was not given."""
+    """(I − 1, N) of `--shard=I/N`; None where it was not given."""
     text = flags.FLAGS.shard
     if text is None:
         return None
@@ -83,12 +85,12 @@ def shard_from_flags() -> tuple[int, int] | None:
 
 
 def begin(plan: StudyPlan, workdir: str, is_part: bool, programs: Programs) -> StudyPlan:
-    """The plan with its seeds in groups that train together, written into the study's folder."""
+    """Writes the plan into the study's folder and returns it, with its seeds in groups that train together."""
     grouping = choose(plan, workdir, flags.FLAGS.together, is_part, programs)
     if grouping.count > 1:
         plan = make_plan(plan.study, grouping.count)
     folder = RunFolder(workdir)
-    is_known = is_part and folder.exists(STUDY)  # a part's own command makes no study
+    is_known = is_part and folder.exists(STUDY)  # the command of one part does not make the whole study
     earlier = records.read(StudyRecord, folder, STUDY).repeat.command if is_known else None
     write_plan(plan, workdir, earlier or cli.command(), grouping, flags.FLAGS.force)
     if not is_part:

@@ -50,6 +50,8 @@ from gpt_jax.model.paths import map_with_path, matches
 from gpt_jax.model.stack import canonical
 from tests.tiny import tiny
 
+pytestmark = pytest.mark.optimized
+
 ATTENTION = Attention(4, head_width=4)
 BLOCK = BlockConfig(ATTENTION, GatedMlp(12))
 BASE = tiny(blocks=(BLOCK, BLOCK))

@@ -44,6 +44,7 @@ from gpt_jax.config import (
     Sinusoidal,
     Text,
     Train,
+    ValueEmbedding,
     ValueResidual,
     WarmupCosine,
     Window,
@@ -242,7 +243,7 @@ def test_settings_that_are_none_can_be_set_and_unset() -> None:
 
 
 def test_every_setting_is_an_attribute_of_its_config_dict() -> None:
-    """A field with the name of one of ConfigDict's own methods can be set neither in a file nor by a flag."""
+    """A field named like one of ConfigDict's own methods can be set neither in a file nor on the command line."""
     for kind in vars(config).values():
         if dataclasses.is_dataclass(kind):
             assert not [field.name for field in dataclasses.fields(kind) if hasattr(ConfigDict, field.name)], kind
@@ -259,9 +260,9 @@ def test_attention_is_composed_on_the_command_line() -> None:
     assert (first.value, first.gate, first.kv_heads) == (FromKey(), HeadwiseGate(), 2)
     assert (last.value, last.gate, last.kv_heads) == (FromKey(), HeadwiseGate(), 1)
     values = to_config_dict(run_config())
-    values.model.attention.value.residual.type = "ValueResidual"
+    values.model.attention.value.embedding.type = "ValueEmbedding"
     c = from_config_dict(Config, values)
-    assert {block.attention.value for block in c.model.blocks} == {Projected(residual=ValueResidual())}
+    assert {block.attention.value for block in c.model.blocks} == {Projected(embedding=ValueEmbedding())}
 
 
 def test_switching_a_type_drops_the_old_types_settings_and_keeps_the_given_ones() -> None:
@@ -383,7 +384,7 @@ ILLEGAL = {
     "adapter.alpha must be positive": lambda: Lora(alpha=0.0),
     "adapter.dropout must lie": lambda: Lora(dropout=1.0),
     "adapter.targets names no projection": lambda: Lora(targets=()),
-    "model.adapter adapts a trained model: give init_from": lambda: run_config(model=tiny(block={"adapter": Lora()})),
+    "model.adapter adapts a trained model: set init_from": lambda: run_config(model=tiny(block={"adapter": Lora()})),
     "attention.value of type Shared projects none: unset one": lambda: Attention(4, value=Shared(), forget_gate=True),
     'bias names "key", which a layer with attention.value of type Shared does not': lambda: Attention(
         4, value=Shared(), bias=("key",)
@@ -408,21 +409,23 @@ ILLEGAL = {
         blocks=tuple(BlockConfig(Attention(4, k, 4, value=Projected(residual=ValueResidual())), None) for k in (4, 2))
     ),
     "Differential pairs its heads": lambda: Differential(4, kv_heads=1),
-    "Latent has norms on its latents": lambda: Latent(4, 6, 4, 4, score=Score(qk_norm=RmsNorm())),
-    "Latent has a part of queries and keys for Rope": lambda: Latent(4, 6, 4, 4, position=Alibi()),
-    "norm.unit_offset is about the scale": lambda: RmsNorm(scale=False, unit_offset=True),
+    "Latent normalizes its latents": lambda: Latent(4, 6, 4, 4, score=Score(qk_norm=RmsNorm())),
+    "Latent rotates a part of queries and keys with Rope": lambda: Latent(4, 6, 4, 4, position=Alibi()),
+    "norm.unit_offset changes how the scale is stored": lambda: RmsNorm(scale=False, unit_offset=True),
     "LogTemperature.length must be positive": lambda: LogTemperature(length=0),
     "needs an even model.width": lambda: tiny(Attention(3, head_width=2), width=9, embedding=Embedding(Sinusoidal())),
-    "endpoint is about the last of several pairs": lambda: tiny(
+    "endpoint needs at least two pairs": lambda: tiny(
         Attention(1), width=2, embedding=Embedding(Sinusoidal(endpoint=True))
     ),
-    "less than model.context_length": lambda: tiny(embedding=Embedding(Learned(8))),
+    "length .8. must be at least model.context_length": lambda: tiny(embedding=Embedding(Learned(8))),
     "layers must be at least 1": lambda: tiny(blocks=()),
     "vocab_size must be positive": lambda: tiny(vocab_size=0),
     "context_length must be positive": lambda: tiny(context_length=0),
     "accumulate must divide": lambda: Train(8, 4, accumulate=3),
     "train.steps must be positive": lambda: Train(0, 4),
-    "26 kinds of block": lambda: to_dict(tiny(blocks=tuple(BlockConfig(Attention(4), Mlp(w)) for w in range(1, 28)))),
+    "at most 26 different blocks": lambda: to_dict(
+        tiny(blocks=tuple(BlockConfig(Attention(4), Mlp(w)) for w in range(1, 28)))
+    ),
 }
 
 

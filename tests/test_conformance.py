@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections import OrderedDict
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import covertable
@@ -213,7 +213,8 @@ def build(case: dict[str, Any]) -> ModelConfig:
     second = masks[0] if shares else masks[-1]
     letters = {"A": block(masks[0], False), "B": block(second, True)}
     return tiny(
-        blocks=pattern("AA" if letters["A"] == letters["B"] else "ABAB", **letters),
+        # A scanned stack repeats its period. Two looped layers tell what a window reaches through them; four see all.
+        blocks=pattern("AA" if letters["A"] == letters["B"] else "AB" * (1 + case["scan"]), **letters),
         embedding=dataclasses.replace(case["embedding"], position=case["code"]),
         final_norm=case["final_norm"],
         head=case["head"],
@@ -226,30 +227,26 @@ def build(case: dict[str, Any]) -> ModelConfig:
 def covering(choices: OrderedDict[str, list[Any]]) -> list[dict[str, Any]]:
     """Cases in which each legal pair of choices occurs."""
 
-    def chosen(row: Any) -> dict[str, Any]:
-        return {name: choices[name][row[name]] for name in choices if name in row}
-
-    rules = []
-    for pair in itertools.combinations(choices, 2):
-        options = itertools.product(*(choices[name] for name in pair))
-        if not all(is_legal(dict(zip(pair, values, strict=True))) for values in options):
-            rule = {"operator": "fn", "requires": list(pair)}
-            rules.append(
-                rule | {"evaluate": lambda row, a=pair[0], b=pair[1]: is_legal(chosen({a: row[a], b: row[b]}))}
-            )
     indices = {name: list(range(len(options))) for name, options in choices.items()}
-    return [chosen(row) for row in covertable.make(indices, constraints=rules)]
+    rules = []
+    for a, b in itertools.combinations(choices, 2):
+        legal = {(i, j) for i in indices[a] for j in indices[b] if is_legal({a: choices[a][i], b: choices[b][j]})}
+        if len(legal) < len(choices[a]) * len(choices[b]):
+            is_pair_legal = lambda row, a=a, b=b, legal=legal: (row[a], row[b]) in legal  # noqa: E731
+            rules.append({"operator": "fn", "requires": [a, b], "evaluate": is_pair_legal})
+    rows = covertable.make(indices, constraints=rules)
+    return [{name: choices[name][row[name]] for name in choices if name in row} for row in rows]
 
 
 CASES = covering(CHOICES)
-TOKENS = jnp.asarray(np.random.default_rng(0).permutation(VOCABULARY)[: 2 * T].reshape(2, T))  # no two alike
+TOKENS = np.random.default_rng(0).permutation(VOCABULARY)[: 2 * T].reshape(2, T).astype(np.int32)  # no two alike
 SEGMENTS = jnp.array([[0, 0, 0, 1, 1, 1, 1, 2], [5] * T])
 POSITIONS = jnp.array([[0, 1, 2, 0, 1, 2, 3, 0], list(range(T))])
 PREFIX = jnp.array([3, 0])
 
 
 def canonical_params(params: Any) -> Any:
-    return jax.tree.map(np.asarray, canonical(params["params"]))
+    return canonical(jax.tree.map(np.asarray, params["params"]))
 
 
 def test_the_covering_set_is_one() -> None:
@@ -262,81 +259,100 @@ def test_the_covering_set_is_one() -> None:
 
 
 @pytest.mark.parametrize("i", range(len(CASES)))
-def test_outputs_are_the_papers_and_no_gradient_comes_from_later_or_another_document(
+def test_logits_are_the_papers_and_no_gradient_comes_from_later_or_another_document(
     i: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Logits equal the papers' equations, and an output depends on the inputs that it may see and on no other.
+
+    The equations are written in NumPy (`tests/reference.py`). Dependence is the gradient of each output's hidden vector
+    with respect to the embedding of each input token: zero where the mask forbids, nonzero elsewhere. Two seeds are
+    vmapped with their rows over two devices; the same model runs once more alone, in the dtype of the case.
+    """
     monkeypatch.setattr("gpt_jax.model.mask.SHORTEST_SPAN", (3, 64)[i % 2])  # attention in several spans, and in one
     half = build(CASES[i])
     c = dataclasses.replace(half, dtype="float32")
     model = GPT(c)
-    params = random_params(model)
+    params = [random_params(model, seed=1), random_params(model)]
     given: dict[str, Any] = {"segments": SEGMENTS, "positions": POSITIONS}
     if any(getattr(block.attention, "mask", None) == Prefix() for block in c.blocks):
         given = {"prefix": PREFIX}  # of rows of one document
 
-    @jax.jit
-    def run(params: Any) -> tuple[Any, Any]:
-        def forward(table: Any) -> tuple[Any, Any]:
-            inner = params["params"]
-            changed = {"params": inner | {"embedding": inner["embedding"] | {"table": table}}}
-            logits, taps = model.apply(changed, TOKENS, capture="hidden", **given)
-            return taps["hidden"], logits
-
-        table = params["params"]["embedding"]["table"]
-        hidden, pullback, logits = jax.vjp(forward, table, has_aux=True)
-        direction = jax.random.normal(jax.random.key(1), hidden.shape)
-        each = jnp.eye(2 * T).reshape(2 * T, 2, T, 1)
-        (gradients,) = jax.vmap(lambda one: pullback(one * direction))(each)
-        return logits, jnp.abs(gradients).sum(-1)[:, TOKENS.reshape(-1)]  # (output token, input token)
-
-    logits, paths = run(params)
-    assert logits.shape == (2, T, VOCABULARY) and logits.dtype == jnp.float32
-    wanted = reference.logits(c, canonical_params(params), np.asarray(TOKENS), **jax.tree.map(np.asarray, given))
-    np.testing.assert_allclose(logits, wanted, atol=1e-5 * max(1.0, np.abs(wanted).max()))
+    together, paths = run_two_seeds(model, params, given)
+    given = jax.tree.map(np.asarray, given)
+    assert together.shape == (2, 2, T, VOCABULARY) and together.dtype == np.float32
+    for logits, one in zip(together, params, strict=True):
+        wanted = reference.logits(c, canonical_params(one), TOKENS, **given)
+        np.testing.assert_allclose(logits, wanted, atol=1e-5 * max(1.0, np.abs(wanted).max()))
     expected = np.zeros((2 * T, 2 * T), bool)
     for b in range(2):
-        place = {name: np.asarray(value[b]) for name, value in given.items()}
+        place = {name: value[b] for name, value in given.items()}
         whole = {"segments": np.zeros(T, int), "positions": np.arange(T)} | place
         expected[b * T : (b + 1) * T, b * T : (b + 1) * T] = reference.reachable(c, **whole)
     # Sums of log f up to a query and up to a key differ by what lies between, and by a rounding of what lies before.
     has_gate = any(getattr(block.attention, "forget_gate", False) for block in c.blocks)
     noise = 1e-6 * np.max(paths) if has_gate else 0.0
-    np.testing.assert_array_equal(np.asarray(paths) > np.where(expected, 0.0, noise), expected)
-    # Two seeds at once, rows over two devices.
-    seeds = jax.tree.map(lambda *leaves: jnp.stack(leaves), random_params(model, seed=1), params)
+    np.testing.assert_array_equal(paths > np.where(expected, 0.0, noise), expected)
+    alone = np.asarray(jax.jit(GPT(half).apply)(params[1], TOKENS, **given))
+    assert alone.dtype == np.float32
+    if half.dtype == "float32":
+        np.testing.assert_allclose(alone, together[1], atol=1e-5)
+    else:
+        assert np.isfinite(alone).all()
+        assert 0 < np.abs(alone - together[1]).max() < 0.2 * np.abs(together[1]).max()
+
+
+def run_two_seeds(model: GPT, params: list[Any], given: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of both seeds, and how much each output of the second depends on each input: (output, input)."""
+
+    def run_one(params: Any, tokens: Any) -> tuple[Any, Any]:
+        def forward(table: Any) -> tuple[Any, Any]:
+            inner = params["params"]
+            changed = {"params": inner | {"embedding": inner["embedding"] | {"table": table}}}
+            logits, taps = model.apply(changed, tokens, capture="hidden", **given)
+            return taps["hidden"], logits
+
+        hidden, pullback, logits = jax.vjp(forward, params["params"]["embedding"]["table"], has_aux=True)
+        each = jnp.eye(2 * T).reshape(2 * T, 2, T, 1)
+        direction = np.random.default_rng(1).normal(size=hidden.shape).astype(np.float32)
+        (gradients,) = jax.vmap(lambda one: pullback(one * direction))(each)
+        return logits, jnp.abs(gradients).sum(-1)[:, TOKENS.reshape(-1)]
+
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    stacked_params = jax.tree.map(lambda *leaves: np.stack(leaves), *params)
+    seeds = jax.device_put(stacked_params, NamedSharding(mesh, PartitionSpec()))
     rows = jax.device_put(TOKENS, NamedSharding(mesh, PartitionSpec("data")))
-    together = jax.jit(jax.vmap(partial(model.apply, **given), (0, None)))(
-        jax.device_put(seeds, NamedSharding(mesh, PartitionSpec())), rows
-    )
-    assert len(together.sharding.device_set) == 2
-    np.testing.assert_allclose(together[1], logits, atol=1e-5)
-    if half.dtype != "float32":
-        rounded = jax.jit(partial(GPT(half).apply, **given))(params, TOKENS)
-        assert rounded.dtype == jnp.float32 and np.isfinite(rounded).all()
-        assert 0 < np.abs(rounded - logits).max() < 0.2 * np.abs(logits).max()
+    logits, paths = jax.jit(jax.vmap(run_one, (0, None)))(seeds, rows)
+    assert len(logits.sharding.device_set) == 2
+    return np.asarray(logits), np.asarray(paths)[1]
 
 
-# Chunks of 10 tokens; prompts of 1, W − 1, W, W + 1 and longer, then single steps and odd chunks.
-SCHEDULES = [(4, 1, 1, 3, 1), (3, 1, 1, 4, 1), (2, 1, 5, 1, 1), (1, 1, 2, 1, 5), (7, 1, 1, 1)]
+# Chunks of 10 tokens: prompts of 1, W − 1, W, W + 1 and more, then single steps and longer chunks. Each schedule has
+# two sizes, since each size is a program of its own.
+SCHEDULES = [(4, 1, 1, 4), (3, 1, 1, 3, 1, 1), (2, 1, 2, 1, 2, 1, 1), (1, 1, 1, 5, 1, 1), (7, 1, 1, 1)]
+
+
+@lru_cache(maxsize=2)
+def compiled(config: ModelConfig) -> tuple[Any, Any]:
+    """The model and the maker of its cache, so that schedules of one model share their programs."""
+    return jax.jit(GPT(config).apply), jax.jit(partial(init_cache, config), static_argnums=(0, 1))
 
 
 def decode(
-    model: GPT,
+    config: ModelConfig,
     params: Any,
-    tokens: jax.Array,
+    tokens: np.ndarray,
     chunks: tuple[int, ...],
     padding: list[int],
-    prefix: list[int] | None = None,
+    prefix: np.ndarray | None = None,
 ) -> np.ndarray:
     """Logits of all tokens, chunk by chunk through a cache."""
-    step = jax.jit(model.apply)
-    cache = init_cache(model.config, len(tokens), tokens.shape[1], jnp.array(padding))
+    step, make_cache = compiled(config)
+    cache = make_cache(len(tokens), tokens.shape[1], np.array(padding))
     out, at = [], 0
     for chunk in chunks:
-        first = {} if prefix is None or at > 0 else {"prefix": jnp.array(prefix)}
+        first = {} if prefix is None or at > 0 else {"prefix": prefix}
         logits, cache = step(params, tokens[:, at : at + chunk], cache=cache, **first)
-        out.append(logits)
+        out.append(np.asarray(logits))
         at += chunk
     assert at == tokens.shape[1] == int(cache.step)
     return np.concatenate(out, axis=1)
@@ -344,16 +360,15 @@ def decode(
 
 def check_cached(c: ModelConfig, chunks: tuple[int, ...]) -> None:
     """Row 0 is full, row 1 has two tokens of left padding; each must score as if it stood alone."""
-    model = GPT(c)
-    params = random_params(model)
-    tokens = np.random.default_rng(1).integers(0, VOCABULARY, (2, sum(chunks)))
+    params = random_params(GPT(c))
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, (2, sum(chunks)), np.int32)
     total, prefix = sum(chunks), None
     if any(getattr(block.attention, "mask", None) == Prefix() for block in c.blocks):
-        prefix = [min(chunks[0], 3), max(0, min(chunks[0] - 2, 2))]  # whole in the first chunk
-    logits = decode(model, params, jnp.asarray(tokens), chunks, [0, 2], prefix)
+        prefix = np.array([min(chunks[0], 3), max(0, min(chunks[0] - 2, 2))])  # whole in the first chunk
+    logits = decode(c, params, tokens, chunks, [0, 2], prefix)
     assert np.isfinite(logits).all()
     for b, padding in enumerate([0, 2]):
-        given = {} if prefix is None else {"prefix": np.array(prefix[b : b + 1])}
+        given = {} if prefix is None else {"prefix": prefix[b : b + 1]}
         row = tokens[b : b + 1, padding:]
         wanted = reference.logits(c, canonical_params(params), row, length=total, **given)
         np.testing.assert_allclose(logits[b : b + 1, padding:], wanted, atol=1e-5)
@@ -369,7 +384,6 @@ FIXED = {
     "head": Head(),
     "embedding": Embedding(),
     "final_norm": RmsNorm(),
-    "scan": True,
     "remat": "full",
     "dtype": "float32",
 }
@@ -386,13 +400,13 @@ def test_cached_decoding_equals_the_full_forward_at_every_position(i: int) -> No
 
 @pytest.mark.parametrize("i", range(0, len(CACHED_CASES), 4))
 def test_cached_decoding_in_bfloat16_is_the_full_forward_in_bfloat16(i: int) -> None:
-    c = dataclasses.replace(build(CACHED_CASES[i]), dtype="bfloat16", scan=False)
+    c = build(CACHED_CASES[i] | {"dtype": "bfloat16", "scan": False})
     if any(getattr(block.attention, "mask", None) == Prefix() for block in c.blocks):
         pytest.skip("the full forward pass declares another length than the cache's")
     model = GPT(c)
     params, chunks = random_params(model), CACHED_CASES[i]["chunks"]
-    tokens = jnp.asarray(np.random.default_rng(1).integers(0, VOCABULARY, (2, sum(chunks))))
-    cached, full = decode(model, params, tokens, chunks, [0, 0]), jax.jit(model.apply)(params, tokens)
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, (2, sum(chunks)), np.int32)
+    cached, full = decode(c, params, tokens, chunks, [0, 0]), np.asarray(compiled(c)[0](params, tokens))
     # A ring adds up in another order, and a sum that rounds to the next number moves all that follows.
     np.testing.assert_allclose(cached, full, atol=2e-2 * np.abs(full).max())
 
@@ -448,6 +462,7 @@ FEATURES = {
 }
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", FEATURES)
 def test_scan_and_remat_change_no_initial_value_no_loss_and_no_gradient(name: str) -> None:
     """Under dropout too: a layer's mask comes from its own key however the layers are executed."""
@@ -484,6 +499,7 @@ def assert_trees_equal(a: Any, b: Any) -> None:
         np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("scan", [False, True])
 def test_seeds_can_be_vmapped(scan: bool) -> None:
     model = GPT(dataclasses.replace(FEATURES["period 2"], scan=scan))
@@ -530,7 +546,7 @@ def test_bfloat16_trains_and_decodes_with_finite_numbers_close_to_float32() -> N
     logits, narrow = (jax.jit(GPT(c).apply)(params, TOKENS) for c in (full, half))
     assert narrow.dtype == jnp.float32
     assert 1e-4 < np.abs(logits - narrow).max() < 0.3
-    cached = decode(GPT(half), params, TOKENS, (3, 1, 4), [0, 0])
+    cached = decode(half, params, TOKENS, (4, 4), [0, 0])
     np.testing.assert_allclose(cached, narrow, atol=0.3)
     gradients = jax.jit(jax.grad(lambda p: GPT(half).apply(p, TOKENS).std()))(params)
     assert all(g.dtype == jnp.float32 and np.isfinite(g).all() for g in jax.tree.leaves(gradients))

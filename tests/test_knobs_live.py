@@ -36,7 +36,7 @@ from gpt_jax.training.resolve import resolve
 from gpt_jax.training.sharding import make_mesh, shard_batch
 from gpt_jax.training.state import init_state
 from gpt_jax.training.step import make_train_step
-from tests.tiny import tiny_config
+from tests.tiny import PROGRAMS, tiny_config
 
 Place = Callable[[Config, Any], Config]
 
@@ -60,7 +60,11 @@ def with_values(config: Config, values: Any) -> Config:
     """In every layer; where they are shared, the first layer makes values of the same width."""
     if not isinstance(values, knobs.Shared):
         return in_attention(config, value=values)
-    made, shared = (in_attention(config, value=v).model.blocks[0] for v in (knobs.Projected(values.width), values))
+    first, second = config.model.blocks
+    made = dataclasses.replace(
+        first, attention=dataclasses.replace(first.attention, value=knobs.Projected(values.width))
+    )
+    shared = dataclasses.replace(second, attention=dataclasses.replace(second.attention, value=values))
     return dataclasses.replace(config, model=dataclasses.replace(config.model, blocks=(made, shared)))
 
 
@@ -275,7 +279,7 @@ def written(config: Config, folder: Path) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoints, "save", lambda self, step, *rest: (saved.append(step), save(self, step, *rest))[1])
         try:
-            train(config, folder, console=Console(quiet=True))
+            train(config, folder, console=Console(quiet=True), programs=PROGRAMS)
         except ValueError as error:
             assert "not finite" in str(error)
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
@@ -283,7 +287,7 @@ def written(config: Config, folder: Path) -> Any:
 
 
 def sampled(config: Config, folder: Path) -> str:
-    train(config, folder, console=Console(quiet=True))
+    train(config, folder, console=Console(quiet=True), programs=PROGRAMS)
     letters = open_data(config.data, 16, 0).tokenizer
     model = GPT(dataclasses.replace(config.model, vocab_size=letters.vocab_size))
     return sample_text(model, model.init(jax.random.key(0), np.zeros((1, 2), np.int32)), letters, config.prompt, 0)
@@ -301,7 +305,7 @@ def wandb_wanted(config: Config, folder: Path) -> bool:
 
 def base_wanted(config: Config, folder: Path) -> bool:
     try:
-        train(config, folder, console=Console(quiet=True))
+        train(config, folder, console=Console(quiet=True), programs=PROGRAMS)
     except FileNotFoundError:
         return True
     return False
@@ -321,7 +325,7 @@ def evaluated(config: Config, folder: Path) -> list[tuple[int, ...]]:
         patch.setattr(
             evaluate, "shard_batch", lambda batch, *rest: (shapes.append(batch.tokens.shape), place(batch, *rest))[1]
         )
-        train(config, folder, console=Console(quiet=True))
+        train(config, folder, console=Console(quiet=True), programs=PROGRAMS)
     return shapes
 
 

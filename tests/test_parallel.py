@@ -1,4 +1,9 @@
-"""However a step is spread over devices, its numbers are those of one: raw gradients, since Adam hides a factor."""
+"""A training step gives the same numbers on one device and on several.
+
+Raw gradients, read from SGD's momentum after one step, and all metrics are compared to those of one device, for `jit`
+and `pmap`, with and without micro-batches, and for parameters sharded by path. Adam would hide a wrong factor, since it
+divides by the size of the gradient. The rows of the batch differ in their number of targets, so a mean of means fails.
+"""
 
 import re
 from functools import partial
@@ -31,7 +36,7 @@ def make_config(accumulate=1, dropout=0.0, optimizer=None, **model):
 
 
 def make_batch():
-    """Rows whose numbers of real targets differ much, so that a mean of means is wrong."""
+    """Rows whose numbers of targets of weight 1 differ much."""
     rng = np.random.default_rng(0)
     ids = rng.integers(0, VOCABULARY, (ROWS, LENGTH + 1)).astype(np.int32)
     weights = (rng.random((ROWS, LENGTH)) < np.linspace(0.05, 1.0, ROWS)[:, None]).astype(np.float32)
@@ -45,7 +50,7 @@ def start(config):
 
 
 def raw(state, metrics):
-    """(gradients, metrics) of a first step: the momentum is the gradient then."""
+    """(gradients, metrics) of a first step, after which the momentum is the gradient."""
     return jax.device_get((state.optimizer[0].trace, metrics))
 
 
@@ -73,7 +78,7 @@ def check(result, expected):
 
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 @pytest.mark.parametrize(("devices", "accumulate"), [(1, 1), (4, 1), (2, 4)])
-def test_data_parallel_gradients_are_those_of_one_device(alone, devices, accumulate, parallel):
+def test_data_parallel_gradients_equal_those_of_one_device(alone, devices, accumulate, parallel):
     check(one_step(make_config(accumulate), devices, parallel), alone)
 
 
@@ -93,7 +98,7 @@ RULES = {
 
 
 @pytest.mark.parametrize("kind", RULES)
-def test_parameters_may_be_sharded_by_path(alone, kind):
+def test_gradients_of_sharded_parameters_equal_those_of_one_device(alone, kind):
     mesh = make_mesh()
     train_step, state = start(make_config())
 
@@ -107,7 +112,8 @@ def test_parameters_may_be_sharded_by_path(alone, kind):
     check(raw(*jax.jit(train_step)(sharded, batch)), alone)
 
 
-def test_accumulating_moves_no_rows_between_devices():
+def test_micro_batches_move_no_rows_between_devices():
+    """The compiled program has an all-reduce and no other communication."""
     config, mesh = make_config(accumulate=2), make_mesh()
     model = GPT(config.model)
     step = compile_step(make_train_step(model, config), mesh, "jit")
@@ -118,7 +124,7 @@ def test_accumulating_moves_no_rows_between_devices():
 
 
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
-def test_a_run_of_several_steps_stays_on_one_program_and_one_state(parallel):
+def test_several_steps_are_traced_once_and_the_state_is_donated_and_stays_replicated(parallel):
     config, mesh = make_config(optimizer=Adamw(learning_rate=0.01)), make_mesh()
     model = GPT(config.model)
     train_step, traces = make_train_step(model, config), []
@@ -142,7 +148,8 @@ def test_a_run_of_several_steps_stays_on_one_program_and_one_state(parallel):
     assert losses == sorted(losses, reverse=True)
 
 
-def test_each_device_drops_out_by_its_own_key_under_pmap():
+def test_under_pmap_each_device_has_its_own_dropout_key():
+    """The same row has another loss on another device."""
     config = make_config(dropout=0.5)
     model = GPT(config.model)
     state = init_state(model, config)
@@ -158,12 +165,12 @@ def test_each_device_drops_out_by_its_own_key_under_pmap():
 
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 @pytest.mark.parametrize(("devices", "accumulate"), [(3, 1), (4, 4)])
-def test_rows_that_cannot_be_divided_are_refused(devices, accumulate, parallel):
+def test_rows_that_devices_and_micro_batches_do_not_divide_are_refused(devices, accumulate, parallel):
     with pytest.raises(ValueError, match=r"train\.batch_size"):
         shard_batch(make_batch(), make_mesh(jax.devices()[:devices]), parallel, accumulate)
 
 
-def test_a_mesh_is_of_all_devices():
+def test_the_default_mesh_has_all_devices_on_its_data_axis():
     mesh = make_mesh()
     assert mesh.shape == {"data": 4}
     assert mesh.axis_types == (AxisType.Auto,)

@@ -1,4 +1,4 @@
-"""A prefix-LM from training to text: the prompt sees itself whole, what is predicted never sees what follows it."""
+"""A prefix-LM from training to text: the prompt attends in both directions, the answer only to what precedes it."""
 
 import dataclasses
 from pathlib import Path
@@ -15,7 +15,7 @@ from gpt_jax.config.errors import ConfigError
 from gpt_jax.data import Batch
 from gpt_jax.runs.train import train
 from gpt_jax.training.step import model_arguments
-from tests.tiny import random_params, tiny, tiny_config
+from tests.tiny import PROGRAMS, random_params, tiny, tiny_config
 
 BLOCK = BlockConfig(Attention(2, position=Rope(), mask=Prefix()), Mlp(32))
 CONFIG = tiny_config(model={"blocks": (BLOCK,) * 2})
@@ -30,7 +30,7 @@ def test_the_prefix_of_a_row_is_what_stands_before_its_first_target() -> None:
 
 
 def test_it_trains_on_a_task_and_text_is_refused(tmp_path: Path) -> None:
-    outcome = train(CONFIG, tmp_path / "run", console=Console(quiet=True))
+    outcome = train(CONFIG, tmp_path / "run", console=Console(quiet=True), programs=PROGRAMS)
     assert outcome.status == "finished"
     with pytest.raises(ConfigError, match="those of Text have none: use a task such as Copy"):
         Config(CONFIG.model, Text(), CONFIG.optimizer, CONFIG.train)
@@ -60,7 +60,7 @@ def test_what_would_cut_a_prefix_is_refused() -> None:
         with pytest.raises(ValueError, match="must see its prompt at once: leave out slide and chunk"):
             generate(model, params, [[1, 2]], key=jax.random.key(0), max_new_tokens=2, **options)
     cache = init_cache(model.config, 1, 8)
-    with pytest.raises(ValueError, match="it must be read at once"):
+    with pytest.raises(ValueError, match="attend to one another: pass all"):
         model.apply(params, tokens[:, :3], cache=cache, prefix=prefix)
     with pytest.raises(ValueError, match="prefix 7 is out of range"):
         model.apply(params, tokens, prefix=jnp.array([7]))

@@ -1,4 +1,8 @@
-"""An interrupted run, resumed, is the uninterrupted run: every loss and every final bit."""
+"""A run that is interrupted and resumed equals the uninterrupted run, bit for bit.
+
+A run is stopped three times, or killed by SIGKILL, and started again. Every recorded metric, the fingerprints of the
+last checkpoint (parameters, moments, counters) and the loaded parameters must equal those of a run without a stop.
+"""
 
 import dataclasses
 import json
@@ -22,13 +26,15 @@ from gpt_jax.runs.load import load_run
 from gpt_jax.runs.train import train
 from tests.tiny import tiny_config
 
+pytestmark = pytest.mark.optimized
+
 STEPS = 14
 STOPS = (3, 6, 11)
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
-    """About 25 rows of text, so that an epoch ends after some 6 of the steps."""
+    """About 25 rows of text, so that an epoch ends after about 6 steps."""
     folder = tmp_path_factory.mktemp("text")
     generator = np.random.default_rng(0)
     for number in range(9):
@@ -69,7 +75,7 @@ def measured(folder: Path) -> list[dict[str, Any]]:
 
 
 def stored(folder: Path) -> dict[str, Any]:
-    """The fingerprints of parameters, moments and counters of the last checkpoint."""
+    """Fingerprints of parameters, moments and counters in the last checkpoint."""
     return json.loads((folder / "checkpoints" / str(STEPS) / "record" / "metadata").read_text())["fingerprints"]
 
 
@@ -89,7 +95,7 @@ def assert_same_run(left: Path, right: Path) -> None:
         pytest.param({"parallel": "pmap"}, id="pmap"),
     ],
 )
-def test_a_chain_of_three_resumes(
+def test_a_run_stopped_three_times_equals_the_uninterrupted_run(
     tmp_path: Path, text: Text, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(text, changes)
@@ -106,8 +112,8 @@ def test_a_chain_of_three_resumes(
     assert_same_run(tmp_path / "whole", tmp_path / "pieces")
 
 
-def test_the_chain_crosses_an_epoch(text: Text) -> None:
-    """What the test above relies on: the epoch ends between two of its stops."""
+def test_the_stops_lie_on_both_sides_of_the_end_of_an_epoch(text: Text) -> None:
+    """A condition that the test above relies on."""
     from gpt_jax.data import open_data
 
     config = make_config(text, {})
@@ -121,15 +127,15 @@ import json, sys, time
 from rich.console import Console
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import from_dict
-from gpt_jax.run import train
+from gpt_jax import train
 from gpt_jax.runs.interrupt import Interrupts
-Interrupts.requested = lambda self, step: time.sleep(0.2)  # or it would be over before it is killed
+Interrupts.requested = lambda self, step: time.sleep(0.2)  # slow enough to be killed in the middle
 train(from_dict(Config, json.load(open(sys.argv[1]))), sys.argv[2], console=Console(quiet=True))
 """
 
 
-def test_a_killed_run_goes_on(tmp_path: Path, text: Text) -> None:
-    """SIGKILL in the middle: what was recorded after the newest checkpoint is made again, equal, once."""
+def test_a_killed_run_equals_the_uninterrupted_run(tmp_path: Path, text: Text) -> None:
+    """Steps recorded after the newest checkpoint are computed again, with equal metrics, and recorded once."""
     config = make_config(text, {})
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     train(config, tmp_path / "whole", console=Console(quiet=True))

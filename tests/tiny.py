@@ -23,8 +23,11 @@ from gpt_jax.config import (
     Train,
 )
 from gpt_jax.model.paths import map_with_path
+from gpt_jax.model.shapes import parameter_shapes
+from gpt_jax.training.programs import Programs
 
 VOCABULARY = 32
+PROGRAMS = Programs()  # what the small runs of all tests of a process compile alike
 STDS = {"kernel": 0.5, "table": 1.0, "bias": 0.3, "scale": 0.3, "taps": 0.3}
 
 
@@ -41,7 +44,7 @@ def tiny(
 @cache
 def shapes_of(config: ModelConfig) -> Any:
     """Shapes and dtypes of the parameters; tracing `init` costs more than drawing many seeds."""
-    return jax.eval_shape(GPT(config).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    return parameter_shapes(config)
 
 
 def random_params(model: GPT, seed: int = 0, size: float = 1.0) -> Any:

@@ -1,5 +1,5 @@
 """The base that the studies on text share: 3 layers of width 96 on characters or bytes, 1 M tokens, about 45 s a run on
-two CPU cores. No study by itself.
+two CPU cores. Not a study itself.
 """
 
 from ml_collections import ConfigDict

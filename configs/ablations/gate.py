@@ -3,7 +3,7 @@ them: the MLP pays for the gate.
 
     python -m experiments.ablate --config=configs/ablations/gate.py --workdir=runs/gate
 
-Expected: gains of the noise's size here. (Qiu et al. 2025, arXiv:2505.06708: perplexity 7.363 → 7.101 at 1.7B;
+Expected: gains no larger than the noise here. (Qiu et al. 2025, arXiv:2505.06708: perplexity 7.363 → 7.101 at 1.7B;
 ResFormer, Zhou et al. 2024, arXiv:2410.17897: equal loss with 16% fewer parameters; a retest of 2026 at equal compute
 and several seeds found both inside the noise.) About 20 minutes on two CPU cores.
 """

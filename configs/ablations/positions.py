@@ -1,8 +1,8 @@
-"""How should a decoder know positions, and which schemes outlive their training length?
+"""How should a decoder encode positions, and which schemes hold beyond their training length?
 
     python -m experiments.ablate --config=configs/ablations/positions.py --workdir=runs/positions
 
-Expected: on rows of the training length the schemes are close, no scheme at all a little behind. On rows 2 and 4 times
+Expected: on rows of the training length the schemes are close, no scheme a little behind. On rows 2 and 4 times
 as long ALiBi stays as it was (Press et al. 2021, arXiv:2108.12409), while learned and sinusoidal codes and RoPE rise;
 the learned table has rows for 4 times the training length, most of them never trained. About 25 minutes on two CPU
 cores.

@@ -1,5 +1,5 @@
-"""What the loop around the step costs: the training loop as a run has it against the bare compiled steps of the same
-batches, evaluation and checkpoints apart.
+"""The overhead of the training loop: a run's loop compared to the bare compiled steps on the same batches, without
+evaluations and checkpoints.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from gpt_jax.runs.checkpoint import Checkpoints
 from gpt_jax.runs.display import Display
 from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.interrupt import Interrupts
-from gpt_jax.runs.loop import Loop, Trace
+from gpt_jax.runs.loop import RunObserver, run_steps
 from gpt_jax.runs.metrics import Metrics, TensorBoard
+from gpt_jax.runs.profile import Trace
 from gpt_jax.training.sharding import compile_step, make_mesh, replicate, shard_batch
 from gpt_jax.training.state import init_state
 from gpt_jax.training.step import make_train_step
@@ -30,7 +31,7 @@ STEPS = 100
 
 
 class NoCheckpoints:
-    """Takes what the loop saves after its last step, and forgets it."""
+    """Discards the checkpoint that the loop saves after its last step."""
 
     def save(self, *_: Any) -> None: ...
 
@@ -38,8 +39,8 @@ class NoCheckpoints:
 
 
 def run(rounds: int) -> dict[str, Any]:
-    """Seconds of 100 steps at the small size, bare and in the loop with its records, events and progress bar, and the
-    ratio of the best.
+    """Seconds of 100 steps at the small size, bare and in the loop with its records, TensorBoard events and progress
+    bar, and the ratio of the best.
     """
     size = SIZES["small"]
     config = gpt2_config(size)
@@ -63,8 +64,9 @@ def run(rounds: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as path, Interrupts() as interrupts:
             folder = RunFolder(path)
             records = Metrics(folder, 0, [TensorBoard(folder, 0)])
-            whole = Loop(
+            observer = RunObserver(
                 config=config,
+                step=0,
                 evaluate=lambda params: {"loss": 0.0, "loss_standard_error": 0.0, "accuracy": 0.0},
                 checkpoints=cast(Checkpoints, NoCheckpoints()),
                 records=records,
@@ -73,9 +75,9 @@ def run(rounds: int) -> dict[str, Any]:
                 trace=Trace(None),
             )
             display.start(0)
-            state, _ = whole.run(
-                lambda state, rows: step(state, shard_batch(rows, mesh, "jit")), state, iter([batch] * STEPS), 0
-            )
+            batches = (shard_batch(rows, mesh, "jit") for rows in [batch] * STEPS)
+            state = run_steps(step, state, batches, 0, observer)
+            observer.finish()
             display.stop()
             records.close()
         return jax.tree.leaves(state)[0]

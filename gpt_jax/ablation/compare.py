@@ -1,4 +1,4 @@
-"""Any runs side by side, outside of a study: their curves in one page, and in what their configurations differ."""
+"""Runs side by side, outside of a study: a page with their curves and the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def write_comparison(runs: Sequence[str], output: str) -> str:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The last part of each path, with as many parts before it as tell all apart."""
+    """The last part of each path, and as many parts before it as make all names different."""
     parts = [PurePosixPath(path).parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
@@ -106,7 +106,7 @@ def _run(name: str, folder: RunFolder) -> _ComparedRun:
 
 
 def _tokens(records: Sequence[Mapping[str, Any]]) -> float | None:
-    """Tokens seen; records need not be of every step, but each tells how many one step took."""
+    """Tokens seen: the last step × the mean number of tokens in a recorded step."""
     known = [r["tokens"] for r in records if r.get("tokens") is not None]
     return records[-1]["step"] * statistics.fmean(known) if known else None
 

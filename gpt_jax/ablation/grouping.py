@@ -1,4 +1,4 @@
-"""Whether an arm's seeds train in one program or one after the other: measured once, and then part of the study."""
+"""Whether the seeds of an arm train in one program or one after the other: chosen once, then recorded in the study."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from gpt_jax.config import Config
 from gpt_jax.config.conversion import config_hash
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.data import open_data
-from gpt_jax.runs.folder import RunFolder
-from gpt_jax.runs.load import Workdir
+from gpt_jax.runs.folder import RunFolder, Workdir
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.sharding import make_mesh, replicate, shard_batch
 from gpt_jax.training.state import given_by
@@ -26,11 +25,11 @@ from gpt_jax.training.together import stack, stack_rows
 
 MOST = 8
 TIMED = 4
-GAIN = 0.9  # two compilations of one program differ by some percent in what they take
+GAIN = 0.9  # two compilations of one program differ in speed by a few percent
 
 
 def recorded(plan: StudyPlan, workdir: Workdir) -> Grouping | None:
-    """What this study began with in the folder; None where it did not, or where another did."""
+    """The grouping recorded in the folder; None if it holds no study, or a study of another baseline."""
     folder = RunFolder(workdir)
     if not folder.exists(STUDY):
         return None
@@ -43,12 +42,12 @@ def _hash(plan: StudyPlan) -> str:
 
 
 def choose(plan: StudyPlan, workdir: Workdir, asked: int | None, is_part: bool, programs: Programs) -> Grouping:
-    """How the study in `workdir` trains its seeds: as it began, as `asked`, or as is measured faster here.
+    """How the study in `workdir` trains its seeds: as recorded, as `asked`, or as measured to be faster.
 
-    A part of a study (`is_part`), whose other parts may run on other machines, measures nothing: all must choose alike.
+    A part of a study (`is_part`) measures nothing: other parts may run on other machines, and all must choose alike.
 
     Raises:
-      ConfigError: the study began otherwise than asked, or its runs can't train together.
+      ConfigError: another grouping is recorded than asked for, or the runs can't train together.
     """
     config, earlier = plan.runs[0].resolved, recorded(plan, workdir)
     is_possible = config.train.parallel == "jit" and config.wandb is None
@@ -72,13 +71,13 @@ def choose(plan: StudyPlan, workdir: Workdir, asked: int | None, is_part: bool, 
 
 
 def time_both(config: Config, count: int, programs: Programs, chosen_for: str) -> Grouping:
-    """Times steps of the resolved configuration both ways, one state at a time first."""
+    """Chooses by timing steps of the resolved configuration, first one state at a time and then `count` together."""
     mesh, steps = make_mesh(), config.train.steps
     data = open_data(config.data, config.model.context_length, config.data_seed, progress=False)
     rows = data.batch(0, config.train.batch_size)
     seeds = [dataclasses.replace(config, seed=config.seed + i) for i in range(count)]
     step, batch = programs.step(config, mesh), shard_batch(rows, mesh, "jit", config.train.accumulate)
-    compiling, one = _seconds(lambda state: step(state, batch), replicate(programs.init(config), mesh))
+    compiling, one = _seconds(lambda state: step(state, batch), programs.init(config, mesh))
     alone = compiling + steps * count * one
     if steps * count * one <= compiling:
         reason = "one after the other: all their steps take less time than another compilation"
@@ -87,7 +86,7 @@ def time_both(config: Config, count: int, programs: Programs, chosen_for: str) -
     batches = shard_batch(stack_rows([rows] * count), mesh, "vmap", config.train.accumulate)
     try:
         given = replicate(stack([given_by(seed) for seed in seeds]), mesh)
-        states = replicate(stack([programs.init(seed) for seed in seeds]), mesh)
+        states = replicate(stack([programs.init(seed, mesh) for seed in seeds]), mesh)
         compiling, all_of_them = _seconds(lambda states: step_together(states, batches, given), states)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -102,7 +101,7 @@ def time_both(config: Config, count: int, programs: Programs, chosen_for: str) -
 
 
 def _seconds(step: Callable[[Any], Any], state: Any) -> tuple[float, float]:
-    """Seconds of the first call, and of the fastest of some further."""
+    """Seconds of the first call, and of the fastest of the following ones."""
     times = []
     for _ in range(1 + TIMED):
         start = time.perf_counter()

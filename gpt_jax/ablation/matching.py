@@ -1,4 +1,4 @@
-"""Equal budgets: what an arm costs, and the width that makes it cost what the baseline does."""
+"""Equal budgets: the costs of an arm, and the width at which an arm costs as much as the baseline."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def match_arms(study: Study, configs: Mapping[str, Config], row_lengths: Mapping
     """Each arm with its free width solved, if the study matches one.
 
     Raises:
-      ConfigError: a free key that is no whole number in the arm.
+      ConfigError: a free key is not an integer setting of its arm.
     """
     frees, budget = study.frees(), costs(configs[study.baseline], row_lengths[study.baseline])
     result = {}
@@ -95,14 +95,14 @@ def _cost(row_length: int, match: Match, config: Config) -> float:
 
 
 def solve(config: Config, free: str, target: float | int, cost: Callable[[Config], float]) -> Config:
-    """`config` with the whole number `free` that brings `cost`, which does not fall with it, nearest to `target`.
+    """`config` with the integer `free` whose `cost`, which must not fall as it grows, is nearest to `target`.
 
     Raises:
-      ConfigError: `free` is no whole number in this configuration, or no value of it is legal.
+      ConfigError: `free` is not an integer setting of this configuration, or no value of it is legal.
     """
     settings = flatten(to_dict(config))
     if free not in settings:
-        raise ConfigError(f'the free width "{free}" is no setting{nearest(free, settings)}')
+        raise ConfigError(f'the free width "{free}" is not a setting{nearest(free, settings)}')
     if type(settings[free]) is not int:
         raise ConfigError(f'the free width "{free}" must be a whole number in the arm, not {settings[free]!r}')
     refused: ConfigError | None = None
@@ -131,7 +131,7 @@ def _nearest(
     if at(low) >= target:
         low = 1
     while high - low > 1:
-        # Costs are nearly straight in a width: the line through both ends, and every third time the middle.
+        # Costs are nearly linear in a width: guess by the line through both ends, and bisect every third time.
         slope = (at(high) - at(low)) / (high - low)
         is_straight = slope > 0 and at(low) < target and len(known) % 3 > 0
         guess = low + round((target - at(low)) / slope) if is_straight else (low + high) // 2

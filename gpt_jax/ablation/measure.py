@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -19,8 +18,7 @@ from gpt_jax.analysis.diagnostics import by_position, capture_attention, diagnos
 from gpt_jax.config import Config, DataConfig, ModelConfig, learned_positions
 from gpt_jax.data import Batch, Data, open_data
 from gpt_jax.model.gpt import GPT
-from gpt_jax.training.loss import cross_entropy
-from gpt_jax.training.step import model_arguments
+from gpt_jax.training.evaluate import each_sum, weighted_sums
 
 DIAGNOSED_ROWS, DIAGNOSED_TOKENS = 8, 512
 
@@ -60,9 +58,9 @@ class Measure:
         return _totals(self._sums(model, params, data, rows))[1]
 
     def _sums(self, model: ModelConfig, params: Any, data: Data, rows: int) -> Float[np.ndarray, "3 T"]:
-        """Σ weight · nll, Σ weight · hits and Σ weight at each place of the validation rows."""
-        step = self._get("sums", model, _sums_by_place)
-        return sum(np.asarray(step(params, b), np.float64) for b in data.validation(rows))  # type: ignore[return-value]
+        """Σ weight · nll, Σ weight · hits and Σ weight at each position of the validation rows."""
+        sums = self._get("sums", model, _sums_by_position)
+        return sum(x.astype(np.float64) for x in each_sum(sums, params, data.validation(rows)))  # type: ignore[return-value]
 
     def diagnostics(self, model: ModelConfig, params: Any, data: Data) -> AttentionDiagnostics:
         """`diagnose` of the first validation rows."""
@@ -77,11 +75,8 @@ class Measure:
         return self._compiled[what, model]
 
 
-def _sums_by_place(model: GPT, params: Any, batch: Batch) -> Float[Array, "3 T"]:
-    logits: Any = model.apply(params, batch.tokens, **model_arguments(model, batch))
-    nll, _, hit = cross_entropy(logits, batch.targets)
-    weights = batch.weights.astype(jnp.float32)
-    return jnp.stack([jnp.sum(weights * nll, axis=0), jnp.sum(weights * hit, axis=0), jnp.sum(weights, axis=0)])
+def _sums_by_position(model: GPT, params: Any, batch: Batch) -> Float[Array, "3 T"]:
+    return weighted_sums(model, "position", params, batch)
 
 
 def _totals(sums: Float[np.ndarray, "3 T"]) -> tuple[float, float]:

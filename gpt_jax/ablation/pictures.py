@@ -1,4 +1,4 @@
-"""Which pictures a study's results make, and which they can't, with the reason."""
+"""The pictures of a study's results, and why one can't be drawn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gpt_jax.pages.charts import (
 from gpt_jax.pages.numbers import Number, compact, loss, p_value, plus_minus, signed
 
 Split = Literal["train", "validation"]
-WIDE, NARROW = 560, 358  # pixels: half of a desk's page, and a phone's
+WIDE, NARROW = 560, 358  # pixels: half of a desktop page, and a phone
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Picture:
 
 
 def indices(arms: Sequence[ArmResults], baseline: str) -> list[int | None]:
-    """What colours each arm: None for the baseline, 0, 1, … for the others."""
+    """The colour of each arm: None for the baseline, 0, 1, … for the others."""
     others = [arm.name for arm in arms if arm.name != baseline]
     return [None if arm.name == baseline else others.index(arm.name) for arm in arms]
 
 
 def pictures(results: StudyResults) -> tuple[list[Picture], list[str]]:
-    """The pictures in the order of the report, and what is missing: a name, and a reason where it is not just that
-    nothing was measured.
+    """The pictures in the order of the report, and the names of those that are missing, with the reason unless nothing
+    was measured.
     """
     made = {
         "forest of differences": _forest(results),
@@ -74,7 +74,7 @@ def lines_of(results: StudyResults, points: Callable[[ArmResults], Sequence[Poin
     """The arms that have points, the baseline first."""
     indexed = enumerate(zip(results.arms, indices(results.arms, results.baseline), strict=True))
     lines = [Line(arm.name, index, i, found) for i, (arm, index) in indexed if (found := points(arm))]
-    return sorted(lines, key=lambda a: (a.index is not None, a.arm))
+    return sorted(lines, key=lambda a: (a.index is not None, a.series))
 
 
 def banded(rows: Sequence[Sequence[Number | None]] | None) -> list[Point]:
@@ -170,12 +170,12 @@ def _learning_rates(results: StudyResults) -> Picture | str | None:
 
     lines = []
     for a in lines_of(results, points):
-        arm = results.arms[a.arm]
+        arm = results.arms[a.series]
         tips = {x: f"{a.name}, learning rate {x:g}: {loss(y)}{_diverged(arm, x)}" for x, y, _, _ in a.points}
         marks = [(x, y, tips[x]) for x, y, _, _ in a.points]
         edge = " (on the grid’s edge)" if arm.learning_rate_at_edge else ""
         best = [(x, y, f"best: {tips[x]}{edge}") for x, y, _ in marks if x == arm.best_learning_rate]
-        lines.append(Line(a.name, a.index, a.arm, a.points, marks, best))
+        lines.append(Line(a.name, a.index, a.series, a.points, marks, best))
     note = "Mean over seeds; the bands span them; a ring marks each arm’s best. Diverged runs are left out."
     ticks = [(rate, f"{rate:g}") for rate in rates]
     plane = Plane("learning rate (log scale)", _nats(results), log_x=10, x_ticks=ticks)
@@ -197,7 +197,7 @@ def _positions(results: StudyResults) -> Picture | None:
 
 
 def _marked(line: Line, say: Callable[[Point], str]) -> Line:
-    """The line with a mark at each of its points, which says what it shows."""
+    """The line with a mark at each of its points, whose tip is `say(point)`."""
     return replace(line, marks=[(p[0], p[1], f"{line.name}, {say(p)}") for p in line.points])
 
 

@@ -66,12 +66,12 @@ class StudyPlan:
 
     @property
     def runs(self) -> list[PlannedRun]:
-        """All of them, one after the other."""
+        """All runs, in their order."""
         return [run for group in self.groups for run in group]
 
     def changes(self, arm: str) -> dict[str, Any]:
-        """Dotted key → value of the arm, where it differs from the baseline's; settings that went with the type they
-        belong to are left out.
+        """Dotted key → value of the arm, where it differs from the baseline's; settings of a type that the arm does
+        not have are left out.
         """
         config = self.arms[arm].config
         settings, pairs = flatten(to_dict(config)), difference(self.arms[self.study.baseline].config, config)
@@ -79,11 +79,11 @@ class StudyPlan:
 
 
 def make_plan(study: Study, together: int = 1) -> StudyPlan:
-    """Checks the study, opens its data, matches its budgets and lists its runs: all arms of one group of `together`
-    seeds, then all of the next.
+    """Checks the study, opens its data, matches its budgets and lists its runs: all arms of the first `together`
+    seeds, then of the next.
 
     Raises:
-      ConfigError: a study that can't be believed, an arm that can't be; see `Study`.
+      ConfigError: the study or one of its arms is invalid; see `Study`.
     """
     configs, opened = study.configs(), _Opened()
     sized = {name: _sized(config, opened.of(config)) for name, config in configs.items()}

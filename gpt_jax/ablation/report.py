@@ -1,6 +1,5 @@
-"""A study's report: from `results.json` to one page that opens from disk, to Markdown and to CSV.
-
-`write_report` reads nothing but that file, so a report can be made again, half-way through a study or years after it.
+"""A study's report: a page that opens from disk, Markdown, and CSV, all from `results.json` alone, so that it can be
+written half-way through a study or years after it.
 """
 
 from __future__ import annotations

@@ -37,8 +37,7 @@ from gpt_jax.ablation.verdict import compare_arms
 from gpt_jax.config.errors import MissingFile
 from gpt_jax.runs import metrics
 from gpt_jax.runs.checkpoint import Checkpoints
-from gpt_jax.runs.folder import METRICS, RunFolder
-from gpt_jax.runs.load import Workdir
+from gpt_jax.runs.folder import METRICS, RunFolder, Workdir
 
 STUDY, RESULTS, RUNS = "study.json", "results.json", "runs"
 OUTCOME, MEASUREMENTS, FAILURE = "outcome.json", "measurements.json", "failure.txt"

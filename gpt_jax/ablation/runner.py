@@ -1,4 +1,4 @@
-"""Runs a study: what is done is skipped, what was cut off goes on, and the results are written after every run."""
+"""Runs a study: finished runs are skipped, interrupted ones go on."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from gpt_jax.analysis.diagnostics import decode_rate
 from gpt_jax.config import Config
 from gpt_jax.data import open_data
 from gpt_jax.runs.environment import git_revision, versions
-from gpt_jax.runs.folder import RunFolder, RunLocked
-from gpt_jax.runs.load import Workdir, open_run
+from gpt_jax.runs.folder import RunFolder, RunLocked, Workdir
+from gpt_jax.runs.load import open_run
 from gpt_jax.runs.loop import TrainingDiverged
 from gpt_jax.runs.record import recorded
 from gpt_jax.runs.session import Outcome
@@ -47,10 +47,10 @@ class Runner:
     _losses: dict[str, list[float]] = field(default_factory=dict)
 
     def run(self, shard: tuple[int, int] = (0, 1)) -> StudyStatus:
-        """Runs every n-th group of runs, from number i on, of `shard` = (i, n) that is not done yet.
+        """Runs the groups i, i + n, i + 2n … of `shard` = (i, n) that are not done yet.
 
-        A run that diverges is recorded so and stays in the table; one that fails otherwise is reported, leaves its
-        reason in its folder, and is tried again by the next start.
+        A run that diverges is recorded as diverged and stays in the table. One that fails otherwise is reported and
+        leaves its traceback in its folder; the next start tries it again.
         """
         mine = self.plan.groups[shard[0] :: shard[1]]
         number, count = 0, sum(map(len, mine))
@@ -61,16 +61,18 @@ class Runner:
             is_done = all(is_measured(self.folder(run), run.measured_by) for run in group)
             try:
                 if not is_done:
-                    with self.console.status(escape(f"[{number}/{count}] {_name(group)} …")):  # on a terminal alone
+                    with self.console.status(
+                        escape(f"[{number}/{count}] {_name(group)} …")
+                    ):  # shown on a terminal only
                         has_ended = self._finish(group)
                     if not has_ended:
                         return "interrupted"
             except RunLocked:
-                self._say(f"{_name(group)}: another process is at it")
+                self._say(f"{_name(group)}: another process is running it")
                 continue
             except KeyboardInterrupt:  # between the steps of two runs, where there is nothing to save
                 return "interrupted"
-            except Exception as error:  # one arm must not take the night's other runs with it
+            except Exception as error:  # the other runs go on
                 self._fail(group, error)
                 status = "failed"
                 continue
@@ -171,7 +173,7 @@ class Runner:
 
 
 def _name(group: Sequence[PlannedRun]) -> str:
-    """For people."""
+    """What a message calls the group."""
     first = group[0]
     if len(group) == 1:
         return first.name
@@ -188,7 +190,7 @@ def write_plan(plan: StudyPlan, workdir: Workdir, command: str, grouping: Groupi
 
 
 def show_plan(plan: StudyPlan, console: Console) -> None:
-    """Prints the question, the arms with what they cost and what was chosen for them, and how many runs it takes."""
+    """Prints the question, the changes, costs and matched width of each arm, and the number of runs."""
     study = plan.study
     console.print(study.question, style="bold", highlight=False, markup=False, soft_wrap=True)
     for name, arm in plan.arms.items():

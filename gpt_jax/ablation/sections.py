@@ -1,4 +1,4 @@
-"""The parts of a report that are words and tables."""
+"""The texts and tables of a report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ METHOD = (
 
 
 def warnings(results: StudyResults) -> list[str]:
-    """What a reader must know before the figures."""
+    """What a reader must know before reading the figures."""
     counts = statuses(results.arms)
     total, left = sum(counts.values()), sum(n for s, n in counts.items() if s not in ("finished", "diverged"))
     said = []
@@ -82,7 +82,7 @@ def facts_html(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def arms_html(results: StudyResults) -> str:
-    """The table, sortable, and what it does not have."""
+    """The sortable table of arms, and the columns that were not measured."""
     columns, absent = table.columns(results)
     head = "".join(
         f'<th scope="col"{_text_class(c)}{_title(c.hint)}><button type="button">{name}</button></th>'

@@ -128,8 +128,8 @@ def sign_flip_p(differences: Sequence[float | int] | np.ndarray) -> float:
 
 
 def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """p-values corrected for their number, step-down (Holm 1979); None, a test that could not be made, counts as
-    none.
+    """p-values corrected for their number, step-down (Holm 1979). None, a test that could not be made, stays None and
+    is not counted.
     """
     known = sorted((p, name) for name, p in p_values.items() if p is not None)
     corrected: dict[str, float | None] = dict.fromkeys(p_values)

@@ -10,7 +10,7 @@
     )
 
 An arm is a name and the settings in which it differs from `base`, by dotted key. `vary` makes arms of one key's values;
-`product`, `chain`, `zip_arms` and `overlay` make arms of arms.
+`product`, `chain`, `zip_arms` and `with_changes` combine arms.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ RATE = "optimizer.learning_rate"
 
 @dataclass(frozen=True)
 class Arm:
-    """A name, and what is otherwise than in the study's base: dotted key → value (a number, a string, None, a group of
-    settings, or one of the configuration's dataclasses).
+    """A name, and the settings that differ from the study's base: dotted key → value (a number, a string, None, a group
+    of settings, or one of the configuration's dataclasses).
     """
 
     name: str
@@ -46,7 +46,7 @@ Arms = tuple[Arm, ...]
 
 @dataclass(frozen=True)
 class Probe:
-    """Accuracy of a trained arm on other data of its vocabulary, by x: `label` says what x is."""
+    """Data of the same vocabulary on which the accuracy of trained arms is measured, by x; `label` says what x is."""
 
     label: str
     data: Mapping[int, DataConfig]
@@ -54,13 +54,13 @@ class Probe:
 
 @dataclass(frozen=True)
 class Study:
-    """A question and the runs that answer it; `check` refuses one that can't be believed.
+    """A question and the runs that answer it; `check` refuses arms that differ in more than the question.
 
     `knobs` are the dotted keys, or groups of keys, in which arms may differ. `smallest_difference` in nats is the
-    smallest that matters. `learning_rates` are swept for every arm (none: the base's). `match` solves the key `free`,
-    an integer such as "model.mlp.width", for each arm so that its cost is the baseline's; `free` may give a key for
-    each arm's name. `extrapolation` evaluates at these multiples of the training context. `fresh_seeds` more runs of
-    the baseline tell how far luck goes; `aa` runs a copy of the baseline that must be bit-equal.
+    smallest that matters. `learning_rates` are swept for every arm (empty: the base's). `match` solves the key `free`,
+    an integer such as "model.mlp.width", for each arm so that its cost is the baseline's; `free` may map arms' names to
+    keys. `extrapolation` evaluates at these multiples of the training context. `fresh_seeds` further runs of the
+    baseline measure the noise; `aa` runs a copy of the baseline that must be bit-equal.
     """
 
     question: str
@@ -84,14 +84,16 @@ class Study:
             if names.count(name) > 1:
                 raise ConfigError(f'two arms of the study have the name "{name}": rename one')
         if self.baseline not in names:
-            raise ConfigError(f'the baseline "{self.baseline}" is no arm of the study{nearest(self.baseline, names)}')
+            raise ConfigError(
+                f'the baseline "{self.baseline}" is not an arm of the study{nearest(self.baseline, names)}'
+            )
         if not self.smallest_difference > 0:
             raise ConfigError("the smallest difference that matters must be positive: say how many nats would matter")
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
             raise ConfigError(f"a study needs seeds that are all different, not {self.seeds}")
         for key in self.frees().values():
             if key in self.knobs:
-                raise ConfigError(f'"{key}" is a knob of the study, so it can\'t be the free width that is matched')
+                raise ConfigError(f'"{key}" is a knob of the study, so it can\'t be the free width too')
 
     def frees(self) -> dict[str, str]:
         """The key that is solved for each arm that has one."""
@@ -105,7 +107,7 @@ class Study:
         """Each arm's configuration, the baseline first.
 
         Raises:
-          ConfigError: an unknown key, or a configuration that can't be; the message names the arm.
+          ConfigError: an unknown key, or an invalid configuration; the message names the arm.
         """
         arms = sorted(self.arms, key=lambda arm: arm.name != self.baseline)
         return {arm.name: _named(arm.name, self.base, arm.changes) for arm in arms}
@@ -115,16 +117,16 @@ class Study:
         return (*self.knobs, *sorted(set(self.frees().values())), *((RATE,) if self.learning_rates else ()))
 
     def check(self, configs: Mapping[str, Config]) -> None:
-        """The one-knob guard, for arms as they will run.
+        """Checks that the arms' resolved configurations differ in the declared keys alone.
 
         Raises:
-          ConfigError: an arm differs from the baseline in what is not declared, or two arms are the same.
+          ConfigError: an arm differs from the baseline in another key, or two arms are equal.
         """
         declared, baseline = self.declared(), configs[self.baseline]
         known = {key for config in configs.values() for key in _keys(to_dict(config))}
         for knob in declared:
             if knob not in known:
-                raise ConfigError(f'the knob "{knob}" is no setting of any arm{nearest(knob, known)}')
+                raise ConfigError(f'the knob "{knob}" is not a setting of any arm{nearest(knob, known)}')
         seen: dict[str, str] = {}
         for name, config in configs.items():
             if rest_hash(config, declared) != rest_hash(baseline, declared):
@@ -140,7 +142,7 @@ class Study:
 
 
 def _keys(values: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """The dotted keys of all settings and of all groups of them."""
+    """The dotted keys of all settings and groups."""
     for key, item in values.items():
         yield join(path, key)
         if isinstance(item, Mapping):
@@ -184,7 +186,7 @@ def change(config: Config, changes: Mapping[str, Any]) -> Config:
     """`config` with settings replaced, by dotted key, in their order.
 
     Raises:
-      ConfigError: an unknown key (with the nearest real one), or a combination that can't be.
+      ConfigError: an unknown key (with the nearest real one), or an invalid combination.
     """
     values = to_dict(config)
     for key, value in changes.items():
@@ -209,7 +211,7 @@ def _named(name: str, base: Config, changes: Mapping[str, Any]) -> Config:
         raise ConfigError(f'the arm "{name}": {error}') from None
 
 
-# ── arms of arms ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── combining arms ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def vary(key: str, values: Mapping[str, Any] | None = None, /, **more: Any) -> Arms:
@@ -237,7 +239,7 @@ def product(*groups: Arms) -> Arms:
     Raises:
       ConfigError: two groups that set the same key.
     """
-    return tuple(_together(arms) for arms in itertools.product(*groups))
+    return tuple(_combined(arms) for arms in itertools.product(*groups))
 
 
 def zip_arms(*groups: Arms) -> Arms:
@@ -249,15 +251,15 @@ def zip_arms(*groups: Arms) -> Arms:
     sizes = [len(group) for group in groups]
     if len(set(sizes)) > 1:
         raise ConfigError(f"zip_arms needs groups of one size, not of {', '.join(map(str, sizes))} arms")
-    return tuple(_together(arms) for arms in zip(*groups, strict=True))
+    return tuple(_combined(arms) for arms in zip(*groups, strict=True))
 
 
-def overlay(arms: Arms, changes: Mapping[str, Any]) -> Arms:
-    """The arms with further changes, which replace what an arm says of the same keys."""
+def with_changes(arms: Arms, changes: Mapping[str, Any]) -> Arms:
+    """The arms with `changes` added, which replace an arm's own values of the same keys."""
     return tuple(Arm(arm.name, {**arm.changes, **changes}) for arm in arms)
 
 
-def _together(arms: tuple[Arm, ...]) -> Arm:
+def _combined(arms: tuple[Arm, ...]) -> Arm:
     changes: dict[str, Any] = {}
     for arm in arms:
         for key in arm.changes:

@@ -42,6 +42,7 @@ def runs_text(arm: ArmResults) -> str:
 
 
 def mean_text(arm: ArmResults) -> str:
+    """`1.4321 ± 0.0034`, or why there is no mean."""
     if arm.mean is not None:
         return plus_minus(arm.mean, arm.interval)
     counts = statuses([arm])
@@ -60,7 +61,7 @@ def verdict_text(arm: ArmResults) -> str:
 
 
 def seeds_needed(arm: ArmResults) -> int | None:
-    """How many seeds an undecided arm needs, where it has fewer."""
+    """The number of seeds that would decide on an undecided arm, if it has fewer."""
     versus = arm.versus_baseline
     if versus is None or versus.seeds_to_decide is None or "undecided" not in (versus.verdict or ""):
         return None
@@ -68,7 +69,7 @@ def seeds_needed(arm: ArmResults) -> int | None:
 
 
 def changes_text(arm: ArmResults) -> str:
-    """`kv_heads = 1, mlp.width = 80`: what makes the arm, by as much of each name as tells what it is."""
+    """`kv_heads = 1, mlp.width = 80`: the arm's changes, with short names."""
     return ", ".join(f"{_last(key)} = {plain(value)}" for key, value in (arm.changes or {}).items())
 
 
@@ -78,7 +79,7 @@ def _last(key: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """A setting as one writes it."""
+    """A setting as a person writes it."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
@@ -109,7 +110,7 @@ def _p_tip(arm: ArmResults) -> str:
 
 
 def columns(results: StudyResults) -> tuple[list[Column], list[str]]:
-    """The columns that some arm has a value for, and the heads of those that none has."""
+    """The columns in which some arm has a value, and the heads of the others."""
     metric = results.metric.replace("_", " ")
     counts = statuses(results.arms)
     uneven = len({arm.n for arm in results.arms}) > 1

@@ -133,9 +133,10 @@ class Latent(AttentionConfig):
     """Multi-head latent attention: keys and values are made from a vector of width `rank`, which alone is cached, with
     `rotary_width` elements of one key that all heads share and RoPE turns (MLA: DeepSeek-V2 2024, arXiv:2405.04434).
 
-    Each head has `head_width` elements beside the rotary ones. `query_rank` None makes queries directly.
-    `value_width` None: `head_width`. `norm` is on the latents. `bias` is where DeepSeek has it: on the products that
-    make latents and the rotated key of x, and on the output's; never on the queries'.
+    Each head has `head_width` elements beside the rotary ones. `query_rank` is the width of the vector that queries are
+    made from; None: they are projected from x directly. `value_width` None: `head_width`. `norm` is applied to the
+    latents. `bias` adds biases where DeepSeek has them: in the projections from x to the latents and to the rotated
+    key, and in the output's; never in the queries'.
     """
 
     heads: int
@@ -157,14 +158,14 @@ class Latent(AttentionConfig):
         require_probability(self.dropout, "attention.dropout")
         require(
             self.position is None or isinstance(self.position, Rope),
-            f"Latent has a part of queries and keys for Rope, and no place for {type(self.position).__name__}: use Rope"
-            " or none",
+            f"Latent rotates a part of queries and keys with Rope, and has no use for {type(self.position).__name__}:"
+            " use Rope or none",
         )
         if isinstance(self.position, Rope):
             self.position.check(self.rotary_width)
         require(
             self.score.qk_norm is None,
-            "Latent has norms on its latents (attention.norm), and none on queries and keys: unset score.qk_norm",
+            "Latent normalizes its latents (attention.norm), not queries and keys: unset score.qk_norm",
         )
 
     @property

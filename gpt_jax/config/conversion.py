@@ -2,8 +2,8 @@
 `ml_collections.ConfigDict`).
 
 A field whose type is a `Variant` (attention, mask, position, MLP, norm, optimizer, schedule, data …) is written as a
-dict with a `type` tag that names the class; `None`, where a field allows it, is `{"type": "none"}`. Subclassing
-`Variant` registers the class, so a notebook cell adds a variant to the configuration language by defining it.
+dict whose `type` names the class; where the field allows None, None is written as `{"type": "none"}`. Subclassing
+`Variant` registers the class, so defining a variant in a notebook cell adds it to the configuration language.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def from_dict(kind: type[T], values: Any, path: str = "") -> T:
     """Builds the dataclass `kind` from its plain nested form; absent keys take the dataclass's defaults.
 
     Raises:
-      ConfigError: an unknown key (with the nearest real one), a value of the wrong type, or a combination that `kind`
-      refuses.
+      ConfigError: an unknown key (the message names the nearest real one), a value of the wrong type, or a combination
+        that `kind` refuses.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path or kind.__name__} must be a group of settings, not {values!r}")
     if (from_compact := getattr(kind, "from_compact_dict", None)) is not None:
         return from_compact(values, path)
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
         if key not in names and not (key == "type" and issubclass(kind, Variant)):
@@ -76,7 +76,7 @@ def from_dict(kind: type[T], values: Any, path: str = "") -> T:
 
 
 def convert(value: Any, hint: Any, path: str) -> Any:
-    """Converts one value to the type that a field declares; see `from_dict`."""
+    """One value in the type that a field declares; raises as `from_dict` does."""
     if (variant := _variant_of(hint)) is not None:
         return _variant_from_dict(variant, value, path, optional=_allows_none(hint))
     if _allows_none(hint):
@@ -120,9 +120,7 @@ def _variant_from_dict(kind: type[Variant], value: Any, path: str, optional: boo
 
 
 def to_config_dict(value: Any) -> ConfigDict:
-    """The configuration as a `ConfigDict` whose every setting, also one that is None, can be set from the command
-    line.
-    """
+    """The configuration as a `ConfigDict`. Every setting, also one that is None, can be set from the command line."""
 
     def convert_group(group: Any, kind: Any) -> Any:
         hints = _hints(kind) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else {}
@@ -141,9 +139,9 @@ def to_config_dict(value: Any) -> ConfigDict:
 
 
 def from_config_dict(kind: type[T], values: ConfigDict, overridden: Mapping[str, Any] | None = None) -> T:
-    """`from_dict` for a ConfigDict. Where `overridden` (dotted keys from the command line) changes a `type`, the
-    settings of the group that the new type does not have, and that were not set on the command line too, go with
-    the old type."""
+    """`from_dict` for a ConfigDict. Where `overridden` (dotted keys from the command line) changes the `type` of a
+    group, settings of the old type that the new type lacks are dropped, unless the command line sets them too.
+    """
     plain = json.loads(json.dumps(values.to_dict()))
     overridden = overridden or {}
     for key in overridden:
@@ -182,7 +180,7 @@ def flatten(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def difference(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """The settings in which two configurations differ: dotted key → (old value, new value), None for an absent one."""
+    """The settings in which two configurations differ: dotted key → (old value, new value), None where absent."""
     before, after = flatten(to_dict(old)), flatten(to_dict(new))
     keys = [*before, *(key for key in after if key not in before)]
     pairs = {key: (before[key] if key in before else None, after[key] if key in after else None) for key in keys}
@@ -190,7 +188,7 @@ def difference(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes`; a group that changes its type is replaced whole."""
+    """`base` with `changes` applied; a group whose type changes is replaced as a whole."""
     result = dict(base)
     for key, change in changes.items():
         old = base[key] if key in base else None
@@ -204,7 +202,7 @@ def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def overlay_between(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The least `changes` with `overlay(base, changes) == other`."""
+    """The smallest `changes` for which `overlay(base, changes) == other`."""
     changes = {}
     for key, item in other.items():
         if item == base[key]:
@@ -229,7 +227,7 @@ def _allows_none(hint: Any) -> bool:
 
 
 def _variant_of(hint: Any) -> type[Variant] | None:
-    """The kind of variant that a field's declared type is, or None."""
+    """The kind of variant that a field declares, or None."""
     for arg in (hint, *typing.get_args(hint)):
         if isinstance(arg, type) and issubclass(arg, Variant):
             return arg

@@ -1,4 +1,4 @@
-"""A setting that is one of several small dataclasses, and the tables that say what implements each."""
+"""Settings that are one of several small dataclasses, and the tables of their implementations."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ T = TypeVar("T")
 
 
 class Variant:
-    """Base of every tagged choice. The direct subclasses are the kinds (`AttentionConfig`, `MaskConfig` …), theirs
-    the choices.
+    """Base of every tagged choice. Its direct subclasses are the kinds (`AttentionConfig`, `MaskConfig` …); the
+    subclasses of a kind are its choices.
     """
 
     choices: ClassVar[dict[str, type]]
@@ -26,10 +26,10 @@ class Variant:
 
 
 def implementation(table: Mapping[Any, T], choice: Variant) -> T:
-    """What `table` has for the type of `choice`.
+    """The entry of `table` for the type of `choice`.
 
     Raises:
-      ConfigError: nothing, as for a variant defined in a notebook and not yet entered in the table.
+      ConfigError: there is none, for example for a variant that a notebook defines and has not entered yet.
     """
     if type(choice) not in table:
         names = ", ".join(kind.__name__ for kind in table)

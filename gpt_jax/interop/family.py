@@ -1,33 +1,35 @@
-"""What a family of published models is: its settings as a ModelConfig and back, and which of its tensors is which of
-our parameters.
+"""Families of published models: how their settings map to a ModelConfig, and their tensors to parameters.
+
+In these modules "theirs" is the family's name of a tensor or module, and "ours" the path of a parameter or module.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config import Init, ModelConfig
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.settings import Settings
-from gpt_jax.model.gpt import GPT
-from gpt_jax.model.paths import path_of
+from gpt_jax.model.shapes import canonical_shapes
 
 
 @dataclass(frozen=True)
-class Row:
-    """One tensor of theirs and our parameters that it holds: `read` makes ours of it, in the order of `ours`, and
-    `write` reverses that.
+class TensorRow:
+    """One row of a family's table: a tensor, and the parameters that it holds.
 
-    `count`: what is read is a stack of so many tensors of theirs, and `{}` in their names is the place.
+    Attributes:
+      theirs: the name of the tensor.
+      ours: the paths of the parameters.
+      read: makes the parameters, in the order of `ours`, from the tensor.
+      write: makes the tensor from the parameters.
+      count: if not None, `read` takes and `write` returns a stack of this many tensors, and `{}` in `theirs` stands for
+        the index of each.
     """
 
     theirs: str
@@ -38,21 +40,29 @@ class Row:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of their tensors."""
+        """The names of the tensors."""
         return (self.theirs,) if self.count is None else tuple(self.theirs.format(i) for i in range(self.count))
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models, by the `model_type` of its config.json.
+    """A family of models, identified by the `model_type` in config.json.
 
-    `defaults` are the keys that a config.json of the family may have, each with what `transformers` takes where it is
-    missing. `read` makes a ModelConfig of them, `write` reverses that. `rows` names every parameter of a model once.
-    `ignored` are globs of tensors that carry nothing, such as masks; `copies` those that a tied head may have beside
-    the table, which they must equal. `prefix` begins the name of every tensor but the head's; files of a model that was
-    saved without a head lack it. `aliases` are other spellings of keys: theirs → the key. `renamed` are names that
-    tensors have in older files: how they begin → how they begin here. `fixed` are keys that some files have
-    and that must have this value, or null; `inert` those that published files have and nothing reads.
+    Attributes:
+      model_type: its name in config.json.
+      architecture: the name of the class in `transformers`.
+      defaults: the keys that a config.json of the family may have → the value that `transformers` uses if it is
+        missing.
+      read: makes a ModelConfig from the settings.
+      write: makes the settings from a ModelConfig.
+      rows: returns the table of a model, in which every parameter appears once.
+      prefix: starts the name of every tensor except the head's. Models saved without a head lack it.
+      ignored: globs of tensors to skip, such as masks.
+      copies: tensors that a tied model may have in addition to the embedding table, which they must equal.
+      aliases: other spellings of keys → the key in `defaults`.
+      renamed: how names of tensors start in older files → how they start today.
+      fixed: keys that some files have and that must have this value or null.
+      inert: keys that published files have and that `transformers` does not read.
     """
 
     model_type: str
@@ -60,7 +70,7 @@ class Family:
     defaults: Mapping[str, Any]
     read: Callable[[Settings], ModelConfig]
     write: Callable[[ModelConfig], dict[str, Any]]
-    rows: Callable[[ModelConfig], tuple[Row, ...]]
+    rows: Callable[[ModelConfig], tuple[TensorRow, ...]]
     prefix: str = "model."
     ignored: tuple[str, ...] = ("*.rotary_emb.inv_freq",)
     copies: tuple[str, ...] = ("lm_head.weight",)
@@ -70,47 +80,53 @@ class Family:
     inert: tuple[str, ...] = ()
 
     def settings(self, values: Mapping[str, Any], ignore: Iterable[str] = ()) -> Settings:
-        """`values` as this family reads them.
+        """Returns the `values` of a config.json with aliases resolved, without the keys in `ignore`.
 
         Raises:
-          ConfigError: a key that stands there in two spellings, with two values.
+          ConfigError: two spellings of one key have different values.
         """
         found: dict[str, Any] = {}
         for key, value in values.items():
             name = self.aliases[key] if key in self.aliases else key
             if name in found and found[name] != value:
-                raise ConfigError(f'config.json has "{key}": {value!r}, which "{name}" says otherwise: remove one')
+                raise ConfigError(
+                    f'config.json has "{key}": {value!r} and another value for "{name}", the same setting: remove one'
+                )
             found[name] = value
         return Settings(found, self.defaults, self.model_type, (*ignore, *self.inert), self.fixed)
 
 
-def same(theirs: str, *ours: str) -> Row:
-    """As it is."""
-    return Row(theirs, ours, lambda x: (x,), lambda x: x)
+def unchanged(theirs: str, *ours: str) -> TensorRow:
+    """A tensor that is stored as the parameter is."""
+    return TensorRow(theirs, ours, lambda x: (x,), lambda x: x)
 
 
-def transposed(theirs: str, *ours: str) -> Row:
-    """PyTorch's linear layers keep (outputs, inputs), ours (inputs, outputs)."""
-    return Row(theirs, ours, lambda x: (x.T,), lambda x: x.T)
+def transposed(theirs: str, *ours: str) -> TensorRow:
+    """A tensor that is the transposed parameter: PyTorch stores kernels as (outputs, inputs), not (inputs, outputs)."""
+    return TensorRow(theirs, ours, lambda x: (x.T,), lambda x: x.T)
 
 
-def constant(theirs: str, value: np.generic) -> Row:
-    """A number that is no parameter of ours; `read` refuses another one."""
+def constant(theirs: str, value: np.generic) -> TensorRow:
+    """A tensor with a fixed number that is not a parameter; `read` raises ConfigError if it holds another number."""
 
     def read(x: np.ndarray) -> tuple[np.ndarray, ...]:
         if not np.allclose(x.astype(np.float64), float(value), rtol=0.01, atol=0):
-            raise ConfigError(f"the tensor {theirs} holds {x}, and gpt_jax has {value} in its place")
+            raise ConfigError(f"the tensor {theirs} is {x}, and gpt_jax reads only {value}")
         return ()
 
-    return Row(theirs, (), read, lambda: np.asarray(value))
+    return TensorRow(theirs, (), read, lambda: np.asarray(value))
 
 
-def joined(theirs: str, ours: tuple[str, ...], widths: tuple[int, ...], *, axis: int = 0, groups: int = 1) -> Row:
-    """Several of ours side by side along their outputs: `axis` of theirs is transposed to our last.
+def joined(theirs: str, ours: tuple[str, ...], widths: tuple[int, ...], *, axis: int = 0, groups: int = 1) -> TensorRow:
+    """A tensor that holds several parameters, concatenated along their outputs.
 
-    `widths` are those of the parts. For kernels theirs is (outputs, inputs) with `axis` 0, and (inputs, outputs), as
-    in GPT-2, with `axis` 1; biases have one axis. In `groups` each of so many equal pieces of theirs, such as the heads
-    of one key, has its share of every part.
+    Args:
+      theirs: the name of the tensor.
+      ours: the paths of the parameters.
+      widths: the number of outputs of each parameter.
+      axis: the axis of outputs in the tensor, which becomes the last in the parameters: 0 for kernels (outputs, inputs)
+        and for biases, 1 for kernels (inputs, outputs), as in GPT-2.
+      groups: the number of equal pieces of the tensor, such as key heads; each has an equal share of every parameter.
     """
     cuts = (np.cumsum(widths)[:-1] // groups).tolist()
 
@@ -124,7 +140,7 @@ def joined(theirs: str, ours: tuple[str, ...], widths: tuple[int, ...], *, axis:
         pieces = [part.reshape(groups, -1, *part.shape[1:]) for part in turned]
         return np.moveaxis(np.concatenate(pieces, axis=1).reshape(-1, *turned[0].shape[1:]), 0, axis)
 
-    return Row(theirs, ours, read, write)
+    return TensorRow(theirs, ours, read, write)
 
 
 def fused(
@@ -135,9 +151,9 @@ def fused(
     *,
     axis: int = 0,
     groups: int = 1,
-) -> list[Row]:
-    """`joined` for linear layers of every block, `{}` its number in `theirs`: the kernels, and biases if there are."""
-    shapes, rows = parameter_shapes(plain(model)), []
+) -> list[TensorRow]:
+    """Returns `joined` rows for the kernels and biases of modules in every block; `{}` in `theirs` is the layer."""
+    shapes, rows = canonical_shapes(plain(model)), []
     for layer in range(model.layers):
         for leaf, name, along in (("kernel", "weight", axis), ("bias", "bias", 0)):
             paths = tuple(f"blocks/{layer}/{module}/{leaf}" for module in ours)
@@ -147,17 +163,24 @@ def fused(
 
 
 def by_name(
-    model: ModelConfig, names: Mapping[str, str], special: Iterable[Row] = (), *, linear: bool = True
-) -> tuple[Row, ...]:
-    """A row for each parameter of `model`, by a table of modules: ours → theirs, `{}` the layer.
+    model: ModelConfig, names: Mapping[str, str], special: Iterable[TensorRow] = (), *, transpose: bool = True
+) -> tuple[TensorRow, ...]:
+    """Returns the table of `model`: a row for each parameter, and the `special` rows.
 
-    Kernels, scales and tables are their `weight`, a bias their `bias`, other leaves the named tensor itself. Kernels
-    are transposed; with `linear` False, as in GPT-2, the head's alone is. Parameters of the `special` rows are theirs.
+    Args:
+      model: the model.
+      names: our modules → the family's modules; `{}` is the layer. Kernels, scales and tables are the `weight` of a
+        module, biases its `bias`; any other parameter is the tensor named.
+      special: rows of parameters that `names` cannot describe.
+      transpose: whether kernels are transposed. GPT-2 sets it to False; the head is transposed all the same.
+
+    Raises:
+      ConfigError: a parameter has no place in the family.
     """
     special = tuple(special)
     taken = {path for row in special for path in row.ours}
     rows = []
-    for path in parameter_shapes(plain(model)):
+    for path in canonical_shapes(plain(model)):
         if path in taken:
             continue
         module, leaf = path.rsplit("/", 1)
@@ -167,18 +190,18 @@ def by_name(
             raise ConfigError(f"this family has no place for the parameter {path}")
         theirs = names[general].format(place.group() if place else "")
         if leaf == "bias":
-            rows.append(same(f"{theirs}.bias", path))
-        elif leaf == "kernel" and (linear or module == "head"):
+            rows.append(unchanged(f"{theirs}.bias", path))
+        elif leaf == "kernel" and (transpose or module == "head"):
             rows.append(transposed(f"{theirs}.weight", path))
         elif leaf in ("kernel", "scale", "table"):
-            rows.append(same(f"{theirs}.weight", path))
+            rows.append(unchanged(f"{theirs}.weight", path))
         else:
-            rows.append(same(theirs, path))
+            rows.append(unchanged(theirs, path))
     return (*rows, *special)
 
 
 def plain(model: ModelConfig) -> ModelConfig:
-    """The model without the choices of how it begins and runs, which no published file holds."""
+    """Returns the model without initialization and execution settings, which published files do not store."""
     return dataclasses.replace(
         model,
         init=Init(),
@@ -188,10 +211,3 @@ def plain(model: ModelConfig) -> ModelConfig:
         remat=None,
         kernel=None,
     )
-
-
-@functools.lru_cache(maxsize=8)
-def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Path → shape of every parameter, layer by layer."""
-    tree = jax.eval_shape(GPT(model).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    return {path_of(keys): leaf.shape for keys, leaf in jax.tree.leaves_with_path(tree)}

@@ -1,7 +1,6 @@
-"""GGUF files as folders of transformers: the same settings, the same names of tensors, the same order of their rows.
+"""GGUF files, converted to the settings, tensor names and row order of a `transformers` folder.
 
-A file says by its architecture what is in it; from there on the families of `gpt_jax.interop` read it, as strictly as a
-folder: no key and no tensor is passed over without a word.
+The families of `gpt_jax.interop` then read them like a folder, and as strictly: an unknown key or tensor is an error.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ import numpy as np
 
 from gpt_jax.config.errors import ConfigError, MissingFile, nearest
 from gpt_jax.data.tokenizer import HuggingFaceTokenizer
-from gpt_jax.interop.gguf_file import Changed, Quantized, read_header
+from gpt_jax.interop.gguf_file import ConvertedTensor, QuantizedTensor, read_header
 from gpt_jax.interop.gguf_tokenizer import read_tokenizer
 from gpt_jax.interop.weights import Tensor
 
-# key below the architecture's name → key of config.json
+# key, without the architecture's name in front → key of config.json
 SIZES = {
     "vocab_size": "vocab_size",
     "context_length": "max_position_embeddings",
@@ -35,7 +34,7 @@ SIZES = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
 NEEDED = [key for key in SIZES if key not in ("vocab_size", "attention.head_count_kv", "attention.key_length")]
-# The other keys, with what llama.cpp takes where they are missing; None is what the model's sizes give.
+# The other keys → the value that llama.cpp uses if they are missing; None means that it follows from the model's sizes.
 OTHERS: dict[str, Any] = {
     "attention.value_length": None,
     "attention.causal": True,
@@ -46,11 +45,11 @@ OTHERS: dict[str, Any] = {
     "rope.scaling.factor": None,
     "rope.scaling.original_context_length": None,
     "rope.scaling.attn_factor": 1.0,
-    "rope.scaling.finetuned": None,  # says how the model was trained
+    "rope.scaling.finetuned": None,  # how the model was trained
     "rope.scale_linear": None,  # the older name of a linear scaling's factor
     "expert_count": 0,
     "expert_used_count": 0,
-    "tensor_data_layout": None,  # says how the file was made
+    "tensor_data_layout": None,  # how the file was made
 }
 LAYER = {
     "attn_norm": "input_layernorm",
@@ -71,8 +70,12 @@ FACTORS = "rope_freqs.weight"
 
 @dataclass(frozen=True)
 class Architecture:
-    """What one of GGUF's architectures is in config.json: `biases` are keys that a first layer's tensor switches on,
-    and `permuted` says that the rows of queries and keys are in the order of ggml's rotation, of neighbouring pairs.
+    """How a GGUF architecture maps to config.json.
+
+    Attributes:
+      model_type: the family.
+      permuted: whether the rows of query and key kernels are ordered for a rotation of neighbouring pairs, as in ggml.
+      biases: keys of config.json → the tensor of the first layer whose presence sets them.
     """
 
     model_type: str
@@ -90,20 +93,26 @@ ARCHITECTURES = {
 def open_gguf(
     file: str | Path, ignore: Collection[str] = ()
 ) -> tuple[dict[str, Any], Mapping[str, Tensor], HuggingFaceTokenizer | None]:
-    """What config.json would say, the tensors under the names they would have, and the tokenizer, if there is one.
+    """Opens a GGUF file.
+
+    Returns the equivalent config.json, the tensors under the names of `transformers`, and the tokenizer (None if the
+    file has none). `ignore` lists keys to treat as absent.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is damaged; or an architecture, key, tensor or tokenizer in it is none that gpt_jax reads.
+      MissingFile: there is no such file.
+      UserError: the file is damaged or of an unknown version.
+      ConfigError: gpt_jax does not read the architecture, a key or the tokenizer.
     """
     path = Path(file)
     if not path.is_file():
-        raise MissingFile(f"there is no file {path}")
+        raise MissingFile(f"there is no file {path}: give a GGUF file")
     values, tensors = read_header(path)
     values = {key: value for key, value in values.items() if key not in ignore}
     name = values["general.architecture"] if "general.architecture" in values else None
     if name not in ARCHITECTURES:
-        raise ConfigError(f'{path} holds a model of the architecture "{name}"{nearest(str(name), ARCHITECTURES)}')
+        raise ConfigError(
+            f'gpt_jax does not read the architecture "{name}" of {path}{nearest(str(name), ARCHITECTURES)}'
+        )
     if "split.count" in values and values["split.count"] > 1:
         raise ConfigError(f"{path} is one of {values['split.count']} parts: merge them with llama.cpp's gguf-split")
     settings = {key.removeprefix(f"{name}."): value for key, value in values.items() if key.startswith(f"{name}.")}
@@ -116,19 +125,21 @@ def _refuse_unknown(name: str, settings: Mapping[str, Any], values: Mapping[str,
     for key in settings:
         if key not in SIZES and key not in OTHERS:
             raise ConfigError(
-                f'the file has an unknown key "{name}.{key}": {settings[key]!r}. If it changes no logit, pass '
-                f'ignore=("{name}.{key}",)'
+                f'the file has an unknown key "{name}.{key}": {settings[key]!r}; if it does not change the logits, '
+                f'pass ignore=("{name}.{key}",)'
             )
     for key in values:
         if key.split(".")[0] not in ("general", "tokenizer", "split", "quantize", name):
-            raise ConfigError(f'the file has an unknown key "{key}". If it changes no logit, pass ignore=("{key}",)')
+            raise ConfigError(
+                f'the file has an unknown key "{key}"; if it does not change the logits, pass ignore=("{key}",)'
+            )
     for key in NEEDED:
         if key not in settings:
-            raise ConfigError(f'the file lacks the key "{name}.{key}"')
+            raise ConfigError(f'the file lacks the key "{name}.{key}": convert the model again with llama.cpp')
 
 
-def _config(kind: Architecture, settings: Mapping[str, Any], tensors: Mapping[str, Quantized]) -> dict[str, Any]:
-    """What config.json would say."""
+def _config(kind: Architecture, settings: Mapping[str, Any], tensors: Mapping[str, QuantizedTensor]) -> dict[str, Any]:
+    """Returns the equivalent config.json."""
     config: dict[str, Any] = {SIZES[key]: _one(key, settings[key]) for key in SIZES if key in settings}
     table = tensors["token_embd.weight"].shape if "token_embd.weight" in tensors else (0, 0)
     config = {"model_type": kind.model_type, "vocab_size": table[0], **config}
@@ -137,29 +148,31 @@ def _config(kind: Architecture, settings: Mapping[str, Any], tensors: Mapping[st
     config |= {key: f"blk.0.{tensor}" in tensors for key, tensor in kind.biases.items()}
     width = config["head_dim"] if "head_dim" in config else config["hidden_size"] // config["num_attention_heads"]
     for key, wanted, what in (
-        ("attention.value_length", width, "values as wide as keys"),
-        ("rope.dimension_count", width, "heads that are rotated whole"),
-        ("attention.causal", True, "masks that show the past alone"),
-        ("expert_count", 0, "no mixture of experts"),
-        ("expert_used_count", 0, "no mixture of experts"),
+        ("attention.value_length", width, "only values as wide as keys"),
+        ("rope.dimension_count", width, "only heads that are rotated whole"),
+        ("attention.causal", True, "only causal models"),
+        ("expert_count", 0, "no mixture of experts from GGUF"),
+        ("expert_used_count", 0, "no mixture of experts from GGUF"),
     ):
         if settings[key] not in (None, wanted):
             raise ConfigError(f'the file has "{key}": {settings[key]!r}, and gpt_jax reads {what}')
     window = settings["attention.sliding_window"]
     if window and window < config["max_position_embeddings"]:
-        raise ConfigError(f'the file has "attention.sliding_window": {window}, which llama.cpp and gpt_jax pass over')
+        raise ConfigError(
+            f'the file has "attention.sliding_window": {window}, which llama.cpp ignores and gpt_jax does not read'
+        )
     config["rope_parameters"] = _rope(settings, config["max_position_embeddings"], tensors)
     return config
 
 
-def _rope(settings: Mapping[str, Any], length: int, tensors: Mapping[str, Quantized]) -> dict[str, Any]:
-    """The settings of RoPE as `rope_parameters`."""
+def _rope(settings: Mapping[str, Any], length: int, tensors: Mapping[str, QuantizedTensor]) -> dict[str, Any]:
+    """Returns the settings of RoPE as `rope_parameters` of config.json."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": _decimal(settings["rope.freq_base"])}
     kind, factor = settings["rope.scaling.type"], settings["rope.scaling.factor"]
     if settings["rope.scale_linear"] is not None:
         kind, factor = "linear", settings["rope.scale_linear"]
     if kind not in ("none", "linear", "yarn"):
-        raise ConfigError(f'the file has "rope.scaling.type": "{kind}", and gpt_jax reads none, linear and yarn')
+        raise ConfigError(f'the file has "rope.scaling.type": "{kind}", and gpt_jax reads only none, linear and yarn')
     if kind != "none":
         if factor is None:
             raise ConfigError(f'the file has "rope.scaling.type": "{kind}" without "rope.scaling.factor"')
@@ -167,7 +180,7 @@ def _rope(settings: Mapping[str, Any], length: int, tensors: Mapping[str, Quanti
     if kind == "yarn":
         original = settings["rope.scaling.original_context_length"]
         rope["original_max_position_embeddings"] = length if original is None else original
-        if settings["rope.scaling.attn_factor"] != 1.0:  # llama.cpp multiplies by it, transformers replaces
+        if settings["rope.scaling.attn_factor"] != 1.0:  # a multiplier in llama.cpp, a value in transformers
             own = 1 + 0.1 * math.log(rope["factor"])
             rope["attention_factor"] = own * _decimal(settings["rope.scaling.attn_factor"])
     if FACTORS not in tensors:
@@ -177,7 +190,7 @@ def _rope(settings: Mapping[str, Any], length: int, tensors: Mapping[str, Quanti
     llama3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     if np.allclose(_llama3_factors(llama3, len(factors)), factors, rtol=1e-5):
         return llama3
-    each = factors.tolist()  # any other divisors of the frequencies
+    each = factors.tolist()  # any other divisors of the frequencies are those of LongRoPE
     return rope | {
         "rope_type": "longrope",
         "short_factor": each,
@@ -188,15 +201,17 @@ def _rope(settings: Mapping[str, Any], length: int, tensors: Mapping[str, Quanti
 
 
 def _llama3_factors(rope: Mapping[str, Any], pairs: int) -> np.ndarray:
-    """What Llama 3 divides each pair's frequency by."""
+    """Returns the divisors of the frequencies of all pairs in Llama 3's scaling of RoPE."""
     frequencies = rope["rope_theta"] ** -(np.arange(pairs) / pairs)
     turns = rope["original_max_position_embeddings"] * frequencies / (2 * np.pi)
     kept = np.clip((turns - rope["low_freq_factor"]) / (rope["high_freq_factor"] - rope["low_freq_factor"]), 0, 1)
     return 1 / (kept + (1 - kept) / rope["factor"])
 
 
-def _renamed(kind: Architecture, config: Mapping[str, Any], tensors: Mapping[str, Quantized]) -> dict[str, Tensor]:
-    """The tensors under transformers' names; an unknown one keeps its own, which has no place in a family."""
+def _renamed(
+    kind: Architecture, config: Mapping[str, Any], tensors: Mapping[str, QuantizedTensor]
+) -> dict[str, Tensor]:
+    """Returns the tensors under the names of `transformers`; unknown ones keep theirs, which the family rejects."""
     heads = {"attn_q": config["num_attention_heads"]}
     heads["attn_k"] = config["num_key_value_heads"] if "num_key_value_heads" in config else heads["attn_q"]
     result: dict[str, Tensor] = {}
@@ -208,7 +223,7 @@ def _renamed(kind: Architecture, config: Mapping[str, Any], tensors: Mapping[str
             layer, part = found.groups()
             theirs = f"model.layers.{layer}.{LAYER[part]}.{leaf}" if part in LAYER else name
             if kind.permuted and part in heads:
-                result[theirs] = Changed(tensor, partial(_halves, heads=heads[part]))
+                result[theirs] = ConvertedTensor(tensor, partial(_halves, heads=heads[part]))
                 continue
         else:
             theirs = f"{STEM[module]}.{leaf}" if module in STEM else name
@@ -217,19 +232,19 @@ def _renamed(kind: Architecture, config: Mapping[str, Any], tensors: Mapping[str
 
 
 def _halves(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of queries or keys in the order of a rotation of halves, from that of neighbouring pairs."""
+    """Reorders the rows of a query or key kernel from rotating neighbouring pairs to rotating halves."""
     return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def _one(key: str, value: Any) -> Any:
-    """A setting that a file may have for each layer."""
+    """Returns a setting that a file may give once or for each layer."""
     if not isinstance(value, list):
         return value
     if len(set(value)) != 1:
-        raise ConfigError(f'the file has "{key}": {value}, and gpt_jax reads models whose layers have one size')
+        raise ConfigError(f'the file has "{key}": {value}, and gpt_jax reads only models whose layers have one size')
     return value[0]
 
 
 def _decimal(value: float) -> float:
-    """The shortest decimal fraction that is this number in float32, as which files keep it: 1e-5, not 9.99999975e-6."""
+    """Returns the shortest decimal that equals `value` in float32, in which files store it: 1e-5, not 9.99999975e-6."""
     return float(str(np.float32(value)))

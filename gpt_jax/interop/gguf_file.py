@@ -1,7 +1,7 @@
-"""A GGUF file: key and value pairs, then tensors, of which many are quantized.
+"""The GGUF format: key and value pairs, followed by tensors, which may be quantized.
 
-The format is that of ggml-org/ggml's docs/gguf.md, versions 2 and 3. The `gguf` package knows the quantized types; its
-reader takes two seconds and a Python object for each string of a vocabulary, so the header is read here.
+The format is described in docs/gguf.md of ggml-org/ggml; versions 2 and 3 are supported. The `gguf` package dequantizes
+tensors. Its reader takes two seconds and makes a Python object for each string of a vocabulary, so we read the header.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from gpt_jax.config.errors import UserError
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 ALIGNMENT = "general.alignment"
-AT_ONCE = 2**22  # elements that are dequantized at a time
-# type of a value → how `struct` spells it
+AT_ONCE = 2**22  # elements to dequantize at a time
+# type of a value → its format character in `struct`
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 
 
 @dataclass(frozen=True)
-class Quantized:
-    """Where a tensor lies: `offset` bytes into `file`; `shape` as it is in other frameworks, the last axis together."""
+class QuantizedTensor:
+    """A quantized tensor on disk, `offset` bytes into `file`; its `shape` is in row-major order, unlike in the file."""
 
     file: Path
     kind: gguf.GGMLQuantizationType
@@ -40,10 +40,10 @@ class Quantized:
         return int(np.prod(self.shape, dtype=np.int64)) // size * width
 
     def read(self) -> np.ndarray:
-        """The tensor in float32, a few rows at a time.
+        """Reads and dequantizes the tensor to float32, a few rows at a time.
 
         Raises:
-          ValueError: the file ends within it, or the gguf package can't dequantize its type.
+          UserError: the gguf package cannot dequantize its type.
         """
         result = np.empty(self.shape, np.float32)
         rows = result.reshape(-1, self.shape[-1])
@@ -56,15 +56,17 @@ class Quantized:
                 try:
                     rows[start : start + step] = gguf.dequantize(raw, self.kind)
                 except NotImplementedError:
-                    raise UserError(f"{self.file} has tensors of type {self.kind.name}, which can't be read") from None
+                    raise UserError(
+                        f"the gguf package cannot dequantize {self.kind.name}: give another file than {self.file}"
+                    ) from None
         return result
 
 
 @dataclass(frozen=True)
-class Changed:
-    """A tensor that is read as `change` of another."""
+class ConvertedTensor:
+    """A tensor that is computed from another one when it is read."""
 
-    tensor: Quantized
+    tensor: QuantizedTensor
     change: Callable[[np.ndarray], np.ndarray]
 
     @property
@@ -75,20 +77,22 @@ class Changed:
         return self.change(self.tensor.read())
 
 
-def read_header(file: Path) -> tuple[dict[str, Any], dict[str, Quantized]]:
-    """The values of all keys, arrays as lists; and name → place of every tensor.
+def read_header(file: Path) -> tuple[dict[str, Any], dict[str, QuantizedTensor]]:
+    """Returns the values of all keys, with arrays as lists, and the tensors by name.
 
     Raises:
-      ValueError: no GGUF file, a damaged one, or one of a version or type that is not known.
+      UserError: the file is not GGUF, is damaged, or has an unknown version or type of tensor.
     """
-    damaged = ValueError(f"{file} is damaged: download it again")
+    damaged = UserError(f"{file} is damaged: download it again")
     with file.open("rb") as f:
         if f.read(4) != MAGIC:
-            raise UserError(f"{file} is no GGUF file")
+            raise UserError(f"{file} is not a GGUF file: give another one")
         try:
             (version,) = _unpack(f, "I")
             if version not in VERSIONS:
-                raise UserError(f"{file} is GGUF of version {version}, and gpt_jax reads {VERSIONS}, little-endian")
+                raise UserError(
+                    f"{file} is GGUF of version {version}, and gpt_jax reads only {VERSIONS}, little-endian"
+                )
             tensor_count, key_count = _unpack(f, "QQ")
             values = {}
             for _ in range(key_count):
@@ -103,9 +107,11 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, Quantized]]:
     tensors = {}
     for name, shape, kind, offset in infos:
         try:
-            tensor = Quantized(file, gguf.GGMLQuantizationType(kind), shape, start + offset)
+            tensor = QuantizedTensor(file, gguf.GGMLQuantizationType(kind), shape, start + offset)
         except ValueError:
-            raise UserError(f"{file} has the tensor {name} of type {kind}, which the gguf package lacks") from None
+            raise UserError(
+                f"{file} has the tensor {name} of type {kind}: install a newer gguf package, which may know it"
+            ) from None
         if tensor.offset + tensor.nbytes > size:
             raise damaged
         tensors[name] = tensor

@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF file's keys, as a `tokenizer.json`."""
+"""Converts the tokenizer in the keys of a GGUF file to a `tokenizer.json`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpt_jax.data.tokenizer import HuggingFaceTokenizer, Roles
 
 GGML = "tokenizer.ggml."
 TEMPLATE, WHOLE = "tokenizer.chat_template", "tokenizer.huggingface.json"
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # types of tokens that are no pieces of text
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # types of tokens that are not ordinary text
 NUMBERS = {"model": None, "pre": None, "tokens": None, "token_type": None, "merges": None, "scores": None}
 SWITCHES = {"add_bos_token": None, "add_eos_token": False, "add_space_prefix": None}
 ROLES = {
@@ -26,7 +26,7 @@ ROLES = {
     "mask_token_id": "mask_token",
 }
 STOPS = ("eos_token_id", "eot_token_id", "eom_token_id")
-# Keys that change no id here: of filling in the middle, and what other kinds of vocabularies need.
+# Keys that change no id: they are for filling in the middle or for other kinds of vocabularies.
 HARMLESS = {"token_type_count", "add_sep_token", "remove_extra_whitespaces", "precompiled_charsmap"}
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -45,22 +45,22 @@ def _digits() -> list[pre_tokenizers.PreTokenizer]:
     return [pre_tokenizers.Digits(individual_digits=True), *_split(GPT2)]
 
 
-# What `tokenizer.ggml.pre` names: how text is cut before merging.
+# `tokenizer.ggml.pre` → how text is cut into words before merging.
 SPLITS: dict[str, Callable[[], list[pre_tokenizers.PreTokenizer]]] = {
     **dict.fromkeys(("default", "gpt-2", "phi-2", "olmo", "mpt", "jais", "gigachat"), lambda: _split(GPT2)),
     **dict.fromkeys(("smollm", "starcoder", "refact", "codeshell", "exaone", "command-r"), _digits),
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "dbrx", "smaug-bpe"), lambda: _split(LLAMA3)),
     **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen"), lambda: _split(QWEN2)),
 }
-WHOLE_WORDS = ("llama3", "llama-v3", "llama-bpe")  # a piece that is a token is not merged up to
-COMPOSED = ("qwen2", "stablelm2", "deepseek-r1-qwen", "olmo")  # letters and accents as one character (NFC)
+WHOLE_WORDS = ("llama3", "llama-v3", "llama-bpe")  # a word that is a token is not built up by merges
+COMPOSED = ("qwen2", "stablelm2", "deepseek-r1-qwen", "olmo")  # letters and accents are composed to one character (NFC)
 
 
 def read_tokenizer(values: Mapping[str, Any], name: str) -> HuggingFaceTokenizer | None:
-    """The tokenizer of a file with the keys `values`, None where there is none.
+    """Returns the tokenizer of a file with the keys `values`, or None if it has none; `name` is the file in messages.
 
     Raises:
-      ConfigError: a kind, a splitting or a key that gpt_jax doesn't know.
+      ConfigError: gpt_jax does not read this kind of tokenizer, its splitting of text, or a key.
     """
     found = {key.removeprefix(GGML): value for key, value in values.items() if key.startswith(GGML)}
     if "model" not in found or found["model"] == "no_vocab":
@@ -74,7 +74,7 @@ def read_tokenizer(values: Mapping[str, Any], name: str) -> HuggingFaceTokenizer
     elif found["model"] == "llama":
         definition = _with_spaces(found).to_str()
     else:
-        raise ConfigError(f'the file has a tokenizer of the kind "{found["model"]}", and gpt_jax reads gpt2 and llama')
+        raise ConfigError(f'the file has a tokenizer of kind "{found["model"]}", and gpt_jax reads only gpt2 and llama')
     tokens = found["tokens"]
     roles = {role: tokens[found[key]] for key, role in ROLES.items() if key in found}
     stops = {found[key] for key in STOPS if key in found}
@@ -89,14 +89,16 @@ def _refuse_unknown(values: Mapping[str, Any]) -> None:
         short = key.removeprefix(GGML)
         known = NUMBERS.keys() | SWITCHES.keys() | ROLES.keys() | HARMLESS | {*STOPS}
         if short not in known and not (short.startswith(("fim_", "prefix_", "suffix_", "middle_"))):
-            raise ConfigError(f'the file has an unknown key "{key}". If it changes no token, pass ignore=("{key}",)')
+            raise ConfigError(
+                f'the file has an unknown key "{key}"; if it does not change the tokens, pass ignore=("{key}",)'
+            )
 
 
 def _bytewise(found: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """Byte-level BPE, as GPT-2's."""
+    """Returns byte-level BPE, as in GPT-2."""
     split = "default" if found["pre"] is None else found["pre"]
     if split not in SPLITS:
-        raise ConfigError(f'the file\'s text is split as "{split}", and gpt_jax knows {", ".join(SPLITS)}')
+        raise ConfigError(f'the file splits text as "{split}", and gpt_jax reads only {", ".join(SPLITS)}')
     vocab = {token: index for index, token in enumerate(found["tokens"])}
     merges = [tuple(merge.split(" ")) for merge in found["merges"] or ()]
     library = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=split in WHOLE_WORDS))
@@ -111,11 +113,11 @@ def _bytewise(found: Mapping[str, Any]) -> tokenizers.Tokenizer:
 
 
 def _with_spaces(found: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """SentencePiece's BPE, as Llama 2's: spaces are ▁, what the vocabulary lacks is bytes."""
+    """Returns SentencePiece's BPE, as in Llama 2: spaces become ▁, and unknown characters bytes."""
     tokens, scores = found["tokens"], found["scores"]
     vocab = {token: index for index, token in enumerate(tokens)}
     unknown = tokens[found["unknown_token_id"]] if "unknown_token_id" in found else "<unk>"
-    # Of all pairs whose union is a piece, those of the best score are merged first.
+    # SentencePiece merges the pair whose union has the best score first.
     pairs = [
         (-scores[index], -cut, (token[:cut], token[cut:]))
         for index, token in enumerate(tokens)
@@ -133,8 +135,9 @@ def _with_spaces(found: Mapping[str, Any]) -> tokenizers.Tokenizer:
 
 
 def _with_tokens(library: tokenizers.Tokenizer, found: Mapping[str, Any], begins: bool) -> tokenizers.Tokenizer:
-    """`library` with its special tokens, and what it puts around a text: `begins` says whether that is a beginning
-    where the file says nothing.
+    """Adds the special tokens, and the post-processor that puts tokens around a text.
+
+    `begins` says whether a text starts with the token of `bos_token_id` if the file has no `add_bos_token`.
     """
     tokens = found["tokens"]
     kinds = found["token_type"] or ()

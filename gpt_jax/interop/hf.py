@@ -1,4 +1,4 @@
-"""Folders in Hugging Face's form, `config.json` beside `model.safetensors`, as our models, and ours as such folders."""
+"""Loading and saving models in Hugging Face's format: folders with `config.json` and `model.safetensors`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from gpt_jax.config import Dtype, ModelConfig
 from gpt_jax.config.errors import ConfigError, MissingFile, UserError, nearest
 from gpt_jax.data.tokenizer import Tokenizer, as_hugging_face, read_pretrained, write_pretrained
 from gpt_jax.interop.families import FAMILIES
-from gpt_jax.interop.family import Family, Row, parameter_shapes, plain
-from gpt_jax.interop.normal import differences, normal, without_dropout
+from gpt_jax.interop.family import Family, TensorRow, plain
+from gpt_jax.interop.normal import differences, normal_form, without_dropout
 from gpt_jax.interop.weights import WEIGHTS, Tensor, open_weights, write_weights
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.paths import matches, path_of
+from gpt_jax.model.shapes import canonical_shapes
 from gpt_jax.model.stack import canonical
 
 CONFIG = "config.json"
@@ -31,17 +32,20 @@ CONFIG = "config.json"
 def load_pretrained(
     folder: str | Path, dtype: Dtype = "float32", ignore: Collection[str] = ()
 ) -> tuple[GPT, Any, Tokenizer | None]:
-    """Model, parameters and tokenizer (None where there is no tokenizer.json) of a folder in Hugging Face's form, or of
-    a GGUF file, whose tensors are dequantized.
+    """Loads a model from a Hugging Face folder, or from a GGUF file, whose tensors are dequantized.
 
-    Parameters and arithmetic are of `dtype`, whatever the files hold. `ignore` names keys of config.json to read as
-    though they were absent, and tensors (globs of `model.paths.matches`) that need no place.
+    Args:
+      folder: the folder or GGUF file.
+      dtype: of parameters and computation, regardless of the types in the files.
+      ignore: keys of config.json to treat as absent, and globs (`model.paths.matches`) of tensors to skip.
+
+    Returns:
+      The model, its parameters, and its tokenizer (None if there is no tokenizer.json).
 
     Raises:
-      ConfigError: another `dtype`.
-      FileNotFoundError: no folder, or no weights in it.
-      ValueError: a family or setting that gpt_jax doesn't have, a tensor without a place, a place without its tensor, a
-        wrong shape, or a damaged file.
+      MissingFile: there is no such folder, or it has no weights.
+      ConfigError: an unknown `dtype`, or a family or setting that gpt_jax does not have.
+      UserError: a tensor is missing, has no place in the model or has the wrong shape, or a file is damaged.
     """
     if dtype not in get_args(Dtype):
         raise ConfigError(f"dtype must be one of {', '.join(get_args(Dtype))}, not {dtype!r}")
@@ -64,30 +68,38 @@ def load_pretrained(
 def save_pretrained(
     folder: str | Path, model: GPT, params: Any, tokenizer: Tokenizer | None = None, family: str | None = None
 ) -> None:
-    """Writes `config.json`, `model.safetensors` and, for a tokenizer, `tokenizer.json` and what says which tokens
-    end a text: a folder that `load_pretrained` and `transformers` open.
+    """Writes a folder that `load_pretrained` and `transformers` can load.
 
-    `family` is a `model_type`; None chooses the first that has all that the model does. Tensors keep the parameters'
-    type.
+    It has `config.json`, `model.safetensors` and, with a tokenizer, `tokenizer.json` and the files that name its stop
+    tokens. Tensors keep the type of the parameters.
+
+    Args:
+      folder: where to write.
+      model: the model.
+      params: its parameters.
+      tokenizer: its tokenizer, if any.
+      family: the `model_type` to write; None chooses the first family that can represent the model.
 
     Raises:
-      ValueError: no family, or not the one that was named, has all that the model does; or the tokenizer has no such
-        form.
+      ConfigError: no family, or not the one named, can represent the model.
+      UserError: `params` are not parameters of `model`, or the tokenizer cannot be written as a `tokenizer.json`.
     """
     chosen, values = choose_family(model.config, family)
     tokenizer = None if tokenizer is None else as_hugging_face(tokenizer)
     leaves = {path_of(keys): leaf for keys, leaf in jax.tree.leaves_with_path(canonical(params))}
-    shapes = parameter_shapes(plain(model.config))
+    shapes = canonical_shapes(plain(model.config))
     for path in leaves.keys() | shapes.keys():
         given = leaves[path].shape if path in leaves else None
         if path not in shapes or given != shapes[path]:
-            wanted = f"needs the shape {shapes[path]} there" if path in shapes else "has no such parameter"
-            raise UserError(f"the parameters have {path} of shape {given}, and the model {wanted}: are they its own?")
+            wanted = f"needs the shape {shapes[path]}" if path in shapes else "has no such parameter"
+            raise UserError(
+                f"the parameters have {path} of shape {given}, and the model {wanted}: pass this model's parameters"
+            )
     dtype = np.dtype(next(iter(leaves.values())).dtype)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
-    def tensor(row: Row) -> np.ndarray:
+    def tensor(row: TensorRow) -> np.ndarray:
         return row.write(*(np.asarray(leaves[path]) for path in row.ours))
 
     entries: dict[str, Any] = {}
@@ -107,45 +119,46 @@ def save_pretrained(
 
 
 def family_of(values: Mapping[str, Any]) -> Family:
-    """The family that a config.json names.
+    """Returns the family that the `values` of a config.json name.
 
     Raises:
-      ConfigError: it is none of ours.
+      ConfigError: gpt_jax does not have it.
     """
     if "model_type" not in values:
-        raise ConfigError(f'{CONFIG} has no "model_type": gpt_jax reads folders that transformers saved')
+        raise ConfigError(f'{CONFIG} has no "model_type": give a folder that transformers saved')
     name = str(values["model_type"])
     experts = [key for key, value in values.items() if "expert" in key and value not in (None, False, 0, 1)]
     if experts or "moe" in name.split("_"):
         which = f' ("{experts[0]}": {values[experts[0]]})' if experts else ""
-        raise ConfigError(f'the model_type "{name}" is a mixture of experts{which}, and gpt_jax has none')
+        raise ConfigError(f'the model_type "{name}" is a mixture of experts{which}, which gpt_jax does not read')
     if values.get("is_encoder_decoder"):
-        raise ConfigError(f'the model_type "{name}" has an encoder, and gpt_jax has decoders alone')
+        raise ConfigError(f'the model_type "{name}" has an encoder, and gpt_jax reads only decoders')
     if values.get("quantization_config"):
         raise ConfigError(
-            f'{CONFIG} has a "quantization_config": gpt_jax reads plain weights, so save the model dequantized first'
+            f'{CONFIG} has a "quantization_config", which gpt_jax does not read: save the model dequantized first'
         )
     if name not in FAMILIES:
         inside = [key for key in ("vision_config", "audio_config", "text_config") if key in values]
-        more = f" (it has a {inside[0]}: gpt_jax reads models of text alone)" if inside else ""
-        raise ConfigError(f'the model_type "{name}" is none that gpt_jax reads{more}{nearest(name, FAMILIES)}')
+        more = f" (it has a {inside[0]}, and gpt_jax reads only text models)" if inside else ""
+        raise ConfigError(f'gpt_jax does not read the model_type "{name}"{more}{nearest(name, FAMILIES)}')
     return FAMILIES[name]
 
 
 def choose_family(model: ModelConfig, name: str | None = None) -> tuple[Family, dict[str, Any]]:
-    """The family to write a model as, and its settings there.
+    """Returns the family to write a model as, and its settings in config.json.
 
     Raises:
-      ConfigError: none has all that the model does; the message says what the nearest one lacks.
+      ConfigError: no family, or not the one called `name`, can represent the model. The message says what the nearest
+        one lacks.
     """
     if name is not None and name not in FAMILIES:
         raise ConfigError(f'there is no family "{name}"{nearest(name, FAMILIES)}')
-    wanted = normal(model)
+    wanted = normal_form(model)
     misses: dict[str, list[str]] = {}
     for family in FAMILIES.values() if name is None else [FAMILIES[name]]:
         try:
             values = family.write(wanted)
-            found = normal(family.read(family.settings(values)))
+            found = normal_form(family.read(family.settings(values)))
         except ConfigError as error:
             misses.setdefault(family.model_type, [str(error)] * 99)
             continue
@@ -156,9 +169,9 @@ def choose_family(model: ModelConfig, name: str | None = None) -> tuple[Family, 
     best = min(misses, key=lambda name: len(misses[name]))
     reason = "; ".join(dict.fromkeys(misses[best][:3]))
     raise ConfigError(
-        f"no family of published models has all that this one does: the nearest, {best}, lacks {reason}"
+        f"no family of published models can represent this model: the nearest, {best}, lacks {reason}"
         if name is None
-        else f"{name} can't be this model: it lacks {reason}"
+        else f"{name} cannot represent this model: it lacks {reason}"
     )
 
 
@@ -175,25 +188,25 @@ def _existing(folder: str | Path) -> Path:
     if on_hub and not path.exists():
         whole, local = on_hub.groups()
         raise MissingFile(
-            f"{name} is no folder here; if it is a name on the Hugging Face Hub, download it with"
+            f"there is no folder {name}: if it is a name on the Hugging Face Hub, download it with"
             f" `hf download {whole} --local-dir {local}` and give {local}"
         )
-    raise MissingFile(f"{name} is no folder: give one with {CONFIG} and {WEIGHTS}")
+    raise MissingFile(f"there is no folder {name}: give one with {CONFIG} and {WEIGHTS}")
 
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error})") from None
+        raise UserError(f"{file} is not JSON ({error}): download it again") from None
     if not isinstance(values, dict):
-        raise UserError(f"{file} holds no settings")
+        raise UserError(f"{file} is not a JSON object: download it again")
     return values
 
 
 def _read_params(family: Family, model: ModelConfig, stored: Mapping[str, Tensor], ignore: tuple[str, ...]) -> Any:
-    """Every parameter of `model`, each from its tensor; the largest first, while there is room for its copies."""
-    shapes, rows = parameter_shapes(plain(model)), family.rows(model)
+    """Reads the parameters of `model`, the largest first, while there is most room for temporary copies."""
+    shapes, rows = canonical_shapes(plain(model)), family.rows(model)
     stored = {_newer(family, name): place for name, place in stored.items()}
     if not any(name.startswith(family.prefix) for name in stored):  # saved without a head
         heads = {name for row in rows for name in row.names if not name.startswith(family.prefix)} | {*family.copies}
@@ -201,7 +214,7 @@ def _read_params(family: Family, model: ModelConfig, stored: Mapping[str, Tensor
     _account(family, model, rows, stored, shapes, ignore)
     params: dict[str, Any] = {}
 
-    def tensor(row: Row) -> np.ndarray:
+    def tensor(row: TensorRow) -> np.ndarray:
         parts = [stored[name].read() for name in row.names]
         return parts[0] if row.count is None else np.stack(parts)
 
@@ -221,48 +234,52 @@ def _read_params(family: Family, model: ModelConfig, stored: Mapping[str, Tensor
 def _account(
     family: Family,
     model: ModelConfig,
-    rows: tuple[Row, ...],
+    rows: tuple[TensorRow, ...],
     stored: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
     ignore: tuple[str, ...],
 ) -> None:
-    """Refuses a tensor that has no place, a place that has no tensor, and a shape that config.json doesn't give."""
+    """Raises UserError if a tensor is missing, has no place in the model, or contradicts the shapes of config.json."""
     for row in rows:
         wanted = _their_shape(row, shapes)[0 if row.count is None else 1 :]
         for name in row.names:
             if name not in stored:
-                raise UserError(f"the weights lack the tensor {name}, which a {family.model_type} of this {CONFIG} has")
+                raise UserError(
+                    f"the weights lack the tensor {name}, which a {family.model_type} with this {CONFIG} needs"
+                )
             found = stored[name].shape
             if found != wanted:
-                raise UserError(f"the tensor {name} has the shape {found}, and by {CONFIG} it should be {wanted}")
+                raise UserError(f"the tensor {name} has the shape {found}, and by {CONFIG} it must be {wanted}")
     unread = ignore + family.ignored + (family.copies if model.head.tied else ())
     known = {name for row in rows for name in row.names}
     for name in stored:
         if name not in known and not matches(name, unread):
             raise UserError(
-                f"the tensor {name} {list(stored[name].shape)} has no place in a {family.model_type} of this {CONFIG}; "
-                f'if it changes no logit, pass ignore=("{name}",)'
+                f"the tensor {name} {list(stored[name].shape)} has no place in a {family.model_type} with this "
+                f'{CONFIG}; if it does not change the logits, pass ignore=("{name}",)'
             )
 
 
 def _newer(family: Family, name: str) -> str:
-    """The name that a tensor of an older file has today."""
+    """Returns the name that a tensor of an older file has today."""
     for old, new in family.renamed.items():
         if name.startswith(old):
             return new + name.removeprefix(old)
     return name
 
 
-def _check_copies(family: Family, rows: tuple[Row, ...], stored: Mapping[str, Tensor]) -> None:
-    """Refuses a tied head that isn't the table."""
+def _check_copies(family: Family, rows: tuple[TensorRow, ...], stored: Mapping[str, Tensor]) -> None:
+    """Raises UserError if a tied model has a head that differs from the embedding table."""
     table = next(row.theirs for row in rows if row.ours == ("embedding/table",))
     for name in family.copies:
         if name in stored and name not in {row.theirs for row in rows}:
             if not np.array_equal(stored[name].read(), stored[table].read()):
-                raise UserError(f'{CONFIG} says "tie_word_embeddings", and {name} is not {table}: which one is wrong?')
+                raise UserError(
+                    f'{CONFIG} has "tie_word_embeddings", but {name} differs from {table}: correct one of them'
+                )
 
 
-def _their_shape(row: Row, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Of a tensor that holds parameters of these shapes."""
+def _their_shape(row: TensorRow, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Returns the shape of the tensor, or stack of tensors, that holds parameters of these `shapes`."""
     zeros = [np.broadcast_to(np.zeros((), np.int8), shapes[path]) for path in row.ours]
     return tuple(row.write(*zeros).shape)

@@ -1,4 +1,4 @@
-"""One spelling for each model: what is derived is written out, and factors of 1 are left out."""
+"""A normal form of models: derived values are written out, and factors of 1 are left out."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 from gpt_jax import config as cfg
 from gpt_jax.config.conversion import difference, from_dict, to_dict
 from gpt_jax.interop.family import plain
-from gpt_jax.interop.rope import fraction
+from gpt_jax.interop.rope import rope_fraction
 
 
-def normal(model: cfg.ModelConfig) -> cfg.ModelConfig:
-    """The model in the spelling by which two are compared: equal means that they compute the same logits from the same
-    parameters, and drop out the same in training.
+def normal_form(model: cfg.ModelConfig) -> cfg.ModelConfig:
+    """Returns the normal form of a model.
+
+    Models with equal normal forms compute the same logits from the same parameters, and have the same dropout in
+    training.
     """
     model = from_dict(cfg.ModelConfig, to_dict(plain(model)))  # 1 where a float belongs becomes 1.0
     kinds = {block: _block(block, model.width) for block in dict.fromkeys(model.blocks)}
@@ -31,7 +33,7 @@ def normal(model: cfg.ModelConfig) -> cfg.ModelConfig:
 
 
 def differences(wanted: cfg.ModelConfig, found: cfg.ModelConfig) -> dict[str, Any]:
-    """The settings of `wanted` that `found` has otherwise, by more than the rounding of a quotient."""
+    """Returns the settings of `wanted` that differ in `found` by more than rounding error."""
     pairs = difference(wanted, found)
     return {key: was for key, (was, now) in pairs.items() if not _close(was, now)}
 
@@ -41,7 +43,7 @@ def _close(a: Any, b: Any) -> bool:
 
 
 def without_dropout(model: cfg.ModelConfig) -> cfg.ModelConfig:
-    """The model without what acts in training alone, and has no place in many families."""
+    """Returns the model without dropout, which only acts in training and which many families cannot represent."""
 
     def kept(block: cfg.BlockConfig) -> cfg.BlockConfig:
         attention: Any = block.attention
@@ -67,18 +69,21 @@ def _block(block: cfg.BlockConfig, width: int) -> cfg.BlockConfig:
             values = replace(values, width=None if values.width == D else values.width)
         attention = replace(attention, kv_heads=attention.resolved_kv_heads, head_width=D, value=values)
         attention = replace(attention, bias=tuple(p for p in cfg.PROJECTIONS if p in attention.bias))
-        attention = _place(attention, D, D)
+        attention = _normal_position(attention, D, D)
     elif isinstance(attention, cfg.Latent):
         attention = replace(attention, value_width=attention.resolved_value_width)
-        attention = _place(attention, attention.rotary_width, attention.head_width + attention.rotary_width)
+        attention = _normal_position(attention, attention.rotary_width, attention.head_width + attention.rotary_width)
     return replace(block, attention=attention, residual_scale=_factor(block.residual_scale))
 
 
-def _place(attention: Any, rotated: int, scored: int) -> Any:
-    """With the fraction that is really rotated of `rotated` elements, and no scale that says what is done anyway."""
+def _normal_position(attention: Any, rotated: int, scored: int) -> Any:
+    """Returns attention in normal form: RoPE with its effective fraction, and no scale equal to the default.
+
+    `rotated` is the width that RoPE's fraction refers to, `scored` the width of queries and keys.
+    """
     position, score = attention.position, attention.score
     if isinstance(position, cfg.Rope):
-        position = replace(position, fraction=fraction(cfg.rope_width(position, rotated), rotated))
+        position = replace(position, fraction=rope_fraction(cfg.rope_width(position, rotated), rotated))
     if score.scale == scored**-0.5:
         score = replace(score, scale=None)
     return dataclasses.replace(attention, position=position, score=score)

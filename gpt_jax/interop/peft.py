@@ -1,4 +1,4 @@
-"""Adapters alone, in the form of Hugging Face's PEFT: `adapter_config.json` beside `adapter_model.safetensors`."""
+"""Adapters in the format of Hugging Face's PEFT: `adapter_config.json` and `adapter_model.safetensors`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ import numpy as np
 
 from gpt_jax.config import Lora, ModelConfig, has_adapter
 from gpt_jax.config.errors import ConfigError, MissingFile
-from gpt_jax.interop.family import Row, parameter_shapes, plain
+from gpt_jax.interop.family import TensorRow, plain
 from gpt_jax.interop.hf import choose_family
 from gpt_jax.interop.weights import read_header, write_weights
 from gpt_jax.model.adapter import SCOPE, grafted, projections, trainable, without_adapter
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.paths import path_of
+from gpt_jax.model.shapes import canonical_shapes, parameter_shapes
 from gpt_jax.model.stack import canonical
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# What PEFT writes of kinds of adapters that this one is not, and the values that mean none of them.
+# Keys of PEFT for features that gpt_jax does not have → the values that switch them off.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "use_dora": (False, None),
@@ -43,21 +44,29 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def save_adapter(folder: str | os.PathLike[str], model: GPT, params: Any, base: str = "") -> None:
-    """Writes the adapter of `model` alone. `base` says what it adapts: a folder, or a name on the Hugging Face Hub.
+    """Writes the adapter of `model`, without the model.
 
-    Projections have the names of the family that `save_pretrained` would write, for `peft.PeftModel.from_pretrained`;
-    in a model that no family has, those of our paths, for `load_adapter`.
+    Projections get the names of the family that `save_pretrained` would write, for `peft.PeftModel.from_pretrained`. If
+    no family can represent the model, they get the names of our paths, for `load_adapter`.
+
+    Args:
+      folder: where to write.
+      model: a model with an adapter.
+      params: its parameters.
+      base: the folder, or the name on the Hugging Face Hub, of the model that it adapts.
 
     Raises:
-      ConfigError: there is no adapter, its layers differ in rank, alpha or dropout, or the family keeps a projection of
-        it in one tensor with others.
+      ConfigError: the model has no adapter, its layers differ in rank, alpha or dropout, or the family stores an
+        adapted projection in one tensor with others.
     """
     if not has_adapter(model.config):
         raise ConfigError("this model has no adapter: give one that was trained with model.adapter")
     adapters = [block.adapter for block in model.config.blocks if isinstance(block.adapter, Lora)]
     kinds = {dataclasses.replace(adapter, targets=("**",)) for adapter in adapters}
     if len(kinds) > 1:
-        raise ConfigError("the layers' adapters differ in rank, alpha or dropout, and a PEFT folder has one of each")
+        raise ConfigError(
+            "the adapters of the layers differ in rank, alpha or dropout, and a PEFT folder has one of each"
+        )
     (adapter,) = kinds
     names, is_transposed = _their_names(without_adapter(model.config))
     leaves = {path_of(keys): leaf for keys, leaf in jax.tree.leaves_with_path(trainable(canonical(params)))}
@@ -65,7 +74,7 @@ def save_adapter(folder: str | os.PathLike[str], model: GPT, params: Any, base: 
     for path in projections(canonical(params)):
         theirs = names[path]
         if theirs is None:
-            raise ConfigError(f"{path} shares a tensor with others in this family, so PEFT can't adapt it alone")
+            raise ConfigError(f"{path} shares a tensor with others in this family, so PEFT cannot adapt it alone")
         modules.append(theirs)
         for letter in ("a", "b"):
             leaf = leaves[f"{path}/{SCOPE}/{letter}/kernel"]
@@ -90,28 +99,32 @@ def save_adapter(folder: str | os.PathLike[str], model: GPT, params: Any, base: 
 
 
 def load_adapter(folder: str | os.PathLike[str], model: GPT, params: Any) -> tuple[GPT, Any]:
-    """`model` with the adapter of a folder, whether PEFT wrote it or `save_adapter`; parameters are per layer.
+    """Adds the adapter in a folder that PEFT or `save_adapter` wrote to a model.
+
+    Returns the model with the adapter, and its parameters, layer by layer.
 
     Raises:
-      FileNotFoundError: there is no adapter in the folder.
-      ConfigError: an adapter of another kind or for another model, or `model` has one already.
+      MissingFile: there is no adapter in the folder.
+      ConfigError: the adapter is of another kind or for another model, or `model` already has one.
     """
     path = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (path / name).exists():
             raise MissingFile(f"{path / name} does not exist: give a folder that save_adapter or PEFT wrote")
     if has_adapter(model.config):
-        raise ConfigError("this model has an adapter already: make them one first, with merge_adapter")
+        raise ConfigError("this model has an adapter already: merge it first, with merge_adapter")
     adapter = _read_config(path / CONFIG)
     names, _ = _their_names(model.config)
     ours = {path.replace("/", "."): path for path in names} | {theirs: p for p, theirs in names.items() if theirs}
-    shapes, dtype = parameter_shapes(plain(model.config)), jnp.dtype(model.config.param_dtype)
+    shapes, dtype = canonical_shapes(plain(model.config)), jnp.dtype(model.config.param_dtype)
     targets: dict[int, list[str]] = {}
     tree: dict[str, Any] = {}
     for name, stored in read_header(path / WEIGHTS).items():
         found = re.fullmatch(rf"(?:{re.escape(PREFIX)})?(.+)\.lora_([AB])(?:\.default)?\.weight", name)
         if found is None or found.group(1) not in ours:
-            raise ConfigError(f"{path} adapts {name}, and this model has no such projection")
+            raise ConfigError(
+                f"{path} adapts {name}, and this model has no such projection: give the model that it was trained on"
+            )
         place, letter = ours[found.group(1)], found.group(2)
         inputs, outputs = shapes[f"{place}/kernel"]
         expected = (adapter.rank, inputs) if letter == "A" else (outputs, adapter.rank)
@@ -137,24 +150,24 @@ def load_adapter(folder: str | os.PathLike[str], model: GPT, params: Any) -> tup
 def _read_config(file: Path) -> Lora:
     values: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if values["peft_type"] != "LORA":
-        raise ConfigError(f'{file} is of peft_type "{values["peft_type"]}", and gpt_jax has LORA alone')
+        raise ConfigError(f'{file} is of peft_type "{values["peft_type"]}", and gpt_jax reads only LORA')
     for key, neutral in NEUTRAL.items():
         if key in values and values[key] not in neutral:
-            raise ConfigError(f'{file} has "{key}": {values[key]!r}, which gpt_jax does not have')
+            raise ConfigError(f'{file} has "{key}": {values[key]!r}, which gpt_jax does not support')
     rank, alpha = int(values["r"]), float(values["lora_alpha"])
     if "use_rslora" in values and values["use_rslora"]:
-        alpha *= rank**0.5  # divided by √r there (Kalajdzievski 2023, arXiv:2312.03732)
+        alpha *= rank**0.5  # rsLoRA divides alpha by √r, not r (Kalajdzievski 2023, arXiv:2312.03732)
     return Lora(rank=rank, alpha=alpha, dropout=float(values["lora_dropout"]), targets=("**",))
 
 
 def _their_names(model: ModelConfig) -> tuple[dict[str, str | None], bool]:
-    """Each projection's name in the family of the model (None: it has no tensor of its own there), or after our path
-    where no family has the model; and whether theirs are (outputs, inputs).
+    """Returns our path → the family's name of each projection, and whether the family's kernels are (outputs, inputs).
+
+    The name is None if the projection shares a tensor with others. If no family can represent the model, the names are
+    our paths with dots.
     """
     everywhere = tuple(dataclasses.replace(block, adapter=Lora(rank=1, targets=("**",))) for block in model.blocks)
-    adapted = GPT(dataclasses.replace(model, blocks=everywhere, scan=False))
-    shapes = jax.eval_shape(adapted.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    paths = projections(shapes)
+    paths = projections(parameter_shapes(dataclasses.replace(model, blocks=everywhere, scan=False)))
     try:
         family, _ = choose_family(model)
     except ConfigError:
@@ -168,14 +181,14 @@ def _their_names(model: ModelConfig) -> tuple[dict[str, str | None], bool]:
     return names, any(found.values())
 
 
-def _orientation(row: Row) -> bool | None:
-    """Whether theirs is our kernel transposed (True) or as it is (False); None where it is neither."""
+def _orientation(row: TensorRow) -> bool | None:
+    """Returns True if the tensor is our kernel transposed, False if it is our kernel unchanged, and None otherwise."""
     if len(row.ours) > 1 or row.count is not None:
         return None
     probe = np.arange(6.0).reshape(2, 3)
     try:
         theirs = row.write(probe)
-    except ValueError:  # a row that cuts its kernel into heads
+    except ValueError:  # a row that reshapes its kernel into heads
         return None
     if theirs.shape == (3, 2) and np.array_equal(theirs, probe.T):
         return True

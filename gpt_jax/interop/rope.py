@@ -1,5 +1,7 @@
-"""RoPE as config.json spells it, in `rope_parameters` (since transformers 5; one group, or one for each kind of layer)
-or in `rope_theta` and `rope_scaling` (before), and as `gpt_jax.config.Rope`.
+"""RoPE: between the settings of config.json and `gpt_jax.config.Rope`.
+
+Since transformers 5, config.json has `rope_parameters`, one group of settings or one per kind of layer; before, it had
+`rope_theta` and `rope_scaling`.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.settings import Settings
 
-# The keys of every family that rotates; `rope_theta` is the family's own default.
+# The keys of every family with RoPE; a family may override the default of `rope_theta`.
 ROPE_KEYS: dict[str, Any] = {"rope_parameters": None, "rope_scaling": None, "rope_theta": 10_000.0}
 
-# rope_type → the keys that its group may have beside rope_type, type, rope_theta and partial_rotary_factor
+# rope_type → the keys that its group may have, in addition to COMMON
 OPTIONS: dict[str, frozenset[str]] = {
     "default": frozenset(),
     "linear": frozenset({"factor"}),
@@ -28,18 +30,21 @@ OPTIONS: dict[str, frozenset[str]] = {
     "longrope": frozenset("factor original_max_position_embeddings attention_factor short_factor long_factor".split()),
 }
 COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-# What is kept in groups that have no use for it: older files and other types leave it there.
+# Keys that may be left over in any group from other types or older versions, and are ignored there.
 LEFT_OVER = {"original_max_position_embeddings", "max_position_embeddings", "mrope_section"}
 
 
 def rope_group(s: Settings, kind: str | None = None) -> dict[str, Any]:
-    """The group of settings for layers of `kind` ("full_attention" …), whichever way the file spells it.
+    """Returns the settings of RoPE for layers of `kind` ("full_attention" …), in any spelling of config.json.
 
-    Always with `rope_type` and `rope_theta`; with `partial_rotary_factor` where the file or the family has one.
+    The result always has `rope_type` and `rope_theta`, and `partial_rotary_factor` if the file or the family has one.
+
+    Raises:
+      ConfigError: the settings are no group, or have no group for this kind of layer.
     """
     group: Mapping[str, Any] = s["rope_scaling"] or s["rope_parameters"] or {}
     if not isinstance(group, Mapping):
-        raise ConfigError(f'config.json has "rope_parameters": {group!r}, which should be a group of settings')
+        raise ConfigError(f'config.json has "rope_parameters": {group!r}, which must be a group of settings')
     if kind is not None and isinstance(group.get(kind), Mapping):
         group = group[kind]
     elif any(isinstance(value, Mapping) for value in group.values()):
@@ -64,18 +69,25 @@ def read_rope(
     original: int | None = None,
     extra: frozenset[str] = frozenset(),
 ) -> cfg.Rope:
-    """The rotation of heads of `head_width` in layers of `kind`.
+    """Reads the RoPE of heads of `head_width`.
 
-    `partial`: the family can rotate a part of each head. `theta` and `original`, the length before any
-    scaling, take the place of the group's. `extra` are keys of the group that the family reads itself.
+    Args:
+      s: the settings.
+      head_width: D.
+      kind: the kind of layer, if the family has RoPE settings for each.
+      interleaved: whether the family rotates neighbouring pairs instead of halves.
+      partial: whether the family can rotate a part of each head.
+      theta: replaces the group's `rope_theta`.
+      original: replaces the group's `original_max_position_embeddings`.
+      extra: keys of the group that the family reads itself.
 
     Raises:
-      ConfigError: an unknown type or key, or what the family can't do.
+      ConfigError: an unknown type or key, a missing value, or a partial rotation that the family cannot do.
     """
     group = rope_group(s, kind)
     name = group["rope_type"]
     if name not in OPTIONS:
-        raise ConfigError(f'config.json has the rope_type "{name}", and gpt_jax has {", ".join(OPTIONS)}')
+        raise ConfigError(f'config.json has the rope_type "{name}", and gpt_jax reads only {", ".join(OPTIONS)}')
     for key in group:
         if key not in COMMON | OPTIONS[name] | LEFT_OVER | extra:
             raise ConfigError(f'config.json has an unknown key "{key}" for RoPE of type "{name}"')
@@ -90,21 +102,23 @@ def read_rope(
     if original is not None:
         group["original_max_position_embeddings"] = original
     scaling = _read_scaling(group, s.integer("max_position_embeddings"))
-    return cfg.Rope(theta, fraction(rotated, head_width), interleaved, scaling)
+    return cfg.Rope(theta, rope_fraction(rotated, head_width), interleaved, scaling)
 
 
-def by_kind(s: Settings, local_theta: float) -> Settings:
-    """The settings with a group for each kind of layer: an older file's theta and scaling are those of full attention,
-    and `local_theta` is that of layers with a window.
+def per_kind(s: Settings, local_theta: float) -> Settings:
+    """Returns the settings with one RoPE group per kind of layer.
+
+    In older files, `rope_theta` and `rope_scaling` apply to full attention only, and layers with a window use
+    `local_theta`.
 
     Raises:
-      ConfigError: one group for all.
+      ConfigError: the file has one group for all layers.
     """
     groups = s["rope_parameters"] or {}
     for key, value in groups.items():
         if value is not None and not isinstance(value, Mapping):
             raise ConfigError(
-                f'config.json has "rope_parameters" with "{key}", and this family has a group for each kind of layer'
+                f'config.json has "rope_parameters" with "{key}", and this family needs one group per kind of layer'
             )
     thetas = {"full_attention": s["rope_theta"], "sliding_attention": local_theta}
     found = {kind: {"rope_theta": thetas[kind], **(groups.get(kind) or {})} for kind in thetas}
@@ -112,8 +126,8 @@ def by_kind(s: Settings, local_theta: float) -> Settings:
     return s.replaced(rope_parameters=found, rope_scaling=None)
 
 
-def fraction(rotated: int, width: int) -> float:
-    """The share of a head's width that is so many elements, also after rounding down its product with the width."""
+def rope_fraction(rotated: int, width: int) -> float:
+    """Returns the smallest float f near rotated / width for which int(width * f) is `rotated`."""
     share = rotated / width
     while int(width * share) < rotated:
         share = math.nextafter(share, 1.0)
@@ -121,7 +135,7 @@ def fraction(rotated: int, width: int) -> float:
 
 
 def _read_scaling(group: Mapping[str, Any], length: int) -> cfg.RopeScaling | None:
-    """`length` is the model's context length, which stands for an original length that is missing."""
+    """Reads the scaling of RoPE; `length` is the context length, the default of a missing original length."""
 
     def number(key: str) -> float:
         if key not in group:
@@ -165,7 +179,7 @@ def _read_scaling(group: Mapping[str, Any], length: int) -> cfg.RopeScaling | No
 
 
 def write_rope(rope: cfg.Rope) -> dict[str, Any]:
-    """The group of settings of a rotation."""
+    """Returns `rope` as a group of settings."""
     group: dict[str, Any] = {"rope_type": "default", "rope_theta": rope.theta}
     if rope.fraction != 1.0:
         group["partial_rotary_factor"] = rope.fraction

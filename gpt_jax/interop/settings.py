@@ -1,4 +1,4 @@
-"""A published `config.json`, read strictly: no key is passed over without a word."""
+"""Reading a published `config.json` strictly: an unknown key is an error."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from gpt_jax.config.errors import ConfigError, nearest
 
-# Keys that any configuration of `transformers` may have and that change no logit: names, ids, labels of other tasks,
-# how a library runs or initialises the model, and settings of generation that older files keep here.
+# Keys that any configuration of `transformers` may have and that do not change the logits: names, ids, labels of other
+# tasks, how a library runs or initialises the model, and generation settings of older files.
 HARMLESS = frozenset(
     """
     model_type architectures transformers_version transformers.js_config is_llama_config torch_dtype dtype auto_map
@@ -26,7 +26,7 @@ HARMLESS = frozenset(
     custom_pipelines _num_labels output_past model_max_length max_sequence_length
     """.split()
 )
-# Keys that any configuration may have and that must be as `transformers` leaves them: key → value
+# Keys that any configuration may have, and that must have the default value of `transformers`: key → value
 EXPECTED: dict[str, Any] = {
     "is_encoder_decoder": False,
     "add_cross_attention": False,
@@ -38,10 +38,12 @@ EXPECTED: dict[str, Any] = {
 
 
 class Settings:
-    """The keys of a `config.json`, with the family's defaults for those that it lacks.
+    """The settings of a `config.json`, with the family's defaults for missing keys.
+
+    Methods that read a key raise ConfigError if its value has another type.
 
     Attributes:
-      values: the keys that the file has.
+      values: the settings in the file.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Settings:
         self._fixed = EXPECTED | dict(fixed or {})
 
     def __getitem__(self, key: str) -> Any:
-        """The value of `key`, or the family's default."""
+        """Returns the value of `key`, or the family's default if the file lacks it."""
         return self.values[key] if key in self.values else self._defaults[key]
 
     def __contains__(self, key: str) -> bool:
@@ -65,15 +67,15 @@ class Settings:
         return key in self.values
 
     def has_default(self, key: str) -> bool:
-        """Whether `key` is one of the family's."""
+        """Whether the family has a default for `key`."""
         return key in self._defaults
 
     def replaced(self, **changes: Any) -> Settings:
-        """With other values of some keys."""
+        """Returns the settings with some values replaced."""
         return Settings(self.values | changes, self._defaults, self._family, (), self._fixed)
 
     def number(self, key: str) -> float:
-        """A float, also where the file has 1 for 1.0."""
+        """Returns a float, also if the file has an integer."""
         return float(self._typed(key, (int, float)))
 
     def optional_number(self, key: str) -> float | None:
@@ -86,33 +88,33 @@ class Settings:
         return None if self[key] is None else self.integer(key)
 
     def flag(self, key: str) -> bool:
-        """True or False; null is False."""
+        """Returns True or False; null is False."""
         value = self[key]
         if value not in (None, True, False):
-            raise ConfigError(f'config.json has "{key}": {value!r}, which should be true or false')
+            raise ConfigError(f'config.json has "{key}": {value!r}, which must be true or false')
         return bool(value)
 
     def expect(self, key: str, allowed: Collection[Any], why: str) -> Any:
-        """The value of `key`, which must be among `allowed`.
+        """Returns the value of `key`, which must be one of `allowed`.
 
         Raises:
-          ConfigError: another value; `why` says what there is no way to do.
+          ConfigError: it has another value; the message is "config.json has KEY: VALUE, and gpt_jax has no `why`".
         """
-        if self[key] not in list(allowed):  # of which the value, a list perhaps, may be no member of a set
+        if self[key] not in list(allowed):  # a list, because an unhashable value cannot be looked up in a set
             raise ConfigError(f'config.json has "{key}": {self[key]!r}, and gpt_jax has no {why}')
         return self[key]
 
     def refuse_unknown(self) -> None:
-        """Raises ConfigError for a key that neither the family nor anyone is known to have."""
+        """Raises ConfigError for an unknown key, or a key of `fixed` with another value."""
         for key, value in self.values.items():
             if key in self._fixed and value not in (self._fixed[key], None):
                 raise ConfigError(
-                    f'config.json has "{key}": {value!r}, and gpt_jax reads {self._family} models without'
+                    f'config.json has "{key}": {value!r}, and gpt_jax reads {self._family} models only without it'
                 )
             if key not in self._defaults and key not in HARMLESS and key not in self._fixed:
                 raise ConfigError(
-                    f'config.json of the family {self._family} has an unknown key "{key}": {value!r}{self._near(key)}. '
-                    f'If it changes no logit, pass ignore=("{key}",)'
+                    f'config.json of the family {self._family} has an unknown key "{key}": {value!r}{self._near(key)}; '
+                    f'if it does not change the logits, pass ignore=("{key}",)'
                 )
 
     def _near(self, key: str) -> str:
@@ -122,5 +124,5 @@ class Settings:
     def _typed(self, key: str, kinds: tuple[type, ...]) -> Any:
         value = self[key]
         if isinstance(value, bool) or not isinstance(value, kinds):
-            raise ConfigError(f'config.json has "{key}": {value!r}, which should be a number')
+            raise ConfigError(f'config.json has "{key}": {value!r}, which must be a number')
         return value

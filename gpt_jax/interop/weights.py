@@ -1,7 +1,7 @@
-"""Tensors in and out of safetensors files, one at a time: at no moment does a second copy of the model exist.
+"""Reading and writing safetensors files one tensor at a time, so that memory never holds a second copy of the model.
 
-The `safetensors` library maps files into memory or wants all tensors at once, and either doubles what a process holds;
-the format is a length, a JSON header and raw bytes.
+The `safetensors` library either maps files into memory or needs all tensors at once, and both double the memory of the
+process. The format is simple: a length, a JSON header and raw bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gpt_jax.config.errors import MissingFile, UserError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-HEADER_LIMIT = 100_000_000  # bytes, the format's own
+HEADER_LIMIT = 100_000_000  # bytes, a limit of the format
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -42,7 +42,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 @runtime_checkable
 class Tensor(Protocol):
-    """A tensor that is not in memory yet."""
+    """A tensor that has not been read yet."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -52,8 +52,8 @@ class Tensor(Protocol):
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Where a tensor lies: `offset` bytes into `file`."""
+class StoredTensor:
+    """A tensor on disk, `offset` bytes into `file`."""
 
     file: Path
     dtype: np.dtype
@@ -66,23 +66,23 @@ class Stored:
         with self.file.open("rb") as f:
             f.seek(self.offset)
             if f.readinto(raw.data) != raw.size:
-                raise UserError(f"{self.file} is damaged: it ends within a tensor; download it again")
+                raise UserError(f"{self.file} is damaged (it ends within a tensor): download it again")
         return raw.view(self.dtype).reshape(self.shape)
 
 
 def open_weights(folder: Path) -> Mapping[str, Tensor]:
-    """Name → place of every tensor in a folder's safetensors file, or in those that its index names.
+    """Returns the tensors of a folder by name, from its safetensors file or from the files in its index.
 
     Raises:
-      FileNotFoundError: there are none, or a file that the index names is missing.
-      ValueError: a damaged file, or one that lacks a tensor that the index places there.
+      MissingFile: there is neither, or a file in the index is missing.
+      UserError: a file is damaged, or lacks a tensor that the index places in it.
     """
     if (folder / WEIGHTS).exists():
         return read_header(folder / WEIGHTS)
     if not (folder / INDEX).exists():
         others = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack") for p in folder.glob(pattern)]
-        found = f" beside {others[0]}, which gpt_jax doesn't read: save the model as safetensors" if others else ""
-        raise MissingFile(f"{folder} has neither {WEIGHTS} nor {INDEX}{found}")
+        advice = f"gpt_jax does not read {others[0]}, so save the model as safetensors" if others else "download one"
+        raise MissingFile(f"{folder} has neither {WEIGHTS} nor {INDEX}: {advice}")
     try:
         places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError):
@@ -90,21 +90,23 @@ def open_weights(folder: Path) -> Mapping[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         if not (folder / name).exists():
-            raise MissingFile(f"{folder / name} is missing, and {INDEX} names it: download it too")
+            raise MissingFile(f"{folder / name} is missing, and {INDEX} lists it: download it, too")
         tensors |= read_header(folder / name)
     for tensor, name in places.items():
         if tensor not in tensors:
-            raise UserError(f"{folder / name} lacks the tensor {tensor}, which {INDEX} places there")
+            raise UserError(
+                f"{folder / name} lacks the tensor {tensor}, which {INDEX} lists there: download both again"
+            )
     return tensors
 
 
-def read_header(file: Path) -> dict[str, Stored]:
-    """Name → place of every tensor in one file.
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Returns the tensors of one file by name.
 
     Raises:
-      ValueError: no safetensors file, a damaged one, or a tensor of an unknown type.
+      UserError: the file is not safetensors, is damaged, or has a tensor of an unknown type.
     """
-    damaged = ValueError(f"{file} is no whole safetensors file: download it again")
+    damaged = UserError(f"{file} is not a complete safetensors file: download it again")
     with file.open("rb") as f:
         size = f.seek(0, 2)
         f.seek(0)
@@ -120,18 +122,23 @@ def read_header(file: Path) -> dict[str, Stored]:
         if name == "__metadata__":
             continue
         if entry["dtype"] not in DTYPES:
-            raise UserError(f"{file} has the tensor {name} of type {entry['dtype']}, which is none of {[*DTYPES]}")
+            raise UserError(
+                f"{file} has the tensor {name} of type {entry['dtype']}, and gpt_jax reads only {', '.join(DTYPES)}"
+            )
         dtype, shape, (start, stop) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
         if stop - start != dtype.itemsize * int(np.prod(shape, dtype=np.int64)) or 8 + length + stop > size:
             raise damaged
-        tensors[name] = Stored(file, dtype, shape, 8 + length + start)
+        tensors[name] = StoredTensor(file, dtype, shape, 8 + length + start)
     return tensors
 
 
 def write_weights(
     file: Path, entries: Mapping[str, tuple[np.dtype, tuple[int, ...], Callable[[], np.ndarray]]]
 ) -> None:
-    """Writes a safetensors file of name → (type, shape, what makes the tensor), making one tensor at a time."""
+    """Writes a safetensors file.
+
+    `entries` maps names to (type, shape, function that makes the tensor); one tensor is made and written at a time.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (dtype, shape, _) in entries.items():

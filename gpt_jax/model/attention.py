@@ -40,7 +40,7 @@ from gpt_jax.model.convolution import convolution_shapes, convolved
 from gpt_jax.model.gate import OUTPUT_GATES, forget_sums
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.mask import Side, keys_per_query
-from gpt_jax.model.mixer import CacheShapes, Mixer, Shared
+from gpt_jax.model.mixer import CacheShapes, Carry, Mixer
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.parameter import Parameter
 from gpt_jax.model.rope import rotate
@@ -58,8 +58,8 @@ class MultiHeadAttention(Mixer):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Shared, train: bool
-    ) -> tuple[Float[Array, "B T C"], LayerCache | None, Shared]:
+        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Carry, train: bool
+    ) -> tuple[Float[Array, "B T C"], LayerCache | None, Carry]:
         c, (B, T, C) = self.config, x.shape
         H, D, E = c.heads, c.resolved_head_width(C), c.resolved_value_width(C)
         decay, cache = forget_sums(self, x, row, cache) if c.forget_gate else (None, cache)

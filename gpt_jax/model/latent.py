@@ -11,7 +11,7 @@ from gpt_jax import config as cfg
 from gpt_jax.model.attention import attended, scaled
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.mask import Side, keys_per_query
-from gpt_jax.model.mixer import CacheShapes, Mixer, Shared
+from gpt_jax.model.mixer import CacheShapes, Carry, Mixer
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.parameter import Parameter
 from gpt_jax.model.rope import rotate
@@ -33,8 +33,8 @@ class LatentAttention(Mixer):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Shared, train: bool
-    ) -> tuple[Float[Array, "B T C"], LayerCache | None, Shared]:
+        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Carry, train: bool
+    ) -> tuple[Float[Array, "B T C"], LayerCache | None, Carry]:
         c, model, (B, T, C) = self.config, self.model, x.shape
         H, R, D, P, E = c.heads, c.rank, c.head_width, c.rotary_width, c.resolved_value_width
         std, dtype = model.init.kernel_std, model.param_dtype

@@ -1,4 +1,4 @@
-"""Which keys a query may see. The one place that defines a window: W keys, the query's own position included."""
+"""Which keys a query may see. This file alone defines a window: W keys, the query's own position included."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from gpt_jax.config.variant import implementation
 
 
 class Side(NamedTuple):
-    """What is known of each of N tokens that ask (queries) or are asked (keys).
+    """Where N queries or N keys are.
 
-    `steps` counts along the row, padding included; a negative one is a slot not yet written, which nobody sees.
-    `positions` restart in each of the `segments`. `decay` is Σ log f of a forget gate up to and with the token.
+    `steps` counts along the row, padding included; a negative step is a slot that is not written yet and that no query
+    sees. `positions` restart in each of the `segments`. `decay` is a forget gate's Σ log f, the token's own included.
     """
 
     steps: Int[Array, " N"]
@@ -54,7 +54,7 @@ def _prefix(
     return (distance >= 0) | (keys.positions < prefix[:, None])[:, None, :]
 
 
-# mask → (mask, steps from key to query, queries, keys, each row's prefix) → may the key be seen?
+# mask → (the mask, steps from key to query, queries, keys, each row's prefix) → whether the query may see the key
 VISIBLE: dict[type[cfg.MaskConfig], Callable[..., Bool[Array, "b T S"]]] = {
     cfg.Causal: _causal,
     cfg.Window: _window,
@@ -64,12 +64,12 @@ VISIBLE: dict[type[cfg.MaskConfig], Callable[..., Bool[Array, "b T S"]]] = {
 
 
 def reach(mask: cfg.MaskConfig) -> int | None:
-    """How many steps back a query sees at most, its own included; None: all."""
+    """The most steps that a query sees, its own included; None: no limit."""
     return mask.size if isinstance(mask, cfg.Window | cfg.Chunk) else None
 
 
 def keys_per_query(mask: cfg.MaskConfig, length: int) -> Fraction:
-    """How many keys a query of a row of `length` tokens sees on average; of a prefix, only what a causal mask shows."""
+    """The mean number of keys that a query of a row of `length` tokens sees. A prefix counts as a causal mask."""
     size = min(length, reach(mask) or length)
     whole = Fraction(size * (size + 1), 2)  # the pairs of the first `size` queries
     if isinstance(mask, cfg.Chunk):
@@ -84,8 +84,8 @@ SPANS, SHORTEST_SPAN = 4, 64
 def spans(mask: cfg.MaskConfig, length: int) -> list[tuple[slice, slice]]:
     """Cuts `length` tokens that attend to one another into a few spans: queries, and the keys that any of them may see.
 
-    What a span leaves out is masked for all its queries, so nothing changes but the work: with four spans 5/8 of the
-    whole, in pieces that stay in a processor's cache.
+    The keys that a span leaves out are masked for all of its queries, so only the amount of work changes: four spans
+    compute 5/8 of all scores, in pieces that stay in a processor's cache.
     """
     if isinstance(mask, cfg.Prefix):
         return [(slice(0, length), slice(0, length))]
@@ -103,9 +103,9 @@ def allowed(
 ) -> Bool[Array, "b T S"]:
     """True where query t may see key s.
 
-    Steps, not positions, decide what is earlier, so that positions that restart in every document can't let a later
-    token through. Keys before step `padding[b]` (left padding) or before step 0 (a cache's slot not yet written) are
-    seen by nobody, keys of another segment neither.
+    Steps decide which token is earlier, because positions restart in every document. No query sees keys before step
+    `padding[b]` (left padding), keys of negative steps (slots of a cache that are not written yet), or keys of another
+    segment.
     """
     distance = (queries.steps[:, None] - keys.steps[None, :])[None]
     seen = implementation(VISIBLE, mask)(mask, distance, queries, keys, prefix) & (keys.steps >= 0)

@@ -13,7 +13,7 @@ from gpt_jax import config as cfg
 from gpt_jax.model.row import Row
 from gpt_jax.model.slots import LayerCache
 
-Shared = dict[str, Any]  # what layers pass to the layers above them, by name
+Carry = dict[str, Any]  # what layers pass to the layers above them, by name
 CacheShapes = dict[str, jax.ShapeDtypeStruct]
 
 
@@ -41,8 +41,8 @@ class Mixer(nn.Module):
     output_scale: float
 
     def __call__(
-        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Shared, train: bool
-    ) -> tuple[Float[Array, "B T C"], LayerCache | None, Shared]:
+        self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Carry, train: bool
+    ) -> tuple[Float[Array, "B T C"], LayerCache | None, Carry]:
         raise NotImplementedError
 
     @staticmethod

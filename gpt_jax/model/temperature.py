@@ -1,4 +1,4 @@
-"""What queries are multiplied by, beside the scale, as their position says. A kind is one row of TEMPERATURES."""
+"""Factors on queries that depend on their position, beside the scale. A kind is one row of `TEMPERATURES`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpt_jax.model.parameter import Parameter
 def temperature(
     c: cfg.TemperatureConfig, mask: cfg.MaskConfig, positions: Int[Array, "b T"], heads: int, param_dtype: str
 ) -> Float[Array, "b T h 1"]:
-    """The factor of each query, for all heads (h = 1) or one a head; its parameters belong to the module that asks."""
+    """The factor of each query, for all heads (h = 1) or for each; its parameters belong to the calling module."""
     return implementation(TEMPERATURES, c)(c, mask, positions, heads, param_dtype)
 
 

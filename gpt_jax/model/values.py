@@ -18,18 +18,18 @@ from jaxtyping import Array, Float
 from gpt_jax import config as cfg
 from gpt_jax.config.variant import implementation
 from gpt_jax.model.mask import Side
-from gpt_jax.model.mixer import Shared
+from gpt_jax.model.mixer import Carry
 from gpt_jax.model.parameter import Parameter
 from gpt_jax.model.row import Row
 from gpt_jax.model.slots import LayerCache, extend
 from gpt_jax.model.taps import tap
 
 KeysAndValues = tuple[Float[Array, "B K S D"], Float[Array, "B K S E"], Side]
-Made = tuple[KeysAndValues, LayerCache | None, Shared]
+Made = tuple[KeysAndValues, LayerCache | None, Carry]
 
 
 def _projected(
-    layer: Any, x: Float[Array, "B T C"], queries: Side, row: Row, cache: LayerCache | None, shared: Shared
+    layer: Any, x: Float[Array, "B T C"], queries: Side, row: Row, cache: LayerCache | None, shared: Carry
 ) -> Made:
     c, C = layer.config, x.shape[-1]
     K, D, E = c.resolved_kv_heads, c.resolved_head_width(C), c.resolved_value_width(C)
@@ -47,7 +47,7 @@ def _projected(
 
 
 def _from_key(
-    layer: Any, x: Float[Array, "B T C"], queries: Side, row: Row, cache: LayerCache | None, shared: Shared
+    layer: Any, x: Float[Array, "B T C"], queries: Side, row: Row, cache: LayerCache | None, shared: Carry
 ) -> Made:
     """Norm and rotation come after the cache, whose slots hold what both are made of."""
     c = layer.config
@@ -59,7 +59,7 @@ def _from_key(
 
 
 def _shared(
-    layer: Any, x: Float[Array, "B T C"], queries: Side, row: Row, cache: LayerCache | None, shared: Shared
+    layer: Any, x: Float[Array, "B T C"], queries: Side, row: Row, cache: LayerCache | None, shared: Carry
 ) -> Made:
     return shared["key_and_value"], cache, shared
 
@@ -76,8 +76,8 @@ def _embedding(
 
 
 def _residual(
-    c: cfg.ValueResidual, model: cfg.ModelConfig, value: Float[Array, "B T K E"], row: Row, shared: Shared
-) -> tuple[Float[Array, "B T K E"], Shared]:
+    c: cfg.ValueResidual, model: cfg.ModelConfig, value: Float[Array, "B T K E"], row: Row, shared: Carry
+) -> tuple[Float[Array, "B T K E"], Carry]:
     """`value` mixed with the first layer's values, which the first layer leaves to those above."""
     initial = nn.initializers.constant(c.initial)
     share = Parameter("share", initial, (), model.param_dtype, name="value_residual")().astype(value.dtype)
@@ -95,6 +95,6 @@ VALUES: dict[type[cfg.ValueConfig], Callable[..., Made]] = {
 EMBEDDINGS: dict[type[cfg.ValueEmbeddingConfig], Callable[..., Float[Array, "B T K E"]]] = {
     cfg.ValueEmbedding: _embedding,
 }
-RESIDUALS: dict[type[cfg.ValueResidualConfig], Callable[..., tuple[Float[Array, "B T K E"], Shared]]] = {
+RESIDUALS: dict[type[cfg.ValueResidualConfig], Callable[..., tuple[Float[Array, "B T K E"], Carry]]] = {
     cfg.ValueResidual: _residual,
 }

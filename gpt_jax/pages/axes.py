@@ -1,7 +1,7 @@
-"""Axes for the report's pictures: scales with round ticks, names that don't lie on one another, and marks in SVG.
+"""Axes of a chart: scales with round ticks, labels that don't overlap, and marks, all as strings of SVG.
 
-Everything is in CSS pixels, and is a string: a picture needs no script and no library to be seen. Colours are classes
-(`base` for the baseline, `c0` … for the others), which the page's style sheet gives a value in light and in dark.
+Lengths are CSS pixels. Colours are CSS classes, `base` for the reference series and `c0`, `c1` … for the others; the
+page's style sheet gives them a value in light and in dark.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ TICK_LENGTH, LABEL_SPACING = 4.0, 34.0
 
 
 def style(index: int | None) -> str:
-    """The class that colours an arm: None is the baseline."""
+    """The CSS class of a series' colour: None is the reference series."""
     return "base" if index is None else f"c{index % COLOURS}"
 
 
 def dash(index: int | None) -> str:
-    """The dash pattern of an arm's lines, so that arms of one colour differ."""
+    """The dash attribute of a series' line: series of one colour have different dashes."""
     pattern = "" if index is None else DASHES[index // COLOURS % len(DASHES)]
     return f' stroke-dasharray="{pattern}"' if pattern else ""
 
 
 def width_of(text: str) -> float:
-    """About how wide a text of 12 pixels is, in a broad typeface."""
+    """The approximate width of a text of 12 pixels, in a broad typeface."""
     return sum(_character(c) for c in text)
 
 
@@ -43,7 +43,7 @@ def _character(c: str) -> float:
 
 
 def shorten(text: str, pixels: Number) -> str:
-    """A text that fits, with an ellipsis where something is left out."""
+    """`text`, cut to fit into `pixels` and ended by an ellipsis if it was cut."""
     if width_of(text) <= pixels:
         return text
     ends = [n for n in range(len(text), 1, -1) if width_of(text[:n]) + 12 <= pixels]
@@ -103,7 +103,7 @@ class Scale:
 
 
 def scale(values: Iterable[Number], start: Number, end: Number, log: int | None = None, pad: Number = 0.05) -> Scale:
-    """A scale that shows all the values with some air at both ends."""
+    """A scale over all the values, with a margin of `pad` at both ends."""
     found = [v for v in values if math.isfinite(v) and (log is None or v > 0)]
     low, high = (min(found), max(found)) if found else (1.0, 2.0)
     if log is not None:
@@ -114,8 +114,8 @@ def scale(values: Iterable[Number], start: Number, end: Number, log: int | None 
 
 
 def spread(wanted: Sequence[Number], gap: Number, low: Number, high: Number) -> list[float]:
-    """Places at least `gap` apart and within [low, high] if there is room, each as near as can be to where it is
-    wanted.
+    """Positions at least `gap` apart and, if there is room, within [low, high], each as close as possible to the wanted
+    one.
     """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     groups: list[tuple[float, int]] = []  # (centre, members), merged while they overlap
@@ -138,7 +138,7 @@ def spread(wanted: Sequence[Number], gap: Number, low: Number, high: Number) -> 
 
 
 def mark(x: Number, y: Number, index: int | None, tip: str, size: Number = 4.0, kind: str = "dot") -> str:
-    """A point whose form, like its colour, tells the arm; hovering shows `tip`."""
+    """A point; its shape and colour tell the series, and hovering shows `tip`."""
     shape = 0 if index is None else 1 + index % 4
     a = size
     form = (
@@ -154,7 +154,7 @@ def mark(x: Number, y: Number, index: int | None, tip: str, size: Number = 4.0, 
 
 
 def text(x: Number, y: Number, content: str, anchor: str = "start", kind: str = "", tip: str = "") -> str:
-    """A line of text; `tip`, where it says more, is shown on hovering."""
+    """A line of text; hovering shows `tip` if it is another text."""
     classes = f' class="{kind}"' if kind else ""
     title = f"<title>{escape(tip)}</title>" if tip and tip != content else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{classes}>{escape(content)}{title}</text>'
@@ -166,7 +166,7 @@ def line(x1: Number, y1: Number, x2: Number, y2: Number, kind: str) -> str:
 
 @dataclass
 class Frame:
-    """The plane of a picture: `inside` is clipped to it; `around` lies below that, `over` above, and neither is."""
+    """The plane of a chart: `inside` is clipped to it; `around` is drawn below and `over` above, neither clipped."""
 
     width: int
     height: int
@@ -191,7 +191,7 @@ class Frame:
         self.x_axis(x, x_title, x_ticks)
 
     def x_axis(self, x: Scale, title: str, ticks: list[tuple[Number, str]]) -> None:
-        """The lower axis; labels that would touch are left out."""
+        """The lower axis; labels that would overlap are left out."""
         floor = self.height - self.bottom
         edge = -math.inf
         for value, label in ticks:
@@ -205,7 +205,7 @@ class Frame:
         self.around.append(text(self.left, floor + 36, title, "start", "title"))
 
     def svg(self, kind: str, description: str) -> str:
-        """The picture; `kind` is a class of the whole."""
+        """The chart; `kind` is the CSS class of its root."""
         w, h = self.width - self.left - self.right, self.height - self.top - self.bottom
         inner = (
             f'<svg x="{self.left:.1f}" y="{self.top:.1f}" width="{w:.1f}" height="{h:.1f}" '

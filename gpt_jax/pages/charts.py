@@ -1,6 +1,6 @@
-"""The three kinds of picture in a report: lines with bands, a forest of differences, points with a Pareto front.
+"""Three kinds of chart: lines with bands, a forest of differences, points with a Pareto front.
 
-Each is drawn for a given width, so that its letters have the size of the page's on a phone and on a desk.
+Each is drawn for a given width, so that its text has the size of the page's text on a phone and on a desktop.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ LABEL_WIDE, LABEL_NARROW = 150.0, 96.0
 
 @dataclass(frozen=True)
 class Line:
-    """What is drawn of one arm. `index` colours it (None: the baseline), `marks` and `ringed` are (x, y, tip)."""
+    """A line of the series of number `series` on its page. `index` colours it (None: the reference series); `marks` and
+    `ringed` are (x, y, tip).
+    """
 
     name: str
     index: int | None
-    arm: int
+    series: int
     points: Sequence[Point]
     marks: Sequence[tuple[Number, Number, str]] = ()
     ringed: Sequence[tuple[Number, Number, str]] = ()
@@ -33,7 +35,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Plane:
-    """How a picture's axes are named and run; `cut` leaves the first losses, far above the rest, out of the range."""
+    """Titles, scales and ticks of a chart's axes; `cut` leaves the first values, far above the others, out of range."""
 
     x_title: str
     y_title: str
@@ -45,7 +47,7 @@ class Plane:
 
 
 def thin(points: Sequence[Point], log: int | None) -> list[Point]:
-    """At most `MOST_POINTS` points: neighbours are averaged, where x is logarithmic over equal ratios."""
+    """At most `MOST_POINTS` points: neighbours are averaged, over equal ratios of x if its axis is logarithmic."""
     most = MOST_POINTS[log]
     if len(points) <= most:
         return list(points)
@@ -70,7 +72,7 @@ def draw_lines(lines: Sequence[Line], plane: Plane, width: int, kind: str, descr
     """Lines over x, each with its band and its name at its end; hovering shows the nearest point."""
     lines = [replace(a, points=thin(a.points, plane.log_x)) for a in lines]
     room = LABEL_NARROW if width < 480 else LABEL_WIDE
-    keyed = len(lines) > axes.COLOURS + 1  # colours come again, with other dashes: names show them
+    keyed = len(lines) > axes.COLOURS + 1  # colours repeat with other dashes, so the names show the dash
     right = min(room + 16 * keyed, max(axes.width_of(line.name) for line in lines) + 16 + 24 * keyed) + 10
     height = round(max(0.62 * width, 250.0, 76 + axes.LINE * len(lines)))
     frame = Frame(width, height, 46, right, 26, 44)
@@ -95,7 +97,7 @@ def draw_lines(lines: Sequence[Line], plane: Plane, width: int, kind: str, descr
             tail += f' class="tail faint"/><path d="M{start:.1f} {place:.1f}h20" class="line"{dash}/><path d=""'
             start += 24
         name = axes.text(start, place + 4, axes.shorten(a.name, width - start - 2), "start", "name", a.name)
-        frame.over.append(f'<g class="arm {axes.style(a.index)}" data-arm="{a.arm}">{tail} class="tail"/>{name}</g>')
+        frame.over.append(f'<g class="arm {axes.style(a.index)}" data-arm="{a.series}">{tail} class="tail"/>{name}</g>')
     return frame.svg(kind, description)
 
 
@@ -133,16 +135,16 @@ def _line(a: Line, x: Scale, y: Scale, plane: Plane) -> str:
         parts.append(axes.mark(x(a.points[0][0]), y(a.points[0][1]), a.index, f"{a.name}: {a.points[0][1]:.5g}"))
     parts += [axes.mark(x(m[0]), y(m[1]), a.index, m[2], 3.2) for m in a.marks]
     parts += [axes.mark(x(m[0]), y(m[1]), a.index, m[2], 6.0, "ring") for m in a.ringed]
-    return f'<g class="arm {axes.style(a.index)}" data-arm="{a.arm}">{"".join(parts)}</g>'
+    return f'<g class="arm {axes.style(a.index)}" data-arm="{a.series}">{"".join(parts)}</g>'
 
 
 @dataclass(frozen=True)
 class ForestRow:
-    """A difference: its mean, intervals by t and by bootstrap where there are any, the pairs it comes from."""
+    """A difference: its mean, its intervals by t and by bootstrap, and the pairs that it comes from."""
 
     name: str
     index: int | None
-    arm: int
+    series: int
     mean: Number
     interval: tuple[Number, Number] | None
     bootstrap: tuple[Number, Number] | None
@@ -161,7 +163,7 @@ def draw_forest(
     kind: str,
     about: str,
 ) -> str:
-    """Differences with their intervals; what lies within ± `smallest` is shaded, `sides` names left and right."""
+    """Differences with their intervals; the range ± `smallest` is shaded, and `sides` names left and right."""
     phone = width < 480
     left, right = (8.0, 8.0) if phone else (min(150.0, max(axes.width_of(r.name) for r in rows) + 12), 196.0)
     step = 46.0 if phone else 36.0
@@ -188,7 +190,7 @@ def draw_forest(
     for i, row in enumerate(rows):
         middle = frame.top + step * (i + 0.5) + (9 if phone else 0)
         frame.inside.append(_forest_row(row, x, middle))
-        group = f'<g class="arm {axes.style(row.index)}" data-arm="{row.arm}">'
+        group = f'<g class="arm {axes.style(row.index)}" data-arm="{row.series}">'
         if phone:
             figures = axes.text(width - right, middle - 12, row.figures, "end", "figure")
             name = axes.shorten(row.name, width - left - right - axes.width_of(row.figures) - 12)
@@ -210,16 +212,16 @@ def _forest_row(row: ForestRow, x: Scale, middle: Number) -> str:
     if row.bootstrap is not None:
         parts.append(axes.line(x(row.bootstrap[0]), middle - 6, x(row.bootstrap[1]), middle - 6, "bootstrap"))
     parts.append(axes.mark(x(row.mean), middle, row.index, tip, 5.0))
-    return f'<g class="arm {axes.style(row.index)}" data-arm="{row.arm}">{"".join(parts)}</g>'
+    return f'<g class="arm {axes.style(row.index)}" data-arm="{row.series}">{"".join(parts)}</g>'
 
 
 @dataclass(frozen=True)
 class Spot:
-    """An arm in the plane of cost and loss."""
+    """A point in the plane, such as one of cost and loss, with an interval of y."""
 
     name: str
     index: int | None
-    arm: int
+    series: int
     x: Number
     y: Number
     interval: tuple[Number, Number] | None
@@ -227,7 +229,7 @@ class Spot:
 
 
 def front(spots: Sequence[Spot]) -> list[Spot]:
-    """The spots that no other beats: none is at most as costly and at least as good, and better in one of both."""
+    """The Pareto front: the spots for which no other is at most as large in both x and y, and smaller in one."""
     best: list[Spot] = []
     for spot in sorted(spots, key=lambda s: (s.x, s.y)):
         if not best or spot.y < best[-1].y:
@@ -260,7 +262,7 @@ def draw_spots(spots: Sequence[Spot], best: Sequence[Spot], plane: Plane, width:
         far = abs(at[1] - y(s.y)) > 20
         leader = axes.line(x(s.x), y(s.y), at[0], at[1] - (0 if at[1] < y(s.y) else 10), "leader") if far else ""
         name = axes.text(at[0], at[1], label, "start", "name", s.name)
-        group = f'<g class="arm {axes.style(s.index)}" data-arm="{s.arm}">'
+        group = f'<g class="arm {axes.style(s.index)}" data-arm="{s.series}">'
         frame.over.append(f"{group}{leader}{bar}{axes.mark(x(s.x), y(s.y), s.index, s.tip, 5.0)}{name}</g>")
     return frame.svg(kind, about)
 
@@ -269,7 +271,7 @@ Box = tuple[Number, Number, Number, Number]
 
 
 def _free_place(x: Number, y: Number, wide: Number, taken: list[Box], bounds: Box) -> tuple[Number, Number]:
-    """Where a name beside (x, y) covers least of what is there; what it covers then is added to `taken`."""
+    """The place near (x, y) where a name overlaps least; its box is added to `taken`."""
     best, least = (x + 9, y + 4), math.inf
     for lift in (0, -14, 14, -28, 28, -42, 42, -56, 56):
         for left in (x + 9, x - 9 - wide, x - wide / 2):

@@ -12,7 +12,7 @@ KINDS = ("css", "js", "html")
 
 
 def render(title: str, body: str) -> str:
-    """A whole page around `body`, with its style and script inside; no other script may run in it."""
+    """The page around `body`, with its style and script inside; its policy lets no other script run."""
     style, script, page = (files("gpt_jax.pages").joinpath(f"page.{kind}").read_text("utf-8") for kind in KINDS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return Template(page).substitute(

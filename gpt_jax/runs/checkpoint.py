@@ -1,10 +1,9 @@
-"""Checkpoints: Orbax writes and reads them in the background, and our own fingerprints tell a good one from a damaged
-one.
+"""Checkpoints: Orbax reads and writes them, and our own fingerprints detect a damaged one.
 
-Orbax restores flipped bits silently, so a fingerprint of every array travels in the checkpoint's record. It is computed
-on the devices (a sum modulo 2³² of mixed words: exact in any order, so sharding changes nothing), costs one pass over
-the memory, and no copy to the host. Arrays are stored under their canonical per-layer paths, parameters apart from the
-rest so that they can be read alone.
+Orbax restores flipped bits silently, so each checkpoint's record holds a fingerprint of every array. A fingerprint is
+computed on the devices, in one pass over the memory and without a copy to the host; it is a sum modulo 2³² of mixed
+words, which is exact in any order, so it does not depend on the sharding. Arrays are stored under their canonical
+per-layer paths. Parameters are an item of their own, so that they can be read alone.
 """
 
 from __future__ import annotations
@@ -23,16 +22,17 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy  # type: ig
 
 from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.runs.folder import CHECKPOINTS, DAMAGED, RunFolder
+from gpt_jax.training.state import PARAMS, REST
 
-PARAMS, REST, RECORD = "params", "rest", "record"
+RECORD = "record"
 
 
 class CheckpointError(UserError):
-    """A checkpoint is not there, or can't be read."""
+    """A checkpoint is missing or cannot be read."""
 
 
 class Restored(NamedTuple):
-    """`trees` by item name, and the `record` that was saved beside them."""
+    """A restored checkpoint: `trees` by item name, and the `record` that was saved with them."""
 
     step: int
     trees: dict[str, Any]
@@ -40,7 +40,7 @@ class Restored(NamedTuple):
 
 
 def fingerprints(tree: Any) -> dict[str, str]:
-    """Path → fingerprint of each array's content, as 8 hexadecimal digits."""
+    """Path → fingerprint of the array's content, 8 hexadecimal digits."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     sums = jax.device_get([_fingerprint(leaf) for _, leaf in leaves])
     return {
@@ -51,7 +51,7 @@ def fingerprints(tree: Any) -> dict[str, str]:
 
 @jax.jit
 def _fingerprint(array: jax.Array) -> jax.Array:
-    """One word for an array: each of its words is mixed with its position (murmur3's finalizer), and all are added."""
+    """One uint32 for an array: the sum of its words, each mixed with its position by the finalizer of murmur3."""
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     if array.dtype == jnp.bool_:
@@ -65,8 +65,12 @@ def _fingerprint(array: jax.Array) -> jax.Array:
 
 
 class Checkpoints:
-    """The checkpoints of a run folder, a context manager: the newest `keep` and the one of the lowest validation loss
-    stay.
+    """The checkpoints of a run folder. A context manager, which waits for pending writes at its end.
+
+    It keeps the newest `keep` checkpoints and the one of the lowest validation loss, and deletes the others.
+
+    Raises:
+      MissingFile: with `read_only`, the folder has no checkpoint.
     """
 
     def __init__(self, folder: RunFolder, keep: int = 1, read_only: bool = False) -> None:
@@ -89,7 +93,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
                 read_only=read_only,
-                save_interval_steps=0 if read_only else 1,  # else it warns that it makes it so
+                save_interval_steps=0 if read_only else 1,  # Orbax warns that it sets 0 itself otherwise
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
             ),
@@ -101,20 +105,19 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, newest first."""
+        """The steps that have a checkpoint, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     def path(self, step: int) -> str:
+        """The folder of the checkpoint of `step`."""
         return str(self._folder.file(CHECKPOINTS) / str(step))
 
     def save(self, step: int, params: Any, rest: Any, record: Mapping[str, Any], validation_loss: float | None) -> None:
-        """Starts writing a checkpoint and returns once the arrays are copied. Does nothing where `step` has one
-        already.
-        """
+        """Starts to write a checkpoint, and returns once the arrays are copied. Does nothing if `step` has one."""
         if step in self._manager.all_steps():
             return
         trees = {PARAMS: params, REST: rest}
-        is_known = validation_loss is not None and math.isfinite(validation_loss)  # NaN is no best
+        is_known = validation_loss is not None and math.isfinite(validation_loss)  # NaN must not become the best
         full = dict(record) | {"fingerprints": {name: fingerprints(tree) for name, tree in trees.items()}}
         self._manager.save(
             step,
@@ -130,7 +133,7 @@ class Checkpoints:
         """Reads one checkpoint into the shapes, types and shardings of `templates` (`params`, `rest` or both).
 
         Raises:
-          CheckpointError: there is none of this step, it can't be read, or an array differs from what was saved.
+          CheckpointError: there is none of this step, it cannot be read, or an array differs from the saved one.
         """
         items, record, saved = self._read(step, templates)
         for name in templates:
@@ -143,15 +146,15 @@ class Checkpoints:
         return Restored(step, {name: items[name] for name in templates}, record)
 
     def saved_fingerprints(self, step: int) -> dict[str, dict[str, str]]:
-        """What `fingerprints` gave of each tree when the checkpoint was saved; its arrays are not read.
+        """Item name → fingerprints of the checkpoint as it was saved. Reads no arrays.
 
         Raises:
-          CheckpointError: there is none of this step, or it can't be read.
+          CheckpointError: there is none of this step, or it cannot be read.
         """
         return self._read(step, {})[2]
 
     def _read(self, step: int, templates: Mapping[str, Any]) -> tuple[Any, dict[str, Any], dict[str, dict[str, str]]]:
-        """Items, record and saved fingerprints of one checkpoint."""
+        """The items, the record and the saved fingerprints of one checkpoint."""
         if step not in self.steps():
             known = ", ".join(map(str, self.steps())) if self.steps() else "none"
             raise CheckpointError(f"{self._folder} has no checkpoint of step {step}; there are: {known}")
@@ -160,15 +163,17 @@ class Checkpoints:
             items = self._manager.restore(step, args=ocp.args.Composite(**args, **{RECORD: ocp.args.JsonRestore()}))
             record = dict(items[RECORD])
             return items, record, record.pop("fingerprints")
-        except Exception as error:  # Orbax has no error of its own for a damaged checkpoint
-            raise CheckpointError(f"{self.path(step)} can't be read: {str(error).splitlines()[0][:200]}") from error
+        except Exception as error:  # Orbax raises many types for a damaged checkpoint
+            raise CheckpointError(f"{self.path(step)} cannot be read: {str(error).splitlines()[0][:200]}") from error
 
     def restore_newest(self, templates: Mapping[str, Any], move_damaged: bool = False) -> Restored | None:
-        """The newest good checkpoint, None where there is none at all. A damaged one is passed over with a warning, and
-        moved to `damaged/` where `move_damaged`, so that its step can be saved anew.
+        """The newest good checkpoint; None if there is no checkpoint at all.
+
+        Skips damaged checkpoints with a warning. With `move_damaged`, moves them to `damaged/`, so that their steps can
+        be saved again.
 
         Raises:
-          CheckpointError: there are checkpoints, and each is damaged.
+          CheckpointError: there are checkpoints, but all are damaged.
         """
         damaged: list[int] = []
         for step in self.steps():
@@ -187,7 +192,7 @@ class Checkpoints:
         return None
 
     def move_damaged(self, steps: list[int]) -> None:
-        """Moves checkpoints to `damaged/`, so that their steps can be saved anew."""
+        """Moves checkpoints to `damaged/`, so that their steps can be saved again."""
         if self._folder.writes:
             aside = self._folder.make(DAMAGED)
             for step in steps:
@@ -196,12 +201,12 @@ class Checkpoints:
         self._manager.reload()
 
     def wait(self) -> None:
-        """Returns once everything is on disk."""
+        """Waits until everything is on disk."""
         self._manager.wait_until_finished()
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Waits too."""
+        """Waits until everything is on disk."""
         self._manager.close()

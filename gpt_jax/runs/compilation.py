@@ -1,4 +1,4 @@
-"""The persistent compilation cache: a program that was compiled once on a machine is read back in later processes."""
+"""The persistent compilation cache: programs compiled once on a machine are read back by later processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gpt_jax.data.cache import cache_folder
 
 
 def enable_compilation_cache() -> None:
-    """Turns the cache on, in `xla/` of `$GPT_JAX_CACHE` or of `~/.cache/gpt_jax`, unless the user chose a place
+    """Enables the cache in `$GPT_JAX_CACHE/xla` or `~/.cache/gpt_jax/xla`. Does nothing if the user has set a folder
     (`JAX_COMPILATION_CACHE_DIR`).
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:

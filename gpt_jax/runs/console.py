@@ -1,4 +1,4 @@
-"""What a run tells a person before its first step and after its last."""
+"""What a run prints before its first step and after its last one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from gpt_jax.analysis.cost import parameter_shapes, parameter_table, peak_flops, training_flops_per_token
+from gpt_jax.analysis.cost import parameter_table, peak_flops, training_flops_per_token
 from gpt_jax.config import Config, has_adapter
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import Data
@@ -19,6 +19,7 @@ from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Sampler
 from gpt_jax.model.adapter import is_adapter
 from gpt_jax.model.gpt import GPT
+from gpt_jax.model.shapes import parameter_shapes
 from gpt_jax.runs.display import Display
 from gpt_jax.runs.folder import RunFolder
 
@@ -26,12 +27,12 @@ SAMPLED_TOKENS = 200
 
 
 def tokens_per_step(config: Config, data: Data) -> int:
-    """Places for tokens in the global batch of one step, B · T."""
+    """Tokens of the global batch of one step, padding included: B · T."""
     return config.train.batch_size * data.row_length
 
 
 def make_display(console: Console, config: Config, data: Data) -> Display:
-    """The display of a run, which knows what its tokens cost and what the devices can do."""
+    """The display of a run, with the FLOPs of a token and the peak of all devices."""
     peak = peak_flops(jax.devices()[0])
     return Display(
         console,
@@ -45,7 +46,7 @@ def make_display(console: Console, config: Config, data: Data) -> Display:
 def show_banner(
     console: Console, folder: RunFolder, config: Config, data: Data, environment: Mapping[str, Any], start: int
 ) -> None:
-    """Prints where a run is, on what, with which versions and data, how large the model is and what it will cost."""
+    """Prints the run's folder, devices, versions, data, number of steps, FLOPs and parameters."""
     this = environment["starts"][-1]
     devices, versions = this["devices"], this["versions"]
     steps, per_step = config.train.steps, tokens_per_step(config, data)
@@ -77,7 +78,7 @@ def show_banner(
 
 
 def parameters_table(config: Config) -> Table:
-    """The model's parameters, those of like layers in one row."""
+    """The model's parameters; layers of the same shapes share one row."""
     rows = parameter_table(parameter_shapes(config.model))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("parameters")
@@ -101,7 +102,7 @@ def _tokens(count: int | None) -> str:
 
 
 def show_evaluation(console: Console, step: int, result: Mapping[str, Any]) -> None:
-    """Prints an evaluation after `step` updates, each number with its standard error."""
+    """Prints the metrics of an evaluation after `step` updates, each with its standard error."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("validation")
     table.add_column("value", justify="right")
@@ -117,10 +118,10 @@ def show_evaluation(console: Console, step: int, result: Mapping[str, Any]) -> N
 def sample_text(
     model: GPT, params: Any, tokenizer: Tokenizer, prompt: str, seed: int, new_tokens: int = SAMPLED_TOKENS
 ) -> str:
-    """`prompt` and what the model makes of it, at temperature 0.8, as much as the context has room for.
+    """`prompt` and its continuation, sampled at temperature 0.8: `new_tokens`, or as many as the context has room for.
 
     Raises:
-      ValueError: the tokenizer can't encode the prompt, or it leaves no room.
+      UserError: the tokenizer cannot encode the prompt, or the prompt is empty or fills the context.
     """
     ids = tokenizer.encode(prompt)
     room = model.config.context_length - len(ids)
@@ -138,7 +139,7 @@ def sample_text(
 
 
 def show_sample(console: Console, model: GPT, params: Any, tokenizer: Tokenizer, config: Config) -> None:
-    """Prints what the model makes of `config.prompt`, or why it can't."""
+    """Prints a continuation of `config.prompt`, or why there is none."""
     try:
         text = sample_text(model, params, tokenizer, config.prompt, config.seed)
     except ValueError as error:
@@ -149,7 +150,7 @@ def show_sample(console: Console, model: GPT, params: Any, tokenizer: Tokenizer,
 
 
 def show_end(console: Console, validation: Mapping[str, Any] | None, paths: Mapping[str, str]) -> None:
-    """Prints the last evaluation and where things are."""
+    """Prints the last evaluation and the paths of the results."""
     if validation is not None:
         show_evaluation(console, validation["step"], validation)
     for name, path in paths.items():
@@ -157,7 +158,7 @@ def show_end(console: Console, validation: Mapping[str, Any] | None, paths: Mapp
 
 
 def show_next(console: Console, commands: Mapping[str, str]) -> None:
-    """Prints commands to try."""
+    """Prints commands to try next."""
     console.print("next:", highlight=False)
     for name, command in commands.items():
         console.print(f"  # {name}\n  {command}", highlight=False, markup=False, soft_wrap=True)

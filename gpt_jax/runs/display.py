@@ -1,6 +1,4 @@
-"""What a person sees while a run goes on: a banner, then a progress bar, or plain lines where the output is no
-terminal.
-"""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,10 +15,10 @@ PLAIN_LINE_SECONDS = 10.0
 
 
 class Display:
-    """Shows how a run of `steps` steps gets on. Drawing is rare enough that the loop does not feel it.
+    """Shows the progress of a run of `steps` steps. It draws so rarely that the loop loses no time.
 
-    `flops_per_token` counts forward and backward; `peak_flops` is the hardware's total per second, None where it is not
-    known.
+    `flops_per_token` counts the forward and the backward pass. `peak_flops` is the total of all devices per second, or
+    None if it is not known.
     """
 
     def __init__(
@@ -43,7 +41,7 @@ class Display:
         self._rate: float | None = None
 
     def start(self, step: int) -> None:
-        """Begins after `step` updates."""
+        """Begins to show a run that has done `step` updates."""
         if self.console.is_terminal and not self.console.is_jupyter:
             columns = (
                 TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
@@ -59,7 +57,7 @@ class Display:
         self.pause()
 
     def update(self, step: int, loss: float) -> None:
-        """Reports that update `step` is done and had `loss`; most calls only look at the clock."""
+        """Reports the loss of update `step`. Most calls only look at the clock."""
         now = time.monotonic()
         if self._window is None:
             self._window = (now, step)
@@ -82,9 +80,7 @@ class Display:
             self.print(f"step {step:,}/{self.steps:,}  {text}")
 
     def describe(self, step: int, loss: float) -> str:
-        """Loss, and, once they are known, tokens per second, utilization of the hardware's peak and the time that is
-        left.
-        """
+        """The loss and, once they are known, tokens per second, model FLOPs utilization (MFU) and the time left."""
         parts = [f"loss {loss:.4f}"]
         if self._rate is not None:
             tokens_per_second = self._rate * self.tokens_per_step
@@ -102,7 +98,9 @@ class Display:
         self.print(f"step {step:,}/{self.steps:,}  validation loss {result['loss']:.4f}{error}{bits}{accuracy}")
 
     def pause(self) -> None:
-        """Says that the time until the next update is no training: evaluation, a checkpoint, a compilation."""
+        """Excludes the time until the next update, which goes to an evaluation, a checkpoint or a compilation, from the
+        rate.
+        """
         self._window = None
 
     def print(self, text: str) -> None:
@@ -110,6 +108,7 @@ class Display:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def stop(self) -> None:
+        """Removes the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

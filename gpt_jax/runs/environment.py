@@ -1,4 +1,4 @@
-"""Where a run happens: versions, and the commit of the code."""
+"""The versions and the commit that a run is made with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKAGES = ("gpt_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gr
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the packages that decide numbers."""
+    """Package → version, of Python and the packages that decide numbers."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -22,8 +22,8 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The commit of the checkout that this code lies in, with `+changes` where files differ from it; None outside of
-    one.
+    """The commit of the checkout that holds this code, with `+changes` appended if files differ from it; None outside
+    of a checkout.
     """
 
     def git(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint of a run."""
+"""Evaluates a checkpoint of a run on its validation set or on another text."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import math
 from gpt_jax.config import Text, TokenizerFile
 from gpt_jax.data import open_data
 from gpt_jax.runs import record
-from gpt_jax.runs.folder import EVALUATION, TOKENIZER
-from gpt_jax.runs.load import Workdir, open_run
+from gpt_jax.runs.folder import EVALUATION, TOKENIZER, Workdir
+from gpt_jax.runs.load import open_run
 from gpt_jax.training.evaluate import make_evaluate
 from gpt_jax.training.sharding import make_mesh, replicate
 
@@ -17,17 +17,19 @@ from gpt_jax.training.sharding import make_mesh, replicate
 def evaluate_run(
     workdir: Workdir, step: int | None = None, text: str | None = None, context_length: int | None = None
 ) -> tuple[int, dict[str, float | int]]:
-    """Evaluates a checkpoint on the run's whole validation set, writes `evaluation.json`, and returns (step, metrics).
+    """Evaluates a checkpoint on the whole validation set, writes `evaluation.json`, and returns (step, metrics).
 
-    `text` is a path to evaluate on in place of the run's own data, on the part that training would hold out;
-    `context_length` is the length of a row, in place of the model's.
+    Args:
+      step: the checkpoint's step (None: the newest good one).
+      text: a path to evaluate on instead of the run's data; its validation part is used (None: the run's data).
+      context_length: the length of a row (None: the model's).
 
     Raises:
-      FileNotFoundError, ValueError: as `load_run`; or the data is not what the run was trained on.
+      MissingFile, UserError: as `load_run`; or the data differs from that of the run.
     """
     opened = open_run(workdir, step)
     source, length = opened.config.data, opened.config.model.context_length
-    tokenizer = TokenizerFile(str(opened.folder.file(TOKENIZER)))  # the run's own copy, wherever the folder is now
+    tokenizer = TokenizerFile(str(opened.folder.file(TOKENIZER)))  # the run's own copy; the folder may have moved
     if text is not None:
         source = Text(path=text, tokenizer=tokenizer)
     elif isinstance(source, Text) and isinstance(source.tokenizer, TokenizerFile):

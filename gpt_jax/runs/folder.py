@@ -1,9 +1,8 @@
-"""The one door to a run folder: process 0 writes, whole files appear at once, one writer at a time, local disk or
-`gs://`.
+"""The run folder: its file names, atomic writes by process 0, and a lock against a second writer.
 
-A run folder holds `config.json`, `environment.json`, `metrics.jsonl`, `tokenizer/`, `checkpoints/`, `tensorboard/`,
-`loss.png` and `evaluation.json`. Everything goes through `etils.epath`; an object store can neither append nor lock, so
-there a file that grows is rewritten whole now and then, and the lock is a lease that its holder renews.
+The folder is on a local disk or in an object store (`gs://`); `etils.epath` reads and writes both. An object store can
+neither append nor lock. There, a file that grows is uploaded again from time to time, and the lock is a lease that its
+holder renews.
 """
 
 from __future__ import annotations
@@ -24,18 +23,22 @@ from etils import epath
 
 from gpt_jax.config.errors import UserError
 
-CONFIG = "config.json"
-ENVIRONMENT = "environment.json"
+# What a run folder holds.
+CONFIG = "config.json"  # the configuration as given and as resolved
+ENVIRONMENT = "environment.json"  # id, hashes of the data, and for each start its versions and devices
 METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
 LOSS_PLOT = "loss.png"
 CHECKPOINTS = "checkpoints"
-DAMAGED = "damaged"
+DAMAGED = "damaged"  # checkpoints whose content is not what was saved
 TOKENIZER = "tokenizer"
 TENSORBOARD = "tensorboard"
 PROFILE = "profile"
+LOCK, LEASE = ".lock", "lease.json"  # on a disk; in an object store
 
-LEASE_SECONDS = 120.0  # a lease that was not renewed for so long belongs to a dead run
+Workdir = str | os.PathLike[str]
+
+LEASE_SECONDS = 120.0  # a lease that has not been renewed for so long belongs to a dead run
 REMOTE_REWRITE_SECONDS = 30.0
 
 
@@ -44,7 +47,7 @@ class RunLocked(UserError):
 
 
 class RunFolder:
-    """One run folder. Reading is free for all processes; what writes does nothing on any process but the first."""
+    """A run folder. All processes may read; methods that write do nothing on any process but process 0."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = epath.Path(path).expanduser()
@@ -59,21 +62,22 @@ class RunFolder:
 
     @property
     def writes(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process writes."""
         return jax.process_index() == 0
 
     def file(self, name: str) -> epath.Path:
-        """The full path of a file of this run."""
+        """The path of a file of this folder."""
         return self.path / name
 
     def exists(self, name: str = "") -> bool:
+        """Whether the file, or without a name the folder, exists."""
         return self.file(name).exists()
 
     def make(self, name: str = "") -> epath.Path:
-        """Makes the folder, or a folder inside, and returns its path.
+        """Makes the folder, or a folder inside it, and returns its path.
 
         Raises:
-          ValueError: it can't be made.
+          UserError: the folder cannot be made.
         """
         folder = self.file(name)
         if self.writes:
@@ -81,7 +85,7 @@ class RunFolder:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(
-                    f"the folder {folder} can't be made ({error.strerror}): choose another --workdir"
+                    f"the folder {folder} cannot be made ({error.strerror}): choose another --workdir"
                 ) from None
         return folder
 
@@ -92,7 +96,7 @@ class RunFolder:
         """The content of a JSON file.
 
         Raises:
-          ValueError: the file holds something else.
+          UserError: the file is not JSON.
         """
         try:
             return json.loads(self.read_text(name))
@@ -100,7 +104,7 @@ class RunFolder:
             raise UserError(f"{self.file(name)} is not JSON ({error}): restore it, or use another folder") from None
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Replaces a file; a reader, and a crash, see the old content or the new, nothing between."""
+        """Replaces a file atomically: readers, also after a crash, see either the old content or the new."""
         if not self.writes:
             return
         target = self.file(name)
@@ -121,9 +125,7 @@ class RunFolder:
         self.write_text(name, json.dumps(content, indent=2) + "\n")
 
     def append(self, name: str, content: str, force: bool = True) -> None:
-        """Adds to the end of a text file. In an object store, what is not forced may wait up to half a minute for its
-        upload.
-        """
+        """Appends to a text file. In an object store the upload may wait for half a minute, unless `force`."""
         if not self.writes:
             return
         if not self.is_remote:
@@ -140,34 +142,35 @@ class RunFolder:
             self._rewritten[name] = time.monotonic()
 
     def truncate(self, name: str, content: str) -> None:
-        """Replaces a file that grows by `append`."""
+        """Replaces the content of a file that `append` writes to."""
         self._growing.pop(name, None)
         self.write_text(name, content)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps every other writer out of the folder.
+        """Keeps other writers out of the folder.
 
         Raises:
           RunLocked: another run is writing to it.
+          UserError: the folder cannot be written to.
         """
         if not self.writes:
             yield
             return
         self.make()
-        with _Lease(self.file("lease.json")) if self.is_remote else self._file_lock():
+        with _Lease(self.file(LEASE)) if self.is_remote else self._file_lock():
             yield
 
     @contextmanager
     def _file_lock(self) -> Iterator[None]:
-        lock = filelock.FileLock(self.file(".lock"))
+        lock = filelock.FileLock(self.file(LOCK))
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             raise RunLocked(_locked(self.path)) from None
         except OSError as error:
             raise UserError(
-                f"the folder {self.path} can't be written to ({error.strerror}): choose another --workdir"
+                f"the folder {self.path} cannot be written to ({error.strerror}): choose another --workdir"
             ) from None
         try:
             yield
@@ -176,7 +179,7 @@ class RunFolder:
 
 
 class _Lease:
-    """A lock for stores without locks: a small object that its holder renews, and that anyone may take once it is
+    """A lock for an object store: a small object that its holder renews, and that anyone may take over once it is
     stale.
     """
 
@@ -190,7 +193,7 @@ class _Lease:
         if holder is not None and time.time() - holder["renewed"] < LEASE_SECONDS:
             raise RunLocked(_locked(self.path.parent))
         self._write()
-        time.sleep(0.5)  # two that saw no lease both wrote one; the later is the one they both read now
+        time.sleep(0.5)  # of two processes that wrote a lease at once, both now read the later one
         holder = self._read()
         if holder is None or holder["id"] != self.id:
             raise RunLocked(_locked(self.path.parent))

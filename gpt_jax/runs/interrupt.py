@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM ask a run to save and stop; a second Ctrl-C ends the process at once."""
+"""SIGINT and SIGTERM ask a run to save and stop. A second Ctrl-C ends the process at once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """While it is entered, the signals only set a flag that the loop looks at after each step.
+    """A context manager in which the signals only set a flag; the loop reads it after each step.
 
-    With several processes all have to stop after the same step, so there the notice goes through jax's coordination
-    service.
+    Several processes have to stop after the same step, so they agree on it through JAX's coordination service.
     """
 
     def __init__(self) -> None:
@@ -38,7 +37,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     def requested(self, step: int) -> bool:
-        """Whether to stop after `step` updates; the same for all runs that ask after the same step."""
+        """Whether to stop after `step` updates. All runs of a group get the same answer for a step."""
         if self._answered is None or self._answered[0] != step:
             self._answered = step, self._ask(step)
         return self._answered[1]
@@ -52,7 +51,7 @@ class Interrupts:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = True
-        # The system's own action works while Python waits for a long compilation. A notebook's kernel survives.
+        # The system's default action works even while Python waits for a compilation; a notebook's kernel must survive.
         signal.signal(signal.SIGINT, signal.default_int_handler if "ipykernel" in sys.modules else signal.SIG_DFL)
         cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
         os.write(2, f"{cursor}\nstopping: saves a checkpoint first; Ctrl-C again quits at once\n".encode())

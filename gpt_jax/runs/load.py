@@ -1,4 +1,7 @@
-"""Opening what a run left: its configuration and the model of a checkpoint; `load_run` for whoever wants the model."""
+"""Opens a finished or interrupted run: its configuration, and the model of one of its checkpoints.
+
+`load_run` is the public function. A run that began with another one (`init_from`) is opened with that one's parameters.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from gpt_jax.config import Config, has_adapter
 from gpt_jax.config.errors import MissingFile, UserError
@@ -18,18 +20,19 @@ from gpt_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt_jax.model.adapter import grafted, pruned, trainable
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.merge import merge_adapter
+from gpt_jax.model.shapes import parameter_shapes
 from gpt_jax.runs import record
 from gpt_jax.runs.checkpoint import Checkpoints
 from gpt_jax.runs.compilation import enable_compilation_cache
-from gpt_jax.runs.folder import ENVIRONMENT, TOKENIZER, RunFolder
+from gpt_jax.runs.folder import ENVIRONMENT, TOKENIZER, RunFolder, Workdir
+from gpt_jax.training.sharding import shape_structs
 from gpt_jax.training.state import PARAMS
-
-Workdir = str | os.PathLike[str]
 
 
 class OpenedRun(NamedTuple):
-    """A run's folder, its resolved configuration, and the model of a checkpoint with the step it is from and a
-    fingerprint of its parameters.
+    """An opened run: its resolved configuration and the model of one checkpoint.
+
+    `params` have canonical names. `fingerprint` changes with any bit of them.
     """
 
     folder: RunFolder
@@ -41,9 +44,9 @@ class OpenedRun(NamedTuple):
 
 
 class Base(NamedTuple):
-    """What a run begins with: the model of another run's checkpoint, an adapter of its own merged into it.
+    """What a run begins with: the model of a checkpoint of another run, with that run's adapter merged in.
 
-    `record` is what the new run keeps of it: where it was, the step, and a fingerprint of its parameters.
+    `record` is stored in the new run's folder: the other run's folder, the step, and a fingerprint of the parameters.
     """
 
     folder: RunFolder
@@ -53,17 +56,14 @@ class Base(NamedTuple):
 
 
 def open_run(workdir: Workdir, step: int | None = None) -> OpenedRun:
-    """As `load_run`, with all that the folder knows."""
+    """Opens a run as `load_run` does, with its folder, configuration, step and fingerprint."""
     enable_compilation_cache()
     folder = RunFolder(workdir)
     config = run_config(folder)
-    # Scanning is a choice of execution; per layer, names are canonical and decoding is faster.
+    # Scanning changes no number; without it, names are canonical and decoding is faster.
     model = GPT(dataclasses.replace(config.model, scan=False))
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = pruned(trainable(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))))
-    template = {
-        PARAMS: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
-    }
+    shapes = pruned(trainable(parameter_shapes(model.config)))
+    template = {PARAMS: shape_structs(shapes, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))}
     with Checkpoints(folder, read_only=True) as checkpoints:
         restored = checkpoints.restore_newest(template) if step is None else checkpoints.restore(step, template)
         if restored is None:
@@ -81,7 +81,7 @@ def run_config(folder: RunFolder) -> Config:
     """The resolved configuration of the run in a folder.
 
     Raises:
-      FileNotFoundError: there is none.
+      MissingFile: the folder holds no run.
     """
     found = record.recorded(folder)
     if found is None:
@@ -91,14 +91,14 @@ def run_config(folder: RunFolder) -> Config:
 
 
 def load_run(workdir: Workdir, step: int | None = None) -> tuple[GPT, Any, Tokenizer]:
-    """Model, parameters and tokenizer of a run, from its newest good checkpoint or from the one of `step`.
+    """Model, parameters and tokenizer of a run, from the checkpoint of `step` (None: from the newest good one).
 
-    Parameters have their per-layer names, and `model.config.scan` is False, whichever way the run was executed. A run
-    that trained an adapter comes with it, and with the parameters of `init_from` (`merge_adapter` makes one of them).
+    Parameters have per-layer names and `model.config.scan` is False, even if the run scanned its layers. The parameters
+    of a run that trained an adapter include those of the run in `init_from`; `merge_adapter` merges the two.
 
     Raises:
-      FileNotFoundError: there is no run, it has no checkpoint yet, or the run that it adapts is gone.
-      ValueError: there is no checkpoint of `step`, or none that is undamaged; or the run that it adapts has changed.
+      MissingFile: there is no run, it has no checkpoint yet, or the run that it adapts is gone.
+      UserError: there is no checkpoint of `step`, all checkpoints are damaged, or the run that it adapts has changed.
     """
     opened = open_run(workdir, step)
     return opened.model, opened.params, load_tokenizer(opened.folder.file(TOKENIZER))
@@ -113,18 +113,18 @@ def open_base(init_from: str, config: Config, workdir: RunFolder) -> Base:
 
 
 def reopen_base(workdir: RunFolder, config: Config) -> Base:
-    """What the run in `workdir` began with.
+    """What the run in `workdir` began with, found by its absolute path or by its path relative to `workdir`.
 
     Raises:
-      FileNotFoundError: it is neither where it was nor, from this run, in the same place.
-      ValueError: it has changed since.
+      MissingFile: it is in neither place.
+      UserError: its parameters have changed.
     """
     began = workdir.read_json(ENVIRONMENT)["base"]
     places = [began["folder"], *([] if began["relative"] is None else [str(workdir.path / began["relative"])])]
     place = next((place for place in places if record.recorded(RunFolder(place)) is not None), None)
     if place is None:
         raise MissingFile(
-            f"the run in {workdir} begins with that of {began['folder']}, which is gone: put it back there"
+            f"the run in {workdir} began with the run in {began['folder']}, which is gone: put it back there"
         )
     base = _base(open_run(place, began["step"]), config, workdir)
     if base.record["fingerprint"] != began["fingerprint"]:
@@ -136,7 +136,7 @@ def reopen_base(workdir: RunFolder, config: Config) -> Base:
 
 
 def _base(opened: OpenedRun, config: Config, workdir: RunFolder) -> Base:
-    """Merged, in the run's own type, with what is kept of it."""
+    """The opened run with its adapter merged, its parameters in the type of `config`."""
     model, params = merge_adapter(opened.model, opened.params)
     params = jax.tree.map(lambda leaf: leaf.astype(config.model.param_dtype), params)
     remote = opened.folder.is_remote or workdir.is_remote

@@ -1,10 +1,15 @@
-"""The loop around the pure step: batches in, records and checkpoints out, and nothing that the devices wait for."""
+"""The training loop, and the observer that records, shows, evaluates, saves and stops a run.
+
+The loop calls the pure step and hands what it returns to an observer. One run has a `RunObserver`; several runs in one
+program have a `GroupObserver` (`runs/together.py`) around one `RunObserver` each.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -15,34 +20,51 @@ from gpt_jax.runs.checkpoint import Checkpoints
 from gpt_jax.runs.display import Display
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.metrics import Metrics
+from gpt_jax.runs.profile import Trace
 from gpt_jax.training.evaluate import Evaluate
 from gpt_jax.training.state import PARAMS, REST, TrainState, to_trees
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-Course = Generator[Batch, dict[str, jax.Array], int]
-
-PROFILED = (3, 8)  # from the first step of this process: compilation is over, and a trace of so few can still be read
+StepFn = Callable[[TrainState, Batch], tuple[TrainState, Any]]
 
 
-class Trace:
-    """The profiler's trace of a few steps, written to `path`; None: no trace."""
+@runtime_checkable
+class Observer(Protocol):
+    """What the loop calls around each step. Steps are numbered from 1; step s ends with s updates done."""
 
-    def __init__(self, path: str | None) -> None:
-        self._path = path
-        self._running = False
+    @property
+    def has_ended(self) -> bool:
+        """Whether to take no further step."""
 
-    def before(self, count: int) -> None:
-        """To be called before the `count`-th step of this process."""
-        if self._path is not None and count == PROFILED[0]:
-            jax.profiler.start_trace(self._path)
-            self._running = True
-        if count == PROFILED[1]:
-            self.end()
+    def begin(self, state: TrainState) -> None:
+        """Before the first step."""
 
-    def end(self) -> None:
-        if self._running:
-            jax.profiler.stop_trace()
-            self._running = False
+    def before_step(self, step: int) -> None:
+        """Before a step is dispatched."""
+
+    def after_step(self, step: int, metrics: Any) -> None:
+        """After a step was dispatched. Fetching these metrics now would make the devices wait."""
+
+    def needs_state(self, step: int) -> bool:
+        """Whether `take_state` is to be called after this step."""
+
+    def take_state(self, step: int, state: TrainState) -> None:
+        """The state after this step. The next step overwrites its memory, so keep no reference to it."""
+
+
+def run_steps(
+    step_fn: StepFn, state: TrainState, batches: Iterable[Batch], start: int, observer: Observer
+) -> TrainState:
+    """Trains from `start` updates on until `batches` or the observer ends; returns the last state. Donates `state`."""
+    observer.begin(state)
+    for step, batch in enumerate(batches, start + 1):
+        if observer.has_ended:
+            break
+        observer.before_step(step)
+        state, metrics = step_fn(state, batch)
+        observer.after_step(step, metrics)
+        if observer.needs_state(step):
+            observer.take_state(step, state)
+    return state
 
 
 class TrainingDiverged(UserError):
@@ -50,113 +72,117 @@ class TrainingDiverged(UserError):
 
 
 @dataclass
-class Loop:
-    """What a run's loop talks to."""
+class RunObserver:
+    """Observes the loop of one run, which begins after `step` updates.
+
+    Step s is recorded with the loss before its update; an evaluation at step s is of the parameters after it. Metrics
+    of a step are fetched after the next one is dispatched, so the devices never wait for the host.
+    """
 
     config: Config
+    step: int  # updates done
     evaluate: Evaluate
     checkpoints: Checkpoints
     records: Metrics
     display: Display
     interrupts: Interrupts
     trace: Trace
-    _clock: float | None = field(default=None, init=False)
+    has_ended: bool = field(default=False, init=False)
+    _pending: dict[str, jax.Array] | None = field(default=None, init=False)  # metrics of `step`, not fetched yet
     _skipped_in_row: int = field(default=0, init=False)
+    _is_stopping: bool = field(default=False, init=False)
+    _clock: float | None = field(default=None, init=False)  # when the last metrics came; None after a pause
 
-    def run(self, step: Step, state: TrainState, batches: Iterator[Batch], start: int) -> tuple[TrainState, int]:
-        """Goes from `start` updates to `train.steps`, or to an interrupt; returns the state, which is saved, and its
-        number of updates.
+    def begin(self, state: TrainState) -> None:
+        """Resumes: makes up for an evaluation that an interrupt prevented. A run that diverged ends at once."""
+        if self.step == 0:
+            return
+        self._skipped_in_row = int(state.skipped_in_row)
+        self.has_ended = self._has_diverged() or self._is_last()
+        if not self._has_diverged() and self._evaluation_due() and not self.records.had(self.step, "validation"):
+            self._evaluate(state)
+
+    def before_step(self, step: int) -> None:
+        self.trace.before_step()
+
+    def after_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Reports the step before this one, and asks whether to stop."""
+        self._report()
+        self.step, self._pending = step, metrics
+        self._is_stopping = self.interrupts.requested(step) or self._has_diverged()
+
+    def needs_state(self, step: int) -> bool:
+        return self._evaluates() or self._saves()
+
+    def take_state(self, step: int, state: TrainState) -> None:
+        """Evaluates, saves or both, as this step requires. A checkpoint is never ahead of the records."""
+        self._report()
+        loss = self._evaluate(state) if self._evaluates() else None
+        if self._saves():
+            self._save(state, loss)
+        self.has_ended = self._is_stopping or self._is_last()
+
+    def finish(self) -> None:
+        """To be called after the loop.
 
         Raises:
-          TrainingDiverged: after `train.max_skipped` skipped updates in a row; the state is saved.
+          TrainingDiverged: `train.max_skipped` updates in a row were skipped. The state is saved.
         """
-        course = self.course(lambda: state, batches, start)
-        try:
-            batch = next(course)
-            while True:
-                state, metrics = step(state, batch)
-                batch = course.send(metrics)
-        except StopIteration as end:
-            return state, end.value
-
-    def course(self, state: Callable[[], TrainState], batches: Iterator[Batch], start: int) -> Course:
-        """The loop as a coroutine, for whoever takes the steps: it yields each batch, is sent the metrics of its step,
-        asks for the `state` where it evaluates or saves, and returns the number of updates. Raises as `run`.
-
-        Update s is recorded as step s with the loss before it; an evaluation at step s is of the parameters after it.
-        Metrics are fetched while the following step runs.
-        """
-        c = self.config
-        step = start
-        if start > 0:
-            self._skipped_in_row = int(state().skipped_in_row)
-            self._check_finite(start)
-            if self._evaluation_due(start) and not self.records.had(start, "validation"):
-                self._evaluate(start, state())  # the run was interrupted before it
-        pending: dict[str, jax.Array] | None = None
-        for step in range(start + 1, c.train.steps + 1):
-            self.trace.before(step - start)
-            metrics = yield next(batches)
-            if pending is not None:
-                self._report(step - 1, pending)
-            pending = metrics
-            last = step == c.train.steps
-            stop = self.interrupts.requested(step) or self._skipped_in_row >= c.train.max_skipped
-            evaluates = last or (self._evaluation_due(step) and not stop)
-            saves = last or stop or step % c.checkpoint.every == 0
-            if not (evaluates or saves):
-                continue
-            self._report(step, pending)
-            pending = None
-            now = state()
-            loss = self._evaluate(step, now) if evaluates else None
-            if saves:
-                self._save(step, now, loss)
-            del now  # the next step is given its memory
-            if stop and not last:
-                break
         self.trace.end()
-        self._check_finite(step)
-        return step
-
-    def _check_finite(self, step: int) -> None:
-        if self._skipped_in_row >= self.config.train.max_skipped:
+        if self._has_diverged():
             self.checkpoints.wait()
             raise TrainingDiverged(
-                f"the loss or gradient was not finite in {self._skipped_in_row} steps in a row, up to step {step}: the"
-                f" parameters of the last good step are in {self.checkpoints.path(step)}; lower optimizer.learning_rate"
-                " or set train.clip_norm, in another folder"
+                f"the loss or gradient was not finite in {self._skipped_in_row} steps in a row, up to step {self.step}:"
+                f" the parameters of the last good step are in {self.checkpoints.path(self.step)}; lower"
+                " optimizer.learning_rate or set train.clip_norm, in another folder"
             )
 
-    def _evaluation_due(self, step: int) -> bool:
-        return step % self.config.evaluation.every == 0
+    def _is_last(self) -> bool:
+        return self.step == self.config.train.steps
 
-    def _report(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Fetches and records the metrics of update `step`."""
-        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+    def _has_diverged(self) -> bool:
+        return self._skipped_in_row >= self.config.train.max_skipped
+
+    def _evaluation_due(self) -> bool:
+        return self.step % self.config.evaluation.every == 0
+
+    def _evaluates(self) -> bool:
+        """An interrupted run puts its evaluation off to the next start, so that the process ends soon."""
+        return self._is_last() or (self._evaluation_due() and not self._is_stopping)
+
+    def _saves(self) -> bool:
+        return self._is_last() or self._is_stopping or self.step % self.config.checkpoint.every == 0
+
+    def _report(self) -> None:
+        """Fetches the pending metrics, records and shows them."""
+        if self._pending is None:
+            return
+        values = {name: value.item() for name, value in jax.device_get(self._pending).items()}
+        self._pending = None
         now = time.perf_counter()
         self._skipped_in_row = values.pop("skipped_in_row")
         rate = None if self._clock is None else values["tokens"] / (now - self._clock)
         self._clock = now
-        if step % self.config.train.log_every == 0 or step == self.config.train.steps:
-            loss = values["loss"]  # first in its line, for whoever reads it by eye
-            self.records.write({"step": step, "split": "train", "loss": loss, **values, "tokens_per_second": rate})
-        self.display.update(step, values["loss"])
+        loss = values["loss"]
+        if self.step % self.config.train.log_every == 0 or self._is_last():
+            # The loss comes first in the line, for those who read it by eye.
+            self.records.write({"step": self.step, "split": "train", "loss": loss, **values, "tokens_per_second": rate})
+        self.display.update(self.step, loss)
 
-    def _evaluate(self, step: int, state: TrainState) -> float:
+    def _evaluate(self, state: TrainState) -> float:
         result = self.evaluate(state.params)
-        self.records.write({"step": step, "split": "validation", **result})
-        self.display.evaluated(step, result)
+        self.records.write({"step": self.step, "split": "validation", **result})
+        self.display.evaluated(self.step, result)
         self._pause()
         return float(result["loss"])
 
-    def _save(self, step: int, state: TrainState, validation_loss: float | None) -> None:
-        self.records.flush()  # a checkpoint is never ahead of what is recorded
+    def _save(self, state: TrainState, validation_loss: float | None) -> None:
+        self.records.flush()
         trees = (jax.jit(to_trees) if self.config.model.scan else to_trees)(state)
-        self.checkpoints.save(step, trees[PARAMS], trees[REST], {"step": step}, validation_loss)
+        self.checkpoints.save(self.step, trees[PARAMS], trees[REST], {"step": self.step}, validation_loss)
         self._pause()
 
     def _pause(self) -> None:
-        """What was done since the last step is no training, and counts in no rate."""
+        """The time since the last step was no training, and counts in no rate."""
         self._clock = None
         self.display.pause()

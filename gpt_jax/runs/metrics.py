@@ -1,8 +1,7 @@
-"""What a run measured: `metrics.jsonl` is the truth, TensorBoard and Weights & Biases are copies of it.
+"""What a run measures: `metrics.jsonl`, and copies of it in TensorBoard and Weights & Biases.
 
-A line is a JSON object with `step` (updates done, from 1), `split` (`train` or `validation`) and `loss` (nats per
-token) among others. After a restart the lines beyond the checkpoint are dropped before they are made again, so that no
-step stands there twice.
+A line is a JSON object with `step` (updates done, from 1), `split` (`train` or `validation`), `loss` (nats per token)
+and further metrics. A resumed run first drops the lines after its checkpoint, so that no step is recorded twice.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ FLUSH_SECONDS = 1.0
 
 
 def parse(text: str) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line that a crash tore is left out, and of two for a step and split the later
-    counts.
+    """The records of a metrics file. Leaves out an incomplete last line, which a crash may cause; of two records for
+    the same step and split, the later one counts.
 
     Raises:
-      ValueError: a line in the middle is broken.
+      UserError: a line before the last is not a record.
     """
     lines = text.split("\n")
     records: dict[tuple[int, str], dict[str, Any]] = {}
@@ -43,21 +42,21 @@ def parse(text: str) -> list[dict[str, Any]]:
         except (json.JSONDecodeError, KeyError, TypeError):
             if number == len(lines):
                 continue
-            raise UserError(f"line {number} of {METRICS} is no record of a step: {line[:60]!r}") from None
+            raise UserError(f"line {number} of {METRICS} is not a record of a step: {line[:60]!r}") from None
         records.pop(key, None)
         records[key] = record
     return list(records.values())
 
 
 def read(folder: RunFolder, split: str | None = None) -> list[dict[str, Any]]:
-    """The records of a run, in the order of their steps; of one split where it is given."""
+    """The records of a run in the order of their steps (`split`: only those of this split)."""
     records = parse(folder.read_text(METRICS)) if folder.exists(METRICS) else []
     return sorted((r for r in records if split in (None, r["split"])), key=lambda r: r["step"])
 
 
 @runtime_checkable
 class Sink(Protocol):
-    """Somewhere that records are copied to."""
+    """A destination for copies of the records."""
 
     def write(self, record: Mapping[str, Any]) -> None: ...
 
@@ -65,10 +64,10 @@ class Sink(Protocol):
 
 
 class Metrics:
-    """Writes records. Buffered: the loop pays for a dict and a string, the disk is touched about once a second."""
+    """Writes records. They are buffered and reach the disk about once a second, so the loop does not wait for it."""
 
     def __init__(self, folder: RunFolder, step: int, sinks: list[Sink]) -> None:
-        """Begins after `step` updates: what the file holds beyond them, and a torn last line, goes."""
+        """Removes the records after `step` updates, and an incomplete last line, from the file."""
         self._folder = folder
         self._sinks = sinks
         self._buffer: list[str] = []
@@ -80,11 +79,11 @@ class Metrics:
             folder.truncate(METRICS, "".join(json.dumps(r) + "\n" for r in kept))
 
     def had(self, step: int, split: str) -> bool:
-        """Whether the file held this record when the process began."""
+        """Whether the file held this record when it was opened."""
         return (step, split) in self._recorded
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Adds one record; numbers that are not finite become null in the file."""
+        """Adds one record; numbers that are not finite become null."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self._buffer.append(json.dumps(clean) + "\n")
         for sink in self._sinks:
@@ -93,7 +92,7 @@ class Metrics:
             self.flush(force=False)
 
     def flush(self, force: bool = True) -> None:
-        """Brings what is buffered to the file."""
+        """Writes the buffer to the file."""
         text, self._buffer = "".join(self._buffer), []
         self._folder.append(METRICS, text, force)
         self._flushed = time.monotonic()
@@ -105,16 +104,16 @@ class Metrics:
 
 
 class TensorBoard:
-    """Event files for TensorBoard, through tensorboardX (which needs no TensorFlow). Scalars are named `split/name`."""
+    """Event files for TensorBoard. tensorboardX writes them without TensorFlow. Scalars are named `split/name`."""
 
     def __init__(self, folder: RunFolder, step: int) -> None:
-        """Begins after `step` updates; what an earlier process wrote beyond them is hidden."""
+        """Hides the events that an earlier process wrote after `step` updates."""
         self._file = FileWriter(str(folder.make(TENSORBOARD)))
         if step:
             self._file.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, record: Mapping[str, Any]) -> None:
-        # One event for all of a step: tensorboardX's add_scalar is one for each number, and the loop would feel it.
+        # One event per step: tensorboardX's `add_scalar` writes one per number, which would slow down the loop.
         values = [
             Summary.Value(tag=f"{record['split']}/{name}", simple_value=value)
             for name, value in record.items()
@@ -127,7 +126,7 @@ class TensorBoard:
 
 
 def check_wandb(config: Config) -> None:
-    """Raises ValueError where the configuration asks for Weights & Biases and the package is missing."""
+    """Raises UserError if the configuration asks for Weights & Biases and the package is not installed."""
     if config.wandb is not None and importlib.util.find_spec("wandb") is None:
         raise UserError(
             "config.wandb needs the package wandb: pip install 'gpt_jax[wandb]', or leave config.wandb at None"
@@ -135,7 +134,7 @@ def check_wandb(config: Config) -> None:
 
 
 class WeightsAndBiases:
-    """A run of the Weights & Biases `project`, one for a run folder: a resumed run goes on in it."""
+    """The run folder's run in the Weights & Biases `project`. A resumed run continues it."""
 
     def __init__(self, folder: RunFolder, project: str, run_id: str, config: Mapping[str, Any]) -> None:
         import wandb

@@ -1,4 +1,4 @@
-"""The loss curve of a run as a picture."""
+"""The loss curve of a run as a PNG image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpt_jax.runs.folder import LOSS_PLOT, RunFolder
 
 
 def smooth(values: np.ndarray, weight: float) -> np.ndarray:
-    """Exponential moving average of a (N,) series, unbiased at its beginning."""
+    """Exponential moving average of an (N,) series, without a bias towards 0 at its beginning."""
     result = np.empty(len(values))
     total, norm = 0.0, 0.0
     for i, value in enumerate(values):
@@ -22,7 +22,7 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
 
 
 def plot_loss(folder: RunFolder) -> str:
-    """Draws `loss.png` from `metrics.jsonl`, training and validation loss over steps, and returns its path."""
+    """Draws training and validation loss over steps from `metrics.jsonl` into `loss.png`; returns its path."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

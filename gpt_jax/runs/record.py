@@ -1,5 +1,5 @@
-"""What a run folder says about its run: the configuration and what was derived from it, where it ran, what a checkpoint
-holds.
+"""What a run folder records of its run: the configuration, as given and as resolved, and each start with its versions,
+devices and hashes of the data.
 """
 
 from __future__ import annotations
@@ -27,29 +27,33 @@ class ConfigChanged(ConfigError):
 
 
 def recorded(folder: RunFolder) -> tuple[Config, Config] | None:
-    """The configuration of the run in a folder, as it was given and as it was resolved; None where no run has begun."""
+    """The configuration of the run in a folder, as given and as resolved; None if no run has begun.
+
+    Raises:
+      ConfigError: the folder's config.json is not that of a run.
+    """
     if not folder.exists(CONFIG):
         return None
     record = upgraded(folder.read_json(CONFIG))
     if not isinstance(record, dict) or not {"config", "resolved"} <= record.keys():
         raise ConfigError(
-            f"{folder} is no run: its {CONFIG} is another program's; if it is a published model, make a run of it with"
-            f" `python -m experiments.convert --from={folder} --workdir=DIR` and give DIR"
+            f"{folder} holds no run: its {CONFIG} is another program's; if it is a published model, make a run of it"
+            f" with `python -m experiments.convert --from={folder} --workdir=DIR` and give DIR"
         )
     return from_dict(Config, record["config"]), from_dict(Config, record["resolved"])
 
 
 def has_progress(folder: RunFolder) -> bool:
-    """Whether there is anything in the folder that a new run would destroy."""
+    """Whether the folder has metrics or checkpoints, which a new run would overwrite."""
     return folder.exists(METRICS) or (folder.exists(CHECKPOINTS) and any(folder.file(CHECKPOINTS).iterdir()))
 
 
 def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -> None:
-    """Refuses to go on with another configuration; only `train.steps` may grow.
+    """Checks that the run of `old` in the folder may go on as `new`: only `train.steps` may differ, and only grow.
 
     Raises:
-      ConfigChanged: with the difference.
-      ValueError: not `resume`.
+      ConfigChanged: something else differs; the message names it.
+      UserError: `resume` is False.
     """
     if not resume:
         raise UserError(
@@ -67,15 +71,16 @@ def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -
 
 
 def write_config(folder: RunFolder, config: Config, resolved: Config) -> None:
+    """Writes `config.json`, which `recorded` reads."""
     folder.write_json(CONFIG, {"config": to_dict(config), "resolved": to_dict(resolved)})
 
 
 def record_start(folder: RunFolder, data: Data, step: int, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Adds this start to `environment.json` and returns its content: versions, devices, git revision, hashes of the
-    data, and the `base` that a new run begins with.
+    """Adds this start, after `step` updates, to `environment.json`, and returns the content of that file: versions,
+    devices and git revision of each start, the hashes of the data, and the `base` that the run began with.
 
     Raises:
-      ValueError: the data is not what the run began with.
+      UserError: the data differs from that of the run's first start.
     """
     environment: dict[str, Any] = {"id": uuid.uuid4().hex[:12], "hashes": hashes(data), "base": base, "starts": []}
     if has_progress(folder):
@@ -98,11 +103,12 @@ def record_start(folder: RunFolder, data: Data, step: int, base: Mapping[str, An
 
 
 def hashes(data: Data) -> dict[str, str]:
+    """The hashes of the content of the data and of its tokenizer."""
     return {"data": data.content_hash, "tokenizer": data.tokenizer.content_hash()}
 
 
 def check_data(folder: RunFolder, data: Data) -> None:
-    """Raises ValueError where the data is not what the run in the folder began with; one converted began with none."""
+    """Raises UserError if the data differs from that of the run's first start. A converted run began without data."""
     began, here = folder.read_json(ENVIRONMENT)["hashes"], hashes(data)
     if any(began[name] not in (None, here[name]) for name in here):
         raise UserError(

@@ -1,4 +1,4 @@
-"""A run in this process: its folder locked, its data open, its loop wired up."""
+"""A run that this process holds: its locked folder, its data, its state and the observer of its loop."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from gpt_jax.config.conversion import to_dict
 from gpt_jax.data import Batch, Data, open_data
 from gpt_jax.model.gpt import GPT
 from gpt_jax.runs import metrics, record
-from gpt_jax.runs.base import changed_settings, check_base, with_vocabulary
 from gpt_jax.runs.checkpoint import Checkpoints, Restored
 from gpt_jax.runs.console import make_display, show_banner
-from gpt_jax.runs.folder import PROFILE, TOKENIZER, RunFolder
+from gpt_jax.runs.folder import PROFILE, TOKENIZER, RunFolder, Workdir
+from gpt_jax.runs.init_from import changed_settings, check_base, with_vocabulary
 from gpt_jax.runs.interrupt import Interrupts
-from gpt_jax.runs.load import Base, Workdir, open_base, reopen_base
-from gpt_jax.runs.loop import Loop, Trace
+from gpt_jax.runs.load import Base, open_base, reopen_base
+from gpt_jax.runs.loop import RunObserver
 from gpt_jax.runs.plot import plot_loss
+from gpt_jax.runs.profile import Trace
 from gpt_jax.training.evaluate import make_evaluate
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.resolve import lengthened, resolve
@@ -36,7 +37,10 @@ Status = Literal["finished", "already finished", "interrupted"]
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How `train` ended, after `step` updates; `validation` is the record of the last evaluation, if there was any."""
+    """How `train` ended, after `step` updates. `validation` is the record of the last evaluation; None without one.
+
+    `checkpoint` and `loss_plot` are paths.
+    """
 
     status: Status
     step: int
@@ -47,8 +51,10 @@ class Outcome:
 
 @dataclasses.dataclass
 class Session:
-    """A run whose folder this process holds the lock of. `config` is resolved, `given` as it was given; `base` is what
-    a new run begins with, its parameters until they are taken.
+    """A run whose folder this process has locked.
+
+    `given` is the configuration as the user gave it, `config` the resolved one. `base` is what a new run begins with;
+    its parameters are dropped once they are part of the state.
     """
 
     folder: RunFolder
@@ -60,7 +66,7 @@ class Session:
 
     @classmethod
     def open(cls, config: Config, workdir: Workdir, resume: bool, stack: ExitStack, keep: int = 1) -> Session:
-        """Until `stack` is closed; for what it raises see `gpt_jax.train`. At least `keep` checkpoints stay."""
+        """Opens a run until `stack` is closed. It keeps at least `keep` checkpoints. Raises as `gpt_jax.train`."""
         metrics.check_wandb(config)
         folder = RunFolder(workdir)
         stack.enter_context(folder.lock())
@@ -74,12 +80,12 @@ class Session:
         return cls(folder, config, resolved, data, checkpoints, base)
 
     def newest_state(self, mesh: Mesh, programs: Programs) -> tuple[TrainState, int]:
-        """The state of the newest good checkpoint or a new one, on every device, and the number of its updates."""
+        """The state of the newest good checkpoint or, without one, the initial state; and its number of updates."""
         newest = self.checkpoints.restore_newest(programs.templates(self.config, mesh), move_damaged=True)
         return self.state(newest, mesh, programs)
 
     def state(self, restored: Restored | None, mesh: Mesh, programs: Programs) -> tuple[TrainState, int]:
-        """As `newest_state`, of what was restored."""
+        """As `newest_state`, for a restored checkpoint or, if None, for a new run."""
         base = self.base
         if base is not None:
             self.base = base._replace(params=None)
@@ -87,19 +93,19 @@ class Session:
             base = reopen_base(self.folder, self.config)
         params = None if base is None else base.params
         if restored is None:
-            return replicate(programs.init(self.config, params), mesh), 0
+            return programs.init(self.config, mesh, params), 0
         return replicate(from_trees(self.config, restored.trees, params), mesh), restored.step
 
     def batches(self, start: int) -> Iterator[Batch]:
-        """This process's part of those that remain."""
+        """This process's rows of the batches after `start` updates."""
         train = self.config.train
         return self.data.batches(start, train.steps, train.batch_size, jax.process_index(), jax.process_count())
 
     @contextmanager
-    def loop(
+    def observed(
         self, start: int, mesh: Mesh, interrupts: Interrupts, console: Console, programs: Programs, profile: bool
-    ) -> Iterator[Loop]:
-        """Writes down that the run starts, and wires its loop up."""
+    ) -> Iterator[RunObserver]:
+        """Records a start after `start` updates, prints the banner, and yields the observer for the loop."""
         folder, config, data = self.folder, self.config, self.data
         environment = record.record_start(folder, data, start, None if self.base is None else self.base.record)
         record.write_config(folder, self.given, config)
@@ -111,8 +117,9 @@ class Session:
         rows, sums = config.evaluation.batch_size, programs.sums_by_row(config, mesh)
         try:
             display.start(start)
-            yield Loop(
+            yield RunObserver(
                 config=config,
+                step=start,
                 evaluate=make_evaluate(GPT(config.model), data, rows, mesh, sums),
                 checkpoints=self.checkpoints,
                 records=records,
@@ -125,7 +132,7 @@ class Session:
             records.close()
 
     def outcome(self, step: int, was_done: bool = False) -> Outcome:
-        """How the run stands after `step` updates, once all of it is on disk."""
+        """The outcome after `step` updates. Waits until everything is on disk."""
         self.checkpoints.wait()
         validations = metrics.read(self.folder, "validation")
         is_finished = step >= self.config.train.steps
@@ -139,7 +146,7 @@ class Session:
 
 
 def _resolved(folder: RunFolder, config: Config, data: Data) -> tuple[Config, Base | None]:
-    """A new run's resolved configuration, and what it begins with."""
+    """The resolved configuration of a new run, and what it begins with."""
     if config.init_from is None:
         return resolve(config, data), None
     base = open_base(config.init_from, config, folder)
@@ -154,7 +161,7 @@ def _sinks(folder: RunFolder, config: Config, start: int, environment: Mapping[s
     sinks: list[metrics.Sink] = []
     try:
         sinks.append(metrics.TensorBoard(folder, start))
-    except ImportError as error:  # tensorboardX needs another package for an object store
+    except ImportError as error:  # tensorboardX needs a further package for an object store
         warnings.warn(f"no TensorBoard events are written: {error}", stacklevel=2)
     if config.wandb is not None:
         sinks.append(metrics.WeightsAndBiases(folder, config.wandb, environment["id"], to_dict(config)))

@@ -1,12 +1,15 @@
-"""Runs that differ in seeds and learning rates alone, trained in one program, each in its own folder."""
+"""Trains several runs in one program, each in its own folder.
+
+The states of the runs are stacked, and the step is vmapped over them. One run is a *lane* of the stack. The loop is
+that of a single run (`runs/loop.py`); its observer gives each run's own observer the lane of that run.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,9 +21,9 @@ from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch
 from gpt_jax.runs.checkpoint import CheckpointError, Restored
 from gpt_jax.runs.compilation import enable_compilation_cache
+from gpt_jax.runs.folder import Workdir
 from gpt_jax.runs.interrupt import Interrupts
-from gpt_jax.runs.load import Workdir
-from gpt_jax.runs.loop import Course, Loop, TrainingDiverged
+from gpt_jax.runs.loop import RunObserver, TrainingDiverged, run_steps
 from gpt_jax.runs.session import Outcome, Session
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.sharding import make_mesh, replicate, shard_batch
@@ -28,49 +31,101 @@ from gpt_jax.training.state import REST, TrainState, given_by
 from gpt_jax.training.step import Metrics
 from gpt_jax.training.together import lane, stack, stack_rows
 
-StepTogether = Callable[[TrainState, Sequence[Batch]], tuple[TrainState, Sequence[Metrics]]]
-
 
 def train_together(
     configs: Sequence[Config], workdirs: Sequence[Workdir], *, programs: Programs | None = None
 ) -> list[Outcome | TrainingDiverged]:
-    """Trains runs that differ in seeds and learning rates alone in one program, each in its folder, silently.
+    """Trains runs that differ only in seeds and learning rates in one program, each in its folder, without display.
 
-    Losses agree with `train`'s to rounding, not bit for bit. A group, started again as it was, goes on from the newest
-    step of which each run has a good checkpoint, and gives the same, bit for bit, as one that was not interrupted; for
-    that a run keeps two checkpoints at least. A run that diverges ends alone. Together runs are faster than one after
-    the other where one leaves the device idle, and need as many times the memory.
+    Losses agree with those of `train` to rounding, not bit for bit. A group that is started again with the same
+    configurations resumes from the newest step of which every run has a good checkpoint, and gives the same numbers,
+    bit for bit, as an uninterrupted group; for this a run keeps at least two checkpoints. If one run diverges, the
+    others continue. A group is faster than its runs one after the other if a single run leaves the device idle; it
+    needs the memory of all its runs.
 
     Raises:
-      ValueError: as `train`; configurations that differ otherwise, or ask for pmap or Weights & Biases, which has one
-        run in a process.
+      UserError: as `train`; or the configurations differ in more, or ask for pmap or for Weights & Biases, which allows
+        one run per process.
     """
     enable_compilation_cache()
     programs, mesh = Programs() if programs is None else programs, make_mesh()
     with ExitStack() as held:
         runs = [Session.open(c, workdir, True, held, 2) for c, workdir in zip(configs, workdirs, strict=True)]
         first = runs[0].config
-        if any(_with_luck_of(first, run.config) != first for run in runs):
-            raise UserError("runs that train together may differ in seed and learning rate only")
-        if first.train.parallel != "jit" or first.wandb is not None:
-            raise UserError("runs can't train together by pmap, nor with wandb: take them one after the other")
-        states, starts = _states_together(runs, mesh, programs)
+        _check_alike([run.config for run in runs])
+        states, starts, start = _states_together(runs, mesh, programs)
         if min(starts) >= first.train.steps:
             return [run.outcome(start, was_done=True) for run, start in zip(runs, starts, strict=True)]
         interrupts, quiet = held.enter_context(Interrupts()), Console(quiet=True)
-        loops = [
-            held.enter_context(run.loop(start, mesh, interrupts, quiet, programs, False))
+        observers = [
+            held.enter_context(run.observed(start, mesh, interrupts, quiet, programs, False))
             for run, start in zip(runs, starts, strict=True)
         ]
         given = replicate(stack([given_by(run.config) for run in runs]), mesh)
         step = programs.step_together(first, mesh)
+        rows = map(stack_rows, zip(*(run.batches(start) for run in runs), strict=True))
+        batches = (shard_batch(batch, mesh, "vmap", first.train.accumulate) for batch in rows)
 
-        def place_and_step(states: Any, rows: Any) -> Any:
-            return step(states, shard_batch(stack_rows(rows), mesh, "vmap", first.train.accumulate), given)
+        def step_fn(states: TrainState, batches: Batch) -> tuple[TrainState, list[Metrics]]:
+            return step(states, batches, given)
 
-        batches = [run.batches(start) for run, start in zip(runs, starts, strict=True)]
-        ends = run_together(loops, place_and_step, states, batches, starts)
-        return [run.outcome(end) if isinstance(end, int) else end for run, end in zip(runs, ends, strict=True)]
+        run_steps(step_fn, states, batches, start, GroupObserver(observers))
+        return [_end(run, observer) for run, observer in zip(runs, observers, strict=True)]
+
+
+@dataclasses.dataclass
+class GroupObserver:
+    """Gives each run's observer its lane. A lane whose run has ended computes on, unobserved, so that the program and
+    with it the numbers of the other lanes stay the same.
+    """
+
+    observers: Sequence[RunObserver]
+
+    def __post_init__(self) -> None:
+        self._cut = jax.jit(lane)
+
+    @property
+    def has_ended(self) -> bool:
+        return all(observer.has_ended for observer in self.observers)
+
+    def begin(self, states: TrainState) -> None:
+        for i, observer in self._going():
+            observer.begin(self._cut(states, i))
+
+    def before_step(self, step: int) -> None:
+        for _, observer in self._going():
+            observer.before_step(step)
+
+    def after_step(self, step: int, metrics: list[Metrics]) -> None:
+        for i, observer in self._going():
+            observer.after_step(step, metrics[i])
+
+    def needs_state(self, step: int) -> bool:
+        return any(observer.needs_state(step) for _, observer in self._going())
+
+    def take_state(self, step: int, states: TrainState) -> None:
+        for i, observer in self._going():
+            if observer.needs_state(step):
+                observer.take_state(step, self._cut(states, i))
+
+    def _going(self) -> list[tuple[int, RunObserver]]:
+        return [(i, observer) for i, observer in enumerate(self.observers) if not observer.has_ended]
+
+
+def _end(run: Session, observer: RunObserver) -> Outcome | TrainingDiverged:
+    try:
+        observer.finish()
+    except TrainingDiverged as error:
+        return error
+    return run.outcome(observer.step)
+
+
+def _check_alike(configs: Sequence[Config]) -> None:
+    first = configs[0]
+    if any(_with_luck_of(first, config) != first for config in configs):
+        raise UserError("runs that train together may differ in seed and learning rate only")
+    if first.train.parallel != "jit" or first.wandb is not None:
+        raise UserError("runs cannot train together with pmap or with wandb: train them one after the other")
 
 
 def _with_luck_of(first: Config, config: Config) -> Config:
@@ -80,19 +135,22 @@ def _with_luck_of(first: Config, config: Config) -> Config:
     return dataclasses.replace(config, seed=first.seed, data=data, optimizer=optimizer)
 
 
-def _states_together(runs: Sequence[Session], mesh: Mesh, programs: Programs) -> tuple[TrainState, list[int]]:
-    """The states to begin with, stacked, and the number of each one's updates."""
+def _states_together(runs: Sequence[Session], mesh: Mesh, programs: Programs) -> tuple[TrainState, list[int], int]:
+    """The stacked states to begin with, the number of updates of each, and that of the runs that have not diverged."""
     restored = _restore_together(runs, programs.templates(runs[0].config, mesh))
     begun = [run.state(one, mesh, programs) for run, one in zip(runs, restored, strict=True)]
-    return replicate(stack([state for state, _ in begun]), mesh), [start for _, start in begun]
+    starts = [start for _, start in begun]
+    diverged = [_has_diverged(run.config, one) for run, one in zip(runs, restored, strict=True)]
+    start = starts[0] if all(diverged) else starts[diverged.index(False)]
+    return replicate(stack([state for state, _ in begun]), mesh), starts, start
 
 
 def _restore_together(runs: Sequence[Session], templates: Any) -> list[Restored | None]:
-    """Of runs that diverged the newest checkpoint, of the others that of the newest step of which all of them have a
-    good one; Nones where there is none.
+    """The checkpoints to resume from: the newest one of each run that has diverged, and for the others those of the
+    newest step of which all of them have a good one. None stands for a run that starts anew.
     """
     found = [run.checkpoints.restore_newest(templates, move_damaged=True) for run in runs]
-    going = [i for i, one in enumerate(found) if one is None or not _has_diverged(runs[i].config, one)]
+    going = [i for i, one in enumerate(found) if not _has_diverged(runs[i].config, one)]
     if not going:
         return found
     for step in sorted(set.intersection(*(set(runs[i].checkpoints.steps()) for i in going)), reverse=True):
@@ -106,44 +164,5 @@ def _restore_together(runs: Sequence[Session], templates: Any) -> list[Restored 
     return [None if i in going else one for i, one in enumerate(found)]
 
 
-def _has_diverged(config: Config, restored: Restored) -> bool:
-    return int(restored.trees[REST]["skipped_in_row"]) >= config.train.max_skipped
-
-
-def run_together(
-    loops: Sequence[Loop],
-    step: StepTogether,
-    states: TrainState,
-    batches: Sequence[Iterator[Batch]],
-    starts: Sequence[int],
-) -> list[int | TrainingDiverged]:
-    """Goes with all loops at once; returns how each ended: the number of its updates, or why it diverged.
-
-    They start after as many updates each, but for runs that diverged before. A run that ended keeps its lane, unseen,
-    so that the program and with it the others' numbers stay.
-    """
-    cut = jax.jit(lane)
-    courses: dict[int, Course] = {
-        i: loop.course(lambda i=i: cut(states, i), rows, start)  # type: ignore[misc]
-        for i, (loop, rows, start) in enumerate(zip(loops, batches, starts, strict=True))
-    }
-    ends: dict[int, int | TrainingDiverged] = {}
-    rows: dict[int, Batch] = {}
-
-    def advance(i: int, move: Callable[[], Batch]) -> None:
-        try:
-            rows[i] = move()
-        except StopIteration as end:
-            ends[i] = end.value
-        except TrainingDiverged as error:
-            ends[i] = error
-
-    for i, course in courses.items():
-        advance(i, partial(next, course))
-    while len(ends) < len(courses):
-        some = next(iter(rows.values()))  # for a lane that ended before it had any
-        states, metrics = step(states, [rows[i] if i in rows else some for i in courses])
-        for i, course in courses.items():
-            if i not in ends:
-                advance(i, partial(course.send, metrics[i]))
-    return [ends[i] for i in courses]
+def _has_diverged(config: Config, restored: Restored | None) -> bool:
+    return restored is not None and int(restored.trees[REST]["skipped_in_row"]) >= config.train.max_skipped

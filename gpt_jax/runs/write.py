@@ -1,4 +1,4 @@
-"""A model from elsewhere as a run, so that everything that opens runs opens it."""
+"""Writes a model from elsewhere as a run, so that everything that opens runs can open it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from gpt_jax.model.gpt import GPT
 from gpt_jax.model.stack import canonical
 from gpt_jax.runs import record
 from gpt_jax.runs.checkpoint import Checkpoints
-from gpt_jax.runs.folder import ENVIRONMENT, TOKENIZER, RunFolder
-from gpt_jax.runs.load import Workdir
+from gpt_jax.runs.folder import ENVIRONMENT, TOKENIZER, RunFolder, Workdir
 
 
 def write_run(
     workdir: Workdir, model: GPT, params: Any, tokenizer: Tokenizer, *, text: str | None = None, source: str = ""
 ) -> None:
-    """Writes `model` as a run of no steps: `load_run`, sampling, evaluating and `init_from` take it as one of ours.
+    """Writes a model as a run of no steps, which `load_run`, sampling, evaluation and `init_from` open.
 
-    `text` is a path to what it is evaluated on (None: the corpus "python"); `source` says where the
-    model is from.
+    Args:
+      text: the path of the text that the run is evaluated on (None: the corpus "python").
+      source: where the model is from, for the record.
 
     Raises:
-      ValueError: the folder holds a run already, or the tokenizer has ids that the model lacks.
+      UserError: the folder holds a run already, or the tokenizer has ids that the model lacks.
     """
     folder, size = RunFolder(workdir), model.config.vocab_size
     assert size is not None
@@ -42,8 +42,11 @@ def write_run(
         tokenizer.save(folder.file(TOKENIZER))
         data = Text(path=text, tokenizer=TokenizerFile(str(folder.file(TOKENIZER))))
         config = Config(model.config, data, Adamw(), Train(steps=1, batch_size=1), evaluation=Evaluation(batch_size=1))
-        hashes = {"data": None, "tokenizer": tokenizer.content_hash()}  # of no data: it was trained elsewhere
+        hashes = {
+            "data": None,
+            "tokenizer": tokenizer.content_hash(),
+        }  # trained elsewhere
         folder.write_json(ENVIRONMENT, {"id": uuid.uuid4().hex[:12], "hashes": hashes, "starts": [], "source": source})
         with Checkpoints(folder) as checkpoints:
             checkpoints.save(0, canonical(params), {"step": jnp.asarray(np.int32(0))}, {"step": 0}, None)
-        record.write_config(folder, config, config)  # last: a folder with a configuration is a whole run
+        record.write_config(folder, config, config)  # last, since a folder with a configuration is a complete run

@@ -1,72 +1,85 @@
-"""Loss and what follows from it on the whole validation set, with a standard error beside each number."""
+"""Loss, accuracy and derived metrics over the whole validation set, each with its standard error."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch, Data
 from gpt_jax.training.loss import cross_entropy
-from gpt_jax.training.sharding import shard_batch, traced_under
+from gpt_jax.training.sharding import row_shards, shard_batch, state_sharding, traced_under
 from gpt_jax.training.step import model_arguments
 
 Evaluate = Callable[[Any], dict[str, float | int]]
-SumsByRow = Callable[[Any, Batch], Any]
+Sums = Callable[[Any, Batch], Array]
 
 
-def compile_sums(model: nn.Module, mesh: Mesh) -> SumsByRow:
-    """(params, batch) → Σ nll, Σ hits and Σ weight of each row, (3, B), compiled once."""
+def weighted_sums(model: nn.Module, by: Literal["row", "position"], params: Any, batch: Batch) -> Float[Array, "3 N"]:
+    """Σ weight · nll in nats, Σ weight · hits and Σ weight of each row (N = B) or at each position (N = T)."""
+    logits: Any = model.apply(params, batch.tokens, **model_arguments(model, batch))
+    nll, _, hit = cross_entropy(logits, batch.targets)
+    weights, axis = batch.weights.astype(jnp.float32), 1 if by == "row" else 0
+    return jnp.stack(
+        [jnp.sum(weights * nll, axis=axis), jnp.sum(weights * hit, axis=axis), jnp.sum(weights, axis=axis)]
+    )
 
-    def sums_by_row(params: Any, batch: Batch) -> Float[Array, "3 B"]:
-        logits: Any = model.apply(params, batch.tokens, **model_arguments(model, batch))
-        nll, _, hit = cross_entropy(logits, batch.targets)
-        weights = batch.weights.astype(jnp.float32)
-        return jnp.stack([jnp.sum(weights * nll, axis=1), jnp.sum(weights * hit, axis=1), jnp.sum(weights, axis=1)])
 
-    return jax.jit(traced_under(mesh, sums_by_row), out_shardings=NamedSharding(mesh, PartitionSpec()))
+def compile_sums_by_row(model: nn.Module, mesh: Mesh) -> Sums:
+    """`weighted_sums` of each row, compiled for parameters and batches on this mesh."""
+    return jax.jit(traced_under(mesh, partial(weighted_sums, model, "row")), out_shardings=state_sharding(mesh))
+
+
+def each_sum(sums: Sums, params: Any, batches: Iterable[Batch]) -> Iterator[Float[np.ndarray, "3 N"]]:
+    """`sums(params, batch)` of each batch, fetched while the next one is computed."""
+    running = None
+    for batch in batches:
+        following = sums(params, batch)
+        if running is not None:
+            yield np.asarray(running)
+        running = following
+    if running is not None:
+        yield np.asarray(running)
 
 
 def make_evaluate(
-    model: nn.Module, data: Data, batch_size: int, mesh: Mesh, sums_by_row: SumsByRow | None = None
+    model: nn.Module, data: Data, batch_size: int, mesh: Mesh, sums_by_row: Sums | None = None
 ) -> Evaluate:
-    """`evaluate(params) → metrics` over the whole validation set, compiled once; `sums_by_row` is what `compile_sums`
-    made for the model, if another run did already.
+    """`evaluate(params) → metrics` over the whole validation set.
 
-    About `batch_size` rows go at a time, over all devices and processes; that changes no number, since sums are kept by
-    row.
+    About `batch_size` rows go at a time, over all devices and processes. The batch size changes no metric, since sums
+    are kept by row. `sums_by_row` is the result of `compile_sums_by_row` for this model, if a caller has compiled it.
     """
-    rows = -(-batch_size // mesh.size) * mesh.size
-    step = compile_sums(model, mesh) if sums_by_row is None else sums_by_row
+    rows = -(-batch_size // row_shards(mesh)) * row_shards(mesh)
+    step = compile_sums_by_row(model, mesh) if sums_by_row is None else sums_by_row
 
     def evaluate(params: Any) -> dict[str, float | int]:
-        sums, running = [], None
-        for batch in data.validation(rows, jax.process_index(), jax.process_count()):
-            following = step(params, shard_batch(batch, mesh, "jit"))
-            if running is not None:
-                sums.append(np.asarray(running))  # fetched while the next batch computes
-            running = following
-        sums.append(np.asarray(running))
-        loss, hits, weight = np.concatenate(sums, axis=1).astype(np.float64)
+        batches = data.validation(rows, jax.process_index(), jax.process_count())
+        placed = (shard_batch(batch, mesh, "jit") for batch in batches)
+        loss, hits, weight = np.concatenate(list(each_sum(step, params, placed)), axis=1).astype(np.float64)
         return summarize(loss, hits, weight, data.validation_bytes)
 
     return evaluate
 
 
 def summarize(loss: np.ndarray, hits: np.ndarray, weight: np.ndarray, text_bytes: int | None) -> dict[str, float | int]:
-    """Metrics from sums over each row, (R,) each: Σ nll in nats, Σ hits, Σ weight. `text_bytes` is what the targets
-    stand for, if text.
+    """Metrics from the sums of each row, (R,) each: Σ weight · nll in nats, Σ weight · hits, Σ weight.
 
-    Standard errors are those of a ratio of sums over rows (a row's tokens are not independent); NaN where there is one
-    row only. Those of the perplexity and of the bits per byte follow from the loss's by the delta method.
+    `text_bytes` is the number of bytes that the targets encode; None if they are not text. Standard errors are those
+    of a ratio of sums over rows, since the tokens of a row are not independent; with a single row they are NaN. Those
+    of perplexity and bits per byte follow from that of the loss by the delta method.
+
+    Raises:
+      UserError: no target has a weight.
     """
     mean, error = _ratio(loss, weight)
     accuracy, accuracy_error = _ratio(hits, weight)
@@ -88,7 +101,7 @@ def summarize(loss: np.ndarray, hits: np.ndarray, weight: np.ndarray, text_bytes
 
 
 def _ratio(values: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    """Σ values / Σ weight and its standard error over rows; rows without weight are no rows."""
+    """Σ values / Σ weight and its standard error over rows; rows of weight 0 are left out."""
     values, weight = values[weight > 0], weight[weight > 0]
     if len(weight) == 0:
         raise UserError("the validation set has no targets: raise data.validation_fraction, or give more text")

@@ -1,4 +1,4 @@
-"""Cross entropy, in float32 whatever the model computes in."""
+"""Cross entropy, computed in float32 whatever the type of the logits."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 class Sums(NamedTuple):
-    """Sums over the tokens of a batch, which add up over micro-batches, devices and processes where means would not.
+    """Sums over the targets of a batch. Unlike means, they may be added over micro-batches, devices and processes.
 
-    `loss` Σ weight · nll in nats, `z_loss` Σ weight · (log Z)², `hits` Σ weight where the target alone is most likely,
-    `weight` Σ weight, `tokens` how many targets have a weight above 0.
+    `loss` is Σ weight · nll in nats, `z_loss` Σ weight · (log Z)², `hits` the sum of weights of targets that are hit,
+    `weight` Σ weight, and `tokens` the number of targets of weight > 0.
     """
 
     loss: Float[Array, ""]
@@ -26,12 +26,13 @@ class Sums(NamedTuple):
 def cross_entropy(
     logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"]
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"], Bool[Array, "*batch"]]:
-    """Negative log-likelihood of `targets` in nats, log Z = log Σ exp(logits), whether the target alone is most likely.
+    """Of each target: its negative log-likelihood in nats, log Z = log Σ exp(logits), and whether it is hit, that is
+    whether its logit is larger than all others.
 
-    A target outside [0, V) has no likelihood: its nll is log Z, so check ids before they come here.
+    The nll of a target outside of [0, V) is log Z, without an error, so callers must check ids first.
     """
     logits = logits.astype(jnp.float32)
-    # A masked sum, not a gather: it fuses with the softmax, and its gradient is no scatter into another (B, T, V).
+    # A masked sum instead of a gather: it fuses with the softmax, and its gradient needs no second (B, T, V) array.
     is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
     target_logit = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
     log_z = jax.nn.logsumexp(logits, axis=-1)
@@ -42,7 +43,7 @@ def cross_entropy(
 def cross_entropy_sums(
     logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"], weights: Shaped[Array, "*batch"]
 ) -> Sums:
-    """The sums of a batch in which each target counts by its weight; 0 masks it out."""
+    """The `Sums` of a batch. A weight of 0 masks a target."""
     nll, log_z, hit = cross_entropy(logits, targets)
     weights = weights.astype(jnp.float32)
     return Sums(

@@ -1,6 +1,6 @@
 """Optimizers built from optax, with rules that name parameters by path.
 
-A scanned stack's parameters carry a leading layer axis; each of their layers is updated as if it stood alone.
+Parameters of a scanned stack have a leading axis of layers; each layer is updated as if it were stored alone.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ MATRICES = ("blocks/**/kernel",)
 
 
 def make_optimizer(optimizer: config.OptimizerConfig) -> optax.GradientTransformation:
-    """Gradients → the change of the parameters at a learning rate of 1: multiply it by the rate and add it.
+    """The optimizer, whose updates are for a learning rate of 1: multiply them by the rate and add them.
 
-    Weight decay is part of the change. Muon's other group already stands at `adam_ratio` times the rate.
+    Updates include weight decay. Those of Muon's other group include the factor `adam_ratio`.
 
     Raises:
-      ValueError: from `init`, where a rule of `optimizer.decay` names no parameter.
+      UserError: from `init`, a rule of `optimizer.decay` names no parameter.
     """
     return MAKERS[type(optimizer)](optimizer)
 
 
 def _decay(optimizer: Any) -> optax.GradientTransformation:
-    """Adds `weight_decay` times the parameter where its path matches one of `decay`."""
+    """Adds `weight_decay` times the parameter to the update of every parameter whose path matches a rule of `decay`."""
 
     def init(params: Any) -> optax.EmptyState:
         paths = [layer for keys, _ in jax.tree.leaves_with_path(params) for layer in layer_paths(path_of(keys))]
@@ -74,7 +74,7 @@ def _adafactor(c: config.Adafactor) -> optax.GradientTransformation:
     one = optax.chain(optax.scale_by_factored_rms(decay_rate=c.decay_rate), optax.clip_by_block_rms(1.0))
 
     def over_layers(function: Callable[..., Any], tree: Any, of_state: bool) -> Callable[..., Any]:
-        """`function`, which sees one layer of every stacked leaf at a time."""
+        """`function`, vmapped over the layers of stacked leaves."""
         axes = map_with_path(lambda path, _: 0 if is_stacked(path) else None, tree)
         if not jax.tree.leaves(axes):
             return function
@@ -115,10 +115,11 @@ def _muon(c: config.Muon) -> optax.GradientTransformation:
 
 
 def orthogonalize(matrix: Float[Array, "*layers C F"]) -> Float[Array, "*layers C F"]:
-    """About U·Vᵀ of the singular value decomposition, by five quintic Newton–Schulz steps (Jordan et al. 2024).
+    """Approximates U·Vᵀ of the singular value decomposition U·S·Vᵀ by five quintic Newton–Schulz steps (Jordan et al.
+    2024). The singular values of the result lie between about 0.7 and 1.2.
 
-    The singular values end up between 0.7 and 1.2 or so. Written here because `optax.contrib.muon` puts a batch axis in
-    front of every matrix, and XLA on CPU multiplies such a batch of one at half the speed.
+    `optax.contrib.muon` is not used because it adds a batch axis of 1 to every matrix, and XLA on CPU multiplies such
+    batches at half the speed.
     """
     tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.swapaxes(-1, -2) if tall else matrix

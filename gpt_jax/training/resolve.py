@@ -1,4 +1,4 @@
-"""What a configuration derives from its data and its length."""
+"""Fills in what a configuration derives from its data and its number of steps."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from gpt_jax.training.schedule import resolve_schedule
 
 
 def resolve(config: Config, data: Data) -> Config:
-    """The configuration with everything that it derives: the vocabulary's size, the data's seed, the schedule's length.
+    """The configuration with all derived values filled in: the size of the vocabulary, the seed of the data, the length
+    of the schedule.
 
     Raises:
-      ConfigError: a vocabulary that has no room for the tokenizer's ids.
+      ConfigError: `model.vocab_size` is smaller than the tokenizer's.
     """
     size = data.vocab_size if config.model.vocab_size is None else config.model.vocab_size
     if size < data.vocab_size:
@@ -28,5 +29,5 @@ def resolve(config: Config, data: Data) -> Config:
 
 
 def lengthened(config: Config, steps: int) -> Config:
-    """The same run to another number of steps; all that was derived from the old number stays."""
+    """The run with another number of steps. Values derived from the old number, such as the schedule's length, stay."""
     return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))

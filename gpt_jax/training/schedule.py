@@ -1,4 +1,4 @@
-"""The learning rate's factor as a function of the step, built from optax."""
+"""Learning-rate schedules built from optax: step → factor of the learning rate."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from gpt_jax.config.errors import UserError
 
 
 def resolve_schedule(schedule: config.ScheduleConfig, steps: int) -> config.ScheduleConfig:
-    """The schedule with its length filled in by the run's number of steps where it has none of its own.
+    """The schedule with its length, if that is None, set to the run's number of steps.
 
-    A run too short for the warmup and decay is the beginning of the shortest schedule that has room for them.
+    If the run is too short for warmup and decay, the length is that of the shortest schedule with room for both, and
+    the run ends before the schedule does.
     """
     if hasattr(schedule, "steps") and schedule.steps is None:
         return dataclasses.replace(schedule, steps=max(steps, _needed(schedule)))  # type: ignore[type-var]
@@ -24,10 +25,11 @@ def resolve_schedule(schedule: config.ScheduleConfig, steps: int) -> config.Sche
 
 
 def make_schedule(schedule: config.ScheduleConfig) -> optax.Schedule:
-    """step (from 0) → factor in [0, 1]: 0 to 1 over `warmup` steps, then what the type says; past `steps` it stays.
+    """step (from 0) → factor in [0, 1]. It rises from 0 to 1 over `warmup` steps, then follows its type, and stays
+    constant after `steps`.
 
     Raises:
-      ValueError: a length that is not filled in yet (`resolve_schedule`), or too short for its own warmup and decay.
+      UserError: the length is None (see `resolve_schedule`), or too short for warmup and decay.
     """
     return MAKERS[type(schedule)](schedule)
 
@@ -37,7 +39,7 @@ def _warm(warmup: int, after: optax.Schedule) -> optax.Schedule:
 
 
 def _needed(schedule: Any) -> int:
-    """The steps of the warmup and of the decay, which is at least one."""
+    """The least number of steps with room for the warmup and the decay; a decay takes at least one."""
     return schedule.warmup + (schedule.decay if isinstance(schedule, config.WarmupStableDecay) else 1)
 
 

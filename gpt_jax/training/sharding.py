@@ -1,4 +1,8 @@
-"""One train step on all devices: by `jit` over a mesh, or by `pmap`. Either way the numbers are those of one device."""
+"""How states and batches lie on the devices, and one training step on all of them: by `jit` over a mesh, or by `pmap`.
+
+Either way the numbers are those of one device. States are made, changed, restored and evaluated with the one
+`state_sharding`, and rows are divided by the one `batch_sharding`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from functools import partial
 from typing import Any, Literal
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch
@@ -19,39 +23,62 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices of all processes, or the ones given, along one axis `data`."""
+    """A mesh of `devices` (None: all devices of all processes) along one axis, `data`."""
     devices = jax.devices() if devices is None else list(devices)
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def state_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of every array of a state (parameters, moments, counters) and of metrics: a copy on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, is_stacked: bool = False) -> NamedSharding:
+    """The sharding of the arrays of a batch: rows divided over the axis `data`.
+
+    Rows are the first axis, or the second if the batches of several runs are stacked (`is_stacked`).
+    """
+    return NamedSharding(mesh, PartitionSpec(*((None, AXIS) if is_stacked else (AXIS,))))
+
+
+def row_shards(mesh: Mesh) -> int:
+    """The number of parts that the rows of a global batch are divided into."""
+    return mesh.shape[AXIS]
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The tree with a copy of each leaf on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """The arrays of a tree placed by `state_sharding`."""
+    return jax.device_put(tree, state_sharding(mesh))
+
+
+def shape_structs(shapes: Any, sharding: Sharding) -> Any:
+    """A tree of arrays or shapes as `jax.ShapeDtypeStruct`s with this sharding, to compile or to restore for."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 
 def shard_batch(batch: Batch, mesh: Mesh, parallel: Literal["jit", "pmap", "vmap"], accumulate: int = 1) -> Batch:
-    """This process's rows (host arrays), as the step that was made for `parallel` takes them.
+    """This process's rows (host arrays) on its devices, in the form that the step for `parallel` takes.
 
-    Under "jit" they become global arrays, divided over the mesh along their first axis; under "pmap" they get a leading
-    axis of this process's devices; under "vmap" they have a leading axis of runs, and are divided along the second.
+    Under "jit", arrays become global, divided by `batch_sharding`. Under "pmap", they gain a leading axis of this
+    process's devices. Under "vmap", they have a leading axis of runs, and the second axis is divided.
 
     Raises:
-      ValueError: rows that can't be divided over this process's devices and `accumulate` micro-batches.
+      UserError: the rows cannot be divided over this process's devices and `accumulate` micro-batches.
     """
-    rows, devices = batch.tokens.shape[-2], len(mesh.local_devices)
-    if rows % (devices * accumulate):
+    rows, shards = batch.tokens.shape[-2], row_shards(mesh) // jax.process_count()
+    if rows % (shards * accumulate):
         raise UserError(
-            f"{rows} rows can't be divided over {devices} devices and {accumulate} micro-batches: "
-            f"make train.batch_size / {jax.process_count()} a multiple of {devices * accumulate}"
+            f"{rows} rows cannot be divided over {shards} devices and {accumulate} micro-batches: "
+            f"make train.batch_size / {jax.process_count()} a multiple of {shards * accumulate}"
         )
     if parallel == "pmap":
-        return jax.tree.map(lambda x: x.reshape(devices, rows // devices, *x.shape[1:]), batch)
-    sharding = NamedSharding(mesh, PartitionSpec(*((None, AXIS) if parallel == "vmap" else (AXIS,))))
+        return jax.tree.map(lambda x: x.reshape(shards, rows // shards, *x.shape[1:]), batch)
+    sharding = batch_sharding(mesh, is_stacked=parallel == "vmap")
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def traced_under(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, traced where the mesh is known, which Pallas kernels need to divide their rows over it."""
+    """`function`, traced with the mesh in context; Pallas kernels need it to divide their rows."""
 
     def under(*arguments: Any) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -61,15 +88,14 @@ def traced_under(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]
 
 
 def compile_step(train_step: TrainStep, mesh: Mesh, parallel: Literal["jit", "pmap"]) -> Step:
-    """`step(state, batch)` for a replicated state, which is donated, and a batch from `shard_batch`."""
+    """`step(state, batch)` for a state placed by `state_sharding`, which is donated, and a batch from `shard_batch`."""
     if parallel == "jit":
-        replicated = NamedSharding(mesh, PartitionSpec())
-        return jax.jit(traced_under(mesh, train_step), donate_argnums=0, out_shardings=replicated)
+        return jax.jit(traced_under(mesh, train_step), donate_argnums=0, out_shardings=state_sharding(mesh))
     return jax.pmap(
         partial(train_step, axis_name=AXIS),
         axis_name=AXIS,
         in_axes=(None, 0),
-        out_axes=(None, None),  # the metrics are sums over devices already
+        out_axes=(None, None),  # the metrics are already summed over devices
         devices=list(mesh.local_devices) if jax.process_count() == 1 else None,
         donate_argnums=0,
     )

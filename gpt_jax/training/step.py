@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gpt_jax import config
 from gpt_jax.config.errors import UserError
@@ -23,23 +23,25 @@ from gpt_jax.training.state import Given, TrainState, given_by
 
 Metrics = dict[str, Array]
 TrainStep = Callable[..., tuple["TrainState", Metrics]]
+Loss = Callable[[Any, Batch, Array], tuple[Array, Sums]]
 
 
 def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
     """`train_step(state, batch, axis_name=None, given=None)` for this model and configuration.
 
-    The gradient is that of Σ weight · (nll + z_loss · (log Z)²) / Σ weight over the global batch, however it is cut
-    into micro-batches and devices. Inside `pmap`, `axis_name` names the axis of devices; under `jit` the batch is the
-    global one. `given` takes the place of the configuration's seed and learning rate, for a program that several runs
-    share.
+    The gradient is that of Σ weight · (nll + z_loss · (log Z)²) / Σ weight over the global batch, however the batch is
+    divided into micro-batches and over devices. Inside `pmap`, `axis_name` names the axis of devices; under `jit` the
+    batch is the global one. `given` replaces the configuration's seed and learning rate, so that several runs can share
+    a compiled step.
 
-    A step whose loss or gradient is not finite leaves parameters and the optimizer's state as they were, bit for bit.
+    A step whose loss or gradient is not finite leaves parameters and moments unchanged, bit for bit.
 
-    Metrics: `loss` (nats per token, without the z-loss), `accuracy`, `tokens` (targets that count), `grad_norm` (before
-    clipping), `learning_rate` (the main group's), `skipped` and `skipped_in_row` (counts, this step included).
+    Metrics: `loss` (nats per token, without the z-loss), `accuracy`, `tokens` (targets of weight > 0), `grad_norm`
+    (before clipping), `learning_rate` (of the main group), `skipped` and `skipped_in_row` (counts that include this
+    step).
 
     Raises:
-      ValueError: a schedule without a length, from here; rows that `train.accumulate` does not divide, when traced.
+      UserError: from here, the schedule has no length; when traced, `train.accumulate` does not divide the rows.
     """
     optimizer, schedule, train = make_optimizer(c.optimizer), make_schedule(c.schedule), c.train
 
@@ -50,38 +52,23 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
             return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
         given = given_by(c) if given is None else given
-        key = jax.random.fold_in(jax.random.wrap_key_data(given.key), state.step)
-        if axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+        key = _dropout_key(given, state, axis_name)
         weight = over_devices(jnp.sum(batch.weights.astype(jnp.float32)))
         scale = 1.0 / jnp.where(weight > 0, weight, 1.0)  # a batch without targets has loss 0 and gradient 0
 
-        own = trainable(state.params)
-
-        def loss_of(own: Any, micro: Batch, key: Array) -> tuple[Float[Array, ""], Sums]:
-            params, rngs = replaced(state.params, own), {"dropout": key}
-            logits: Any = model.apply(params, micro.tokens, **model_arguments(model, micro), train=True, rngs=rngs)
-            sums = cross_entropy_sums(logits, micro.targets, micro.weights)
-            z_loss = 0.0 if train.z_loss is None else train.z_loss * sums.z_loss
-            return scale * (sums.loss + z_loss), sums
-
-        gradients, sums = over_devices(accumulate(loss_of, own, batch, key, train.accumulate))
-
+        params = trainable(state.params)
+        loss_of = _loss(model, train, state.params, scale)
+        gradients, sums = over_devices(accumulate(loss_of, params, batch, key, train.accumulate))
         norm = optax.tree.norm(gradients)
-        good = jnp.isfinite(norm) & jnp.isfinite(sums.loss)  # the norm is finite only if every gradient is
-        if train.clip_norm is not None:
-            factor = jnp.where(norm > train.clip_norm, train.clip_norm / norm, 1.0)
-            gradients = jax.tree.map(lambda g: (factor * g).astype(g.dtype), gradients)
-        changes, moments = optimizer.update(gradients, state.optimizer, own)
-        rate = given.learning_rate * schedule(state.step)
-        moved = jax.tree.map(lambda p, change: (p + rate * change).astype(p.dtype), own, changes)
+        is_finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss)  # the norm is finite only if every gradient is
 
-        # `where`, not a multiplication by 0, which would keep the NaN.
-        moved, moments = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old), (moved, moments), (own, state.optimizer)
-        )
-        skipped = state.skipped + (1 - good.astype(jnp.int32))
-        in_row = jnp.where(good, 0, state.skipped_in_row + 1)
+        changes, moments = optimizer.update(_clip(gradients, norm, train.clip_norm), state.optimizer, params)
+        rate = given.learning_rate * schedule(state.step)
+        moved = jax.tree.map(lambda p, change: (p + rate * change).astype(p.dtype), params, changes)
+        moved, moments = _select(is_finite, (moved, moments), (params, state.optimizer))
+
+        skipped = state.skipped + (1 - is_finite.astype(jnp.int32))
+        in_row = jnp.where(is_finite, 0, state.skipped_in_row + 1)
         metrics = {
             "loss": scale * sums.loss,
             "accuracy": scale * sums.hits,
@@ -106,10 +93,12 @@ def model_arguments(model: nn.Module, batch: Batch) -> dict[str, Any]:
     return arguments
 
 
-def accumulate(
-    loss_of: Callable[[Any, Batch, Array], tuple[Array, Sums]], params: Any, batch: Batch, key: Array, parts: int
-) -> tuple[Any, Sums]:
-    """Gradients and sums of `loss_of(params, micro_batch, key)`, added up over `parts` micro-batches in turn."""
+def accumulate(loss_of: Loss, params: Any, batch: Batch, key: Array, parts: int) -> tuple[Any, Sums]:
+    """Gradients and sums of `loss_of(params, micro_batch, key)`, added over `parts` micro-batches, one after the other.
+
+    Raises:
+      UserError: `parts` does not divide the rows of the batch.
+    """
     gradient = jax.grad(loss_of, has_aux=True)
     if parts == 1:
         return gradient(params, batch, key)
@@ -118,7 +107,7 @@ def accumulate(
         raise UserError(f"train.accumulate ({parts}) must divide the {rows} rows of a batch on a device: change one")
 
     def cut(x: Array) -> Array:
-        # Every `parts`-th row, so that each device's rows spread evenly over the micro-batches and none has to move.
+        # Every `parts`-th row: each device's rows spread evenly over the micro-batches, and no row changes its device.
         return x.reshape(rows // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
     def add(total: tuple[Any, Sums], xs: tuple[Batch, Array]) -> tuple[tuple[Any, Sums], None]:
@@ -130,3 +119,35 @@ def accumulate(
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micros[0]), key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.scan(add, zeros, micros)[0]
+
+
+def _dropout_key(given: Given, state: TrainState, axis_name: str | None) -> Array:
+    """The key of this step and, inside `pmap`, of this device."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(given.key), state.step)
+    return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+
+
+def _loss(model: nn.Module, train: config.Train, all_params: Any, scale: Float[Array, ""]) -> Loss:
+    """`loss_of(params, micro_batch, key)`: the objective of the trainable parameters, and the sums it is made of."""
+
+    def loss_of(params: Any, micro: Batch, key: Array) -> tuple[Array, Sums]:
+        variables, rngs = replaced(all_params, params), {"dropout": key}
+        logits: Any = model.apply(variables, micro.tokens, **model_arguments(model, micro), train=True, rngs=rngs)
+        sums = cross_entropy_sums(logits, micro.targets, micro.weights)
+        z_loss = 0.0 if train.z_loss is None else train.z_loss * sums.z_loss
+        return scale * (sums.loss + z_loss), sums
+
+    return loss_of
+
+
+def _clip(gradients: Any, norm: Float[Array, ""], bound: float | None) -> Any:
+    """Gradients scaled down to a global norm of `bound`; None: unchanged."""
+    if bound is None:
+        return gradients
+    factor = jnp.where(norm > bound, bound / norm, 1.0)
+    return jax.tree.map(lambda g: (factor * g).astype(g.dtype), gradients)
+
+
+def _select(condition: Bool[Array, ""], yes: Any, no: Any) -> Any:
+    """One tree or the other. A multiplication by 0 would keep NaN; `where` does not."""
+    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), yes, no)

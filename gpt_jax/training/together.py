@@ -1,6 +1,4 @@
-"""Several runs in one program: a training step that is `vmap`ped over runs which differ in seeds and learning rates
-alone. Each keeps its own loop, records and checkpoints.
-"""
+"""A training step of several runs at once: `vmap` over runs that differ only in seeds and learning rates."""
 
 from __future__ import annotations
 
@@ -10,22 +8,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from gpt_jax.data import Batch
-from gpt_jax.training.sharding import traced_under
+from gpt_jax.training.sharding import state_sharding, traced_under
 from gpt_jax.training.state import Given, TrainState
 from gpt_jax.training.step import Metrics, TrainStep
 
-StepTogether = Callable[[TrainState, Sequence[Batch]], tuple[TrainState, Sequence[Metrics]]]
+StepTogether = Callable[[TrainState, Batch, Given], tuple[TrainState, list[Metrics]]]
 
 
-def compile_together(
-    train_step: TrainStep, mesh: Mesh
-) -> Callable[[TrainState, Batch, Given], tuple[TrainState, list[Metrics]]]:
-    """`step(states, batches, given)` of K runs, each argument with a leading axis of K; metrics come as K dicts.
+def compile_together(train_step: TrainStep, mesh: Mesh) -> StepTogether:
+    """`step(states, batches, given)` of K runs, where every array has a leading axis of K; returns the states and K
+    dicts of metrics.
 
-    States are replicated over the mesh and donated; a batch is divided along its rows, see `shard_batch`.
+    States are placed by `state_sharding` and donated; batches come from `shard_batch`.
     """
 
     def step(states: TrainState, batches: Batch, given: Given) -> tuple[TrainState, list[Metrics]]:
@@ -35,19 +32,19 @@ def compile_together(
         states, metrics = jax.vmap(one)(states, batches, given)
         return states, [lane(metrics, i) for i in range(given.learning_rate.shape[0])]
 
-    return jax.jit(traced_under(mesh, step), donate_argnums=0, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(traced_under(mesh, step), donate_argnums=0, out_shardings=state_sharding(mesh))
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """One tree of the runs', each array with a leading axis of K."""
+    """K trees as one whose arrays have a leading axis of K."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def stack_rows(batches: Sequence[Batch]) -> Batch:
-    """As `stack`, on the host."""
+    """As `stack`, for batches of NumPy arrays."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 
 def lane(trees: Any, i: Any) -> Any:
-    """What `stack` made of the i-th tree."""
+    """The i-th of the trees that were stacked."""
     return jax.tree.map(lambda x: x[i], trees)

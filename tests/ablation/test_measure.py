@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from gpt_jax import GPT
-from gpt_jax.ablation.measure import Measure, by_position, decode_rate, diagnose
+from gpt_jax.ablation.measure import Measure
+from gpt_jax.ablation.schema import AttentionDiagnostics
+from gpt_jax.analysis.diagnostics import by_position, decode_rate, diagnose
 from gpt_jax.config import Attention, Causal, Config, Copy, LinearAttention, ModelConfig, Prefix
 from gpt_jax.data import open_data
 from gpt_jax.training.evaluate import make_evaluate
@@ -49,7 +51,7 @@ def test_diagnostics_of_a_model_without_softmax_are_unknown():
     params = GPT(model).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
     data = open_data(Copy(symbols=8, length=4, validation_rows=4), 16, 0)
     found = Measure().diagnostics(model, params, data)
-    assert set(found.values()) == {None}
+    assert found == AttentionDiagnostics(None, None, None)
     assert decode_rate(model, params, rounds=1) > 0
 
 
@@ -61,7 +63,7 @@ def test_a_model_with_prefixes_is_asked_as_it_was_trained():
         model = tiny(Attention(heads=4, head_width=4, mask=mask), vocab_size=9)
         params = random_params(GPT(model))
         found = Measure().all(run_of(model, task), params, data, (), None)
-        losses[type(mask)] = np.mean([loss for _, loss in found["loss_by_position"]])
+        losses[type(mask)] = np.mean([loss for _, loss in found.loss_by_position])
         evaluated = make_evaluate(GPT(model), data, 16, make_mesh(jax.devices()[:1]))(params)["loss"]
         assert losses[type(mask)] == pytest.approx(evaluated, rel=1e-5)
     assert abs(losses[Prefix] - losses[Causal]) > 0.01

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from configs.ablations import induction, kv_heads, positions, recall
-from gpt_jax.ablation.grouping import Together
 from gpt_jax.ablation.plan import make_plan
 from gpt_jax.ablation.results import write_results
 from gpt_jax.ablation.runner import Runner, write_plan
+from gpt_jax.ablation.schema import ArmResults, Grouping
 from gpt_jax.ablation.study import Study, change
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import from_config_dict
@@ -21,13 +21,13 @@ from gpt_jax.config.conversion import from_config_dict
 pytestmark = pytest.mark.slow
 
 
-def arms_of(study: Study, folder: Path, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def arms_of(study: Study, folder: Path, names: tuple[str, ...]) -> dict[str, ArmResults]:
     """Results of some arms, the baseline among them, of a study without its noise and copy."""
     kept = tuple(arm for arm in study.arms if arm.name in names)
     plan = make_plan(dataclasses.replace(study, arms=kept, fresh_seeds=0, aa=False))
-    write_plan(plan, folder, "test", Together(1, "as asked", ""), forced=False)
+    write_plan(plan, folder, "test", Grouping(1, "as asked", ""), forced=False)
     assert Runner(plan, folder, Console(quiet=True)).run() == "finished"
-    return {arm["name"]: arm for arm in write_results(folder)["arms"]}
+    return {arm.name: arm for arm in write_results(folder).arms}
 
 
 def base_of(module: Any) -> Config:
@@ -39,15 +39,15 @@ def test_two_attention_layers_solve_induction_and_one_does_not(tmp_path: Path) -
     base = base_of(induction)
     assert (base.data.symbols, base.model.width, base.train.steps, base.train.batch_size) == (32, 64, 300, 32)
     arms = arms_of(induction.get_study(base), tmp_path, ("two layers", "one layer"))
-    assert max(arms["two layers"]["losses"].values()) <= 0.1
-    assert min(arms["one layer"]["losses"].values()) > 1.0
-    assert arms["one layer"]["versus_baseline"]["verdict"] == "worse"
+    assert max(arms["two layers"].losses.values()) <= 0.1
+    assert min(arms["one layer"].losses.values()) > 1.0
+    assert arms["one layer"].versus_baseline.verdict == "worse"
 
 
 def test_a_short_window_can_not_recall(tmp_path: Path) -> None:
     study = dataclasses.replace(recall.get_study(base_of(recall)), seeds=(0, 1))
     arms = arms_of(study, tmp_path, ("full", "window"))
-    accuracy = {name: dict(map(tuple, arm["accuracy_by"]["points"])) for name, arm in arms.items()}
+    accuracy = {name: dict(map(tuple, arm.accuracy_by.points)) for name, arm in arms.items()}
     assert accuracy["full"][4] > 0.9
     assert accuracy["window"][4] < 0.2
 
@@ -59,8 +59,8 @@ def test_alibi_outlives_its_training_length_and_codes_do_not(tmp_path: Path) -> 
     arms = arms_of(study, tmp_path, ("alibi", "learned", "sinusoidal"))
     ratio = {}
     for name, arm in arms.items():
-        loss = {factor: mean for factor, mean, _, _ in arm["extrapolation"]}
-        assert loss[1] == pytest.approx(arm["mean"], rel=1e-4)
+        loss = {factor: mean for factor, mean, _, _ in arm.extrapolation}
+        assert loss[1] == pytest.approx(arm.mean, rel=1e-4)
         ratio[name] = loss[4] / loss[1]
     assert ratio["alibi"] < 1.1
     assert max(ratio["learned"], ratio["sinusoidal"]) > 1.2

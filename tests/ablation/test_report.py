@@ -15,11 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from gpt_jax.ablation.report import complete, to_html, to_markdown, write_report
+from gpt_jax.ablation.records import from_json
+from gpt_jax.ablation.report import to_html, to_markdown, write_report
+from gpt_jax.ablation.schema import StudyResults
 from gpt_jax.ablation.table import to_csv
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.pages.axes import compact, decimals, scale, spread
+from gpt_jax.pages.axes import scale, spread
 from gpt_jax.pages.charts import Spot, front
+from gpt_jax.pages.numbers import compact, decimals
 from tests.ablation import made_up
 
 NASTY = "<script>alert(1)</script>\"'&|`*_$title ${body}"
@@ -60,6 +63,10 @@ class Page(HTMLParser):
 
     def figures(self) -> set[str | None]:
         return {attributes["id"] for tag, attributes in self.tags if tag == "figure"}
+
+
+def complete(results: dict[str, Any]) -> StudyResults:
+    return from_json(StudyResults, json.loads(json.dumps(results)), "results.json")
 
 
 def html_of(results: dict[str, Any]) -> str:
@@ -313,7 +320,7 @@ def test_a_folder_without_results_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no results.json in .*: give the folder"):
         write_report(str(tmp_path))
     (tmp_path / "results.json").write_text('{"arms": 3}')
-    with pytest.raises(ConfigError, match="holds no study"):
+    with pytest.raises(ConfigError, match="results.json holds no StudyResults: it has no field"):
         write_report(str(tmp_path))
 
 

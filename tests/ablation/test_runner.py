@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gpt_jax.ablation import grouping as togethers
+from gpt_jax.ablation import addresses, grouping
 from gpt_jax.ablation import plan as plans
 from gpt_jax.ablation import runner as runners
-from gpt_jax.ablation.grouping import Together, choose, measure
+from gpt_jax.ablation.grouping import choose, time_both
 from gpt_jax.ablation.plan import make_plan
-from gpt_jax.ablation.results import _badness, collect, write_results
+from gpt_jax.ablation.redone import redone
+from gpt_jax.ablation.results import _badness, write_results
+from gpt_jax.ablation.results import collect as collect_results
 from gpt_jax.ablation.runner import Runner, show_plan, write_plan
+from gpt_jax.ablation.schema import Grouping
 from gpt_jax.ablation.study import Arm, Probe, Study, vary
 from gpt_jax.config import Checkpoint, Copy, Evaluation
 from gpt_jax.config.conversion import config_hash
@@ -53,15 +57,21 @@ def with_base(**changes: Any) -> Study:
     return dataclasses.replace(study, base=dataclasses.replace(study.base, **changes))
 
 
-def asked(plan: plans.Plan, count: int = 1) -> Together:
-    return Together(count, "as asked", config_hash(plan.arms[plan.study.baseline].config))
+def asked(plan: plans.StudyPlan, count: int = 1) -> Grouping:
+    return Grouping(count, "as asked", config_hash(plan.arms[plan.study.baseline].config))
 
 
 def run(study: Study, folder: Path, shard: tuple[int, int] = (0, 1), together: int = 1) -> tuple[str, dict[str, Any]]:
     plan = make_plan(study, together)
     write_plan(plan, folder, "python -m experiments.ablate", asked(plan, together), forced=False)
     status = Runner(plan, folder, Console(quiet=True)).run(shard)
-    return status, write_results(folder)
+    write_results(folder)
+    return status, json.loads((folder / "results.json").read_text())
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """The results as JSON holds them."""
+    return json.loads(json.dumps(dataclasses.asdict(collect_results(folder))))
 
 
 def without_clock(value: Any) -> Any:
@@ -161,8 +171,67 @@ def test_a_run_is_named_by_what_decides_its_numbers(monkeypatch: pytest.MonkeyPa
     assert not names & folders(with_base(train=dataclasses.replace(study.base.train, steps=7)))
     assert not names & folders(with_base(data=dataclasses.replace(study.base.data, validation_rows=11)))
     assert names == folders(dataclasses.replace(study, question="Another?", smallest_difference=0.5))
-    monkeypatch.setattr(plans, "code_version", lambda: "other code")
+    monkeypatch.setattr("gpt_jax.runs.address.code_hashes", lambda *roots: {"gpt_jax.model.gpt": "other"})
     assert not names & folders(study)
+
+
+def test_other_measurements_cost_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another extrapolation, then another code that measures: each run is measured again from its checkpoint, and no
+    run trains; the lines for people say so. Another matmul precision trains all again.
+    """
+    small = {"fresh_seeds": 0, "seeds": (0,), "aa": False}
+    first = run(small_study(**small), tmp_path)[1]
+    counted: list[str] = []
+    measured = runners.Runner._measured
+
+    def count(self: Runner, planned: plans.PlannedRun) -> Any:
+        counted.append(planned.arm)
+        return measured(self, planned)
+
+    monkeypatch.setattr(runners.Runner, "_measured", count)
+    monkeypatch.setattr(runners, "train", None)  # whoever trains fails
+    other = Probe("longer", {4: Copy(symbols=8, length=4), 6: Copy(symbols=8, length=6)})
+    study = small_study(**small | {"probe": other})
+    assert redone(make_plan(study).runs, RunFolder(tmp_path)) == [
+        "2 finished runs are measured again: what is measured, or the code that measures, changed"
+    ]
+    status, again = run(study, tmp_path)
+    assert status == "finished" and counted == ["mha", "mqa"]
+    for before, after in zip(first["arms"], again["arms"], strict=True):
+        assert before["runs"] == after["runs"] and before["losses"] == after["losses"]
+        assert [x for x, _ in after["accuracy_by"]["points"]] == [4, 6]
+    assert run(study, tmp_path)[0] == "finished" and len(counted) == 2, "measured once"
+    hashes = addresses.code_hashes
+    other_code = {addresses.MEASURING: "other"}
+    monkeypatch.setattr(
+        addresses,
+        "code_hashes",
+        lambda *roots: hashes(*roots) | (other_code if roots == (addresses.MEASURING,) else {}),
+    )
+    assert run(study, tmp_path)[0] == "finished" and counted == ["mha", "mqa"] * 2
+    with jax.default_matmul_precision("highest"):
+        (line,) = redone(make_plan(study).runs, RunFolder(tmp_path))
+    assert line == "2 finished runs are trained again, since this changed: default matmul precision: None → 'highest'"
+
+
+def test_a_study_from_before_addresses_opens(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Without `together` in study.json and without addresses beside the runs it reports; its runs are other runs."""
+    folder, results = done
+    shutil.copytree(folder, tmp_path / "old")
+    study = json.loads((tmp_path / "old" / "study.json").read_text())
+    del study["together"]
+    (tmp_path / "old" / "study.json").write_text(json.dumps(study))
+    for path in (tmp_path / "old" / "runs").glob("*/*.json"):
+        if path.name in ("outcome.json", "measurements.json"):
+            record = json.loads(path.read_text())
+            del record["address"]
+            path.write_text(json.dumps(record))
+    found = collect(tmp_path / "old")
+    assert found["repeat"].pop("together") is None
+    assert found == results | {"repeat": {k: v for k, v in results["repeat"].items() if k != "together"}}
+    with jax.default_matmul_precision("highest"):
+        lines = redone(make_plan(small_study()).runs, RunFolder(tmp_path / "old"))
+    assert lines == ["7 finished runs are trained again, since this changed: their addresses were not recorded"]
 
 
 def test_shards_merge(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -228,8 +297,6 @@ def test_a_failure_costs_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_changed_bit_fails_the_copy(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """The A/A comparison sees one last digit of one loss."""
-    import shutil
-
     folder, _ = done
     shutil.copytree(folder, tmp_path / "copy")
     aa = next((tmp_path / "copy" / "runs").glob("A-A-*")) / "metrics.jsonl"
@@ -338,9 +405,9 @@ def test_what_takes_less_time_is_chosen(
 ) -> None:
     """(compilation, step) in seconds each way; where all steps take less than a compilation the second isn't tried."""
     found = iter([one, both])
-    monkeypatch.setattr(togethers, "_seconds", lambda step, state: next(found))
+    monkeypatch.setattr(grouping, "_seconds", lambda step, state: next(found))
     config = make_plan(small_study()).runs[0].resolved
-    chosen = measure(config, 2, Programs(), "")
+    chosen = time_both(config, 2, Programs(), "")
     assert chosen.count == count
     assert chosen.measured_one_by_one_seconds == one[0] + 2 * config.train.steps * one[1]
     assert chosen.measured_together_seconds == (None if both is None else both[0] + config.train.steps * both[1])
@@ -350,16 +417,16 @@ def test_what_does_not_fit_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> Non
     def full(*_: Any) -> Any:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr(togethers, "_seconds", lambda step, state: (0.1, 1.0))
-    monkeypatch.setattr(togethers, "stack", full)
-    chosen = measure(make_plan(small_study()).runs[0].resolved, 2, Programs(), "")
+    monkeypatch.setattr(grouping, "_seconds", lambda step, state: (0.1, 1.0))
+    monkeypatch.setattr(grouping, "stack", full)
+    chosen = time_both(make_plan(small_study()).runs[0].resolved, 2, Programs(), "")
     assert chosen.count == 1 and "do not fit" in chosen.reason
 
 
 def test_both_ways_are_measured_by_steps_that_run() -> None:
     config = make_plan(small_study()).runs[0].resolved
     long = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=10**6))
-    chosen = measure(long, 2, Programs(), "")
+    chosen = time_both(long, 2, Programs(), "")
     assert chosen.measured_one_by_one_seconds and chosen.measured_together_seconds
 
 

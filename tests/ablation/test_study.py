@@ -7,7 +7,7 @@ import pytest
 
 from gpt_jax import GPT
 from gpt_jax.ablation.matching import costs, match_arms, solve
-from gpt_jax.ablation.study import Arm, Study, chain, change, overlay, product, vary, zip_arms
+from gpt_jax.ablation.study import Arm, Study, chain, change, product, vary, with_changes, zip_arms
 from gpt_jax.config import Alibi, Attention, Config, Latent, Rope, Window
 from gpt_jax.config.errors import ConfigError
 from tests.tiny import tiny_config
@@ -99,7 +99,7 @@ def test_mistakes_in_an_arm_are_named(changes, message):
     ("changes", "message"),
     [
         ({"arms": vary(KV, a=4) + vary(KV, a=1)}, "the name"),
-        ({"knobs": ("model.attention.heats",)}, 'no setting.*"model.attention.heads"'),
+        ({"knobs": ("model.attention.heats",)}, 'not a setting.*"model.attention.heads"'),
         ({"seeds": (1, 1)}, "all different"),
         ({"match": "params", "free": KV}, "can't be the free width"),
     ],
@@ -107,7 +107,7 @@ def test_mistakes_in_an_arm_are_named(changes, message):
 def test_a_study_that_makes_no_sense_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         checked(study(**changes))
-    with pytest.raises(ConfigError, match='no arm of the study; did you mean "mha"'):
+    with pytest.raises(ConfigError, match='not an arm of the study; did you mean "mha"'):
         dataclasses.replace(study(), baseline="mhaa")
     with pytest.raises(ConfigError, match="smallest difference"):
         dataclasses.replace(study(), smallest_difference=0.0)
@@ -119,7 +119,7 @@ def test_combinators():
     assert product(kv, width)[3].changes == {KV: 1, F: 64}
     assert [arm.name for arm in zip_arms(kv, width)] == ["mha+narrow", "mqa+wide"]
     assert [arm.name for arm in chain(kv, width)] == ["mha", "mqa", "narrow", "wide"]
-    assert [arm.changes for arm in overlay(kv, {KV: 2, F: 8})] == [{KV: 2, F: 8}] * 2
+    assert [arm.changes for arm in with_changes(kv, {KV: 2, F: 8})] == [{KV: 2, F: 8}] * 2
 
 
 def test_combinators_are_strict():
@@ -175,5 +175,5 @@ def test_tokens_match_by_steps():
 def test_a_free_width_must_be_a_number():
     with pytest.raises(ConfigError, match="whole number"):
         solve(base(), "model.attention.head_width", 1, lambda c: 1.0)
-    with pytest.raises(ConfigError, match="no setting"):
+    with pytest.raises(ConfigError, match="not a setting"):
         solve(base(), "model.mlp.widt", 1, lambda c: 1.0)

@@ -1,21 +1,23 @@
 """The answer in one sentence, also where runs diverged."""
 
-from typing import Any
-
+from gpt_jax.ablation.schema import ArmResults, RunRecord, StudyRecord
+from gpt_jax.ablation.sentence import verdict_sentence
 from gpt_jax.ablation.table import verdict_text
-from gpt_jax.ablation.verdict import compare_arms, verdict_sentence
+from gpt_jax.ablation.verdict import compare_arms
 
-STUDY = {"baseline": "mha", "smallest_difference": 0.01, "budget": {"match": None}}
+STUDY = StudyRecord(question="?", smallest_difference=0.01, baseline="mha", seeds=(0, 1), arms=(), runs=())
 
 
-def arms(**losses: list[float | None]) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = []
-    for name, values in losses.items():
-        by_seed = {str(seed): loss for seed, loss in enumerate(values)}
-        made.append({"name": name, "losses": by_seed, "is_ranked": True, "budget_ratio": None, "versus_baseline": None})
-        made[-1]["runs"] = [{"status": "diverged" if loss is None else "finished"} for loss in values]
-    compare_arms(made, STUDY)
-    return made
+def arms(**losses: list[float | None]) -> tuple[ArmResults, ...]:
+    made = [
+        ArmResults(
+            name=name,
+            losses={str(seed): loss for seed, loss in enumerate(values)},
+            runs=tuple(RunRecord(status="diverged" if loss is None else "finished") for loss in values),
+        )
+        for name, values in losses.items()
+    ]
+    return compare_arms(made, STUDY)
 
 
 def test_an_arm_that_always_diverged_is_told() -> None:
@@ -27,7 +29,7 @@ def test_an_arm_that_always_diverged_is_told() -> None:
 def test_survivors_of_a_diverging_baseline_are_no_verdict() -> None:
     found = arms(mha=[1.0, 1.1, None, None], mqa=[1.2, 1.31, 1.2, 1.3])
     assert "mqa is not ranked: the baseline diverged in 2 of 4 seeds" in verdict_sentence(found, STUDY, 8, 8)
-    assert found[1]["versus_baseline"]["t_p_holm"] is None
+    assert found[1].versus_baseline is not None and found[1].versus_baseline.t_p_holm is None
 
 
 def test_an_arm_that_diverged_now_and_then_is_not_ranked() -> None:

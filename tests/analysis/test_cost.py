@@ -14,7 +14,6 @@ from gpt_jax.analysis.cost import (
     count_parameters,
     forward_flops_per_token,
     kv_bytes_per_token,
-    parameter_shapes,
     parameter_table,
     peak_flops,
     training_flops_per_token,
@@ -40,6 +39,7 @@ from gpt_jax.config import (
 )
 from gpt_jax.model.mask import Side, allowed, keys_per_query, spans
 from gpt_jax.model.registry import ATTENTIONS, mixer_of
+from gpt_jax.model.shapes import parameter_shapes
 from gpt_jax.training.loss import cross_entropy
 from tests.tiny import tiny
 

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import from_config_dict
-from gpt_jax.runs.base import completed
 from gpt_jax.runs.folder import RunFolder
+from gpt_jax.runs.init_from import completed
 from gpt_jax.runs.record import write_config
 from tests.tiny import tiny_config
 

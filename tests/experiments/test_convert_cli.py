@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax.interop import load_pretrained
+from gpt_jax.interop.hf import load_pretrained
 from gpt_jax.runs.evaluate import evaluate_run
 from gpt_jax.runs.load import load_run
 from tests.experiments.test_train_cli import ROOT, environment, many
@@ -43,7 +43,7 @@ def test_in_and_out_and_all_that_works_on_it(place: Path, tmp_path: Path) -> Non
         ("both", 2, "exactly one of them"),
         ("no tokenizer", 2, "--tokenizer=PATH"),
         ("absent", 1, "hf download org/name"),
-        ("family", 2, "gpt2 can't be this model"),
+        ("family", 2, "gpt2 cannot represent this model"),
     ]:
         actual, _, error = results[name]
         assert actual == code and message in error and len(error.splitlines()) == 1, (name, results[name])

@@ -1,4 +1,4 @@
-"""Each family against fixtures that `transformers` computed (`make_fixtures.py`): logits, cached decoding, files."""
+"""Each family against fixtures that `transformers` computed (`make_fixtures.py`): logits, greedy text, files."""
 
 import dataclasses
 import functools
@@ -15,10 +15,9 @@ import pytest
 from gpt_jax import GPT, Greedy, generate
 from gpt_jax.config import depends_on_length
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.interop import load_pretrained, save_pretrained
 from gpt_jax.interop.families import FAMILIES
-from gpt_jax.interop.hf import choose_family
-from gpt_jax.interop.normal import normal
+from gpt_jax.interop.hf import choose_family, load_pretrained, save_pretrained
+from gpt_jax.interop.normal import normal_form
 from tests.interop.make_fixtures import FIXTURES
 
 NAMES = sorted(folder.name for folder in FIXTURES.iterdir())
@@ -85,7 +84,7 @@ def test_saved_parameters_are_read_back_bit_for_bit(name: str, tmp_path: Path) -
     save_pretrained(tmp_path, model, params, family=model_type(name))
     assert settings(tmp_path)["model_type"] == model_type(name)
     again, back, _ = load_pretrained(tmp_path)
-    assert normal(again.config) == normal(model.config)
+    assert normal_form(again.config) == normal_form(model.config)
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
@@ -113,7 +112,7 @@ def test_missing_keys_take_transformers_defaults(family: str) -> None:
     chosen = FAMILIES[family]
     every = json.loads(AutoConfig.for_model(family).to_json_string(use_diff=False))
     known = {key: value for key, value in every.items() if chosen.aliases.get(key, key) in chosen.defaults}
-    read = [normal(chosen.read(chosen.settings(values))) for values in ({}, known)]
+    read = [normal_form(chosen.read(chosen.settings(values))) for values in ({}, known)]
     assert read[0] == read[1]
 
 
@@ -130,17 +129,17 @@ REFUSED = [
     ("gpt2", "add_cross_attention", True, "add_cross_attention"),
     ("gpt2", "activation_function", "quick_gelu", "no such activation"),
     ("gpt_neo", "attention_types", [[["global"], 3]], "attention_types"),
-    ("gptj", "rotary_dim", 3, "no even part"),
-    ("codegen", "n_head", 2, "multiples of 4"),
+    ("gptj", "rotary_dim", 3, "must be even"),
+    ("codegen", "n_head", 2, "a multiple of 4"),
     ("opt", "word_embed_proj_dim", 8, "no projection between embeddings"),
-    ("xglm", "pad_token_id", 4, "position 2 of XGLM has no code"),
+    ("xglm", "pad_token_id", 4, "position 2 has no code"),
     ("bloom", "apply_residual_connection_post_layernorm", True, "residual stream"),
     ("mpt", "attn_config", {"alibi": False}, "MPT without ALiBi"),
     ("mpt", "attn_config", {"alibi_bias_max": 4}, "MPT with other slopes"),
     ("mpt", "attn_config", {"rope": True}, 'unknown key "rope"'),
     ("mpt", "logit_scale", 0.5, "logit_scale"),
     ("falcon_7b", "num_ln_in_parallel_attn", 2, "two norms"),
-    ("falcon_40b", "parallel_attn", False, "no Falcon is"),
+    ("falcon_40b", "parallel_attn", False, "no Falcon has"),
     ("falcon_rw", "num_kv_heads", 2, "num_kv_heads"),
     ("gpt_neox", "rope_parameters", {"rope_type": "proportional"}, "proportional"),
     ("phi3", "mlp_bias", True, "biases in Phi-3"),
@@ -171,7 +170,7 @@ def test_settings_that_gpt_jax_lacks_are_refused(name: str, key: str, value: Any
 def test_older_spellings_give_the_same_model(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
     new, _, _ = loaded(name)
     old, _, _ = load_pretrained(with_settings(tmp_path, name, **changes))
-    assert normal(old.config) == normal(new.config)
+    assert normal_form(old.config) == normal_form(new.config)
 
 
 def test_a_key_in_two_spellings_with_two_values_is_refused(tmp_path: Path) -> None:
@@ -199,7 +198,7 @@ def test_a_dropout_that_the_family_lacks_does_not_prevent_saving(tmp_path: Path)
     dropped = type(model)(dataclasses.replace(model.config, blocks=(block,) * model.config.layers))
     save_pretrained(tmp_path, dropped, params, family="nemotron")
     again, _, _ = load_pretrained(tmp_path)
-    assert normal(again.config) == normal(model.config)
+    assert normal_form(again.config) == normal_form(model.config)
 
 
 def test_dropout_is_where_transformers_has_it(tmp_path: Path) -> None:

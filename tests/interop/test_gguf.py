@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from gpt_jax.config import Llama3Scaling, LongRope
-from gpt_jax.config.errors import ConfigError
-from gpt_jax.interop import load_pretrained
+from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.interop.gguf_file import read_header
+from gpt_jax.interop.hf import load_pretrained
 from gpt_jax.interop.weights import write_weights
 from tests.interop.gguf_files import BPE, TEXT, C, D, F, H, K, L, permuted, tensors, write
 
@@ -129,7 +129,7 @@ def test_llama_3_divides_frequencies(tmp_path: Path) -> None:
         ({"keys": {"rope.scaling.type": "linear"}}, 'without "rope.scaling.factor"'),
         ({"keys": {"attention.sliding_window": 8}}, "sliding_window"),
         ({"keys": {"feed_forward_length": [64, 32]}}, "layers have one size"),
-        ({"keys": {"tokenizer.ggml.pre": "bloom"}}, 'split as "bloom"'),
+        ({"keys": {"tokenizer.ggml.pre": "bloom"}}, 'splits text as "bloom"'),
         ({"keys": {"tokenizer.ggml.unheard_of": 1}}, 'unknown key "tokenizer.ggml.unheard_of"'),
         ({"architecture": "mamba"}, 'architecture "mamba"'),
         ({"extra": {"blk.0.attn_sinks.weight": np.zeros(4, np.float32)}}, "blk.0.attn_sinks.weight"),
@@ -159,7 +159,7 @@ def test_damaged_files(tmp_path: Path) -> None:
     whole = (tmp_path / "m.gguf").read_bytes()
     for cut in (3, 20, 200, 4000, len(whole) - 100):
         (tmp_path / "cut.gguf").write_bytes(whole[:cut])
-        with pytest.raises(ValueError, match="damaged|no GGUF file"):
+        with pytest.raises(UserError, match="damaged|not a GGUF file"):
             load_pretrained(tmp_path / "cut.gguf")
     (tmp_path / "old.gguf").write_bytes(whole[:4] + b"\x01\0\0\0" + whole[8:])
     with pytest.raises(ValueError, match="version 1"):

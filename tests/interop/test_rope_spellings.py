@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gpt_jax.interop.families import FAMILIES
-from gpt_jax.interop.normal import normal
+from gpt_jax.interop.normal import normal_form
 from tests.interop.test_families import needs_transformers
 
 SIZES: dict[str, Any] = {
@@ -60,7 +60,7 @@ def test_older_spellings_are_what_transformers_makes_of_them(name: str, old: dic
     sizes = SIZES | ({"tie_word_embeddings": True} if name.startswith("gemma") else {})
     newer = json.loads(AutoConfig.for_model(name, **json.loads(json.dumps(sizes | old))).to_json_string(use_diff=False))
     family = FAMILIES[name]
-    read = [normal(family.read(family.settings(values))) for values in (sizes | old, newer)]
+    read = [normal_form(family.read(family.settings(values))) for values in (sizes | old, newer)]
     assert read[0] == read[1]
     settings = family.settings(newer)
     family.read(settings)

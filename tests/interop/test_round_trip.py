@@ -12,9 +12,10 @@ import pytest
 from gpt_jax import load_pretrained, save_pretrained
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.families import FAMILIES
-from gpt_jax.interop.family import parameter_shapes, plain
+from gpt_jax.interop.family import plain
 from gpt_jax.interop.hf import choose_family
-from gpt_jax.interop.normal import differences, normal
+from gpt_jax.interop.normal import differences, normal_form
+from gpt_jax.model.shapes import canonical_shapes
 from tests.interop.random_settings import SETTINGS, Draw
 from tests.interop.test_families import needs_transformers
 
@@ -26,8 +27,8 @@ def test_settings_survive_writing_and_reading(name: str) -> None:
         model = family.read(family.settings(SETTINGS[name](Draw(seed))))
         chosen, values = choose_family(model, name)
         again = chosen.read(chosen.settings(values))
-        assert chosen is family and not differences(normal(model), normal(again))
-        kinds.add(normal(model))
+        assert chosen is family and not differences(normal_form(model), normal_form(again))
+        kinds.add(normal_form(model))
     assert len(kinds) > 8
 
 
@@ -35,7 +36,7 @@ def test_settings_survive_writing_and_reading(name: str) -> None:
 def test_every_parameter_has_one_row(name: str) -> None:
     model = FAMILIES[name].read(FAMILIES[name].settings(SETTINGS[name](Draw(2))))
     paths = [path for row in FAMILIES[name].rows(model) for path in row.ours]
-    assert sorted(paths) == sorted(parameter_shapes(plain(model)))
+    assert sorted(paths) == sorted(canonical_shapes(plain(model)))
     theirs = [tensor for row in FAMILIES[name].rows(model) for tensor in row.names]
     assert len(set(theirs)) == len(theirs)
 
@@ -74,6 +75,9 @@ def test_a_family_refuses_models_it_cannot_represent() -> None:
             except ConfigError:
                 refused += 1
                 continue
-            assert not differences(normal(model), normal(other.read(other.settings(values)))) or model.blocks[0].dropout
+            assert (
+                not differences(normal_form(model), normal_form(other.read(other.settings(values))))
+                or model.blocks[0].dropout
+            )
             written += 1
     assert written > len(some) and refused > 20 * len(some)

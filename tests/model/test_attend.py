@@ -116,10 +116,10 @@ def test_without_a_named_kernel_the_length_chooses_it() -> None:
 @pytest.mark.parametrize(
     "kernel, attention, reason",
     [
-        ("splash", VARIANTS["window and alibi"], 'model.kernel is "splash", which adds nothing to the scores'),
-        ("splash", VARIANTS["sigmoid"], "which has a softmax, and no sigmoid"),
-        ("splash", Attention(2, mask=Chunk(3)), "which knows causal masks and windows, and no Chunk"),
-        ("splash", Attention(2), "which takes rows of a multiple of 128 tokens, and 300 is none"),
+        ("splash", VARIANTS["window and alibi"], 'model.kernel is "splash", which cannot add a bias to the scores'),
+        ("splash", VARIANTS["sigmoid"], "which supports softmax only, not sigmoid"),
+        ("splash", Attention(2, mask=Chunk(3)), "which supports causal masks and windows only, not Chunk"),
+        ("splash", Attention(2), "which needs rows of a multiple of 128 tokens, not 300"),
         ("chunked", Attention(2, dropout=0.1), 'set it to 0, or choose "einsum"'),
     ],
 )

@@ -81,14 +81,14 @@ def test_a_row_or_a_position_beyond_a_learned_table_raises() -> None:
     params = random_params(model)
     apply(model, params, jnp.zeros((1, 16), jnp.int32))
     for call in (model.apply, jax.jit(model.apply)):  # a length is known when compiling
-        with pytest.raises(ValueError, match="17 tokens don't fit the learned table of 16 positions"):
+        with pytest.raises(ValueError, match="17 tokens do not fit the learned table of 16 positions"):
             call(params, jnp.zeros((1, 17), jnp.int32))
     with pytest.raises(ValueError, match=r"position 16 is out of range: it must lie in \[0, 16\)"):
         model.apply(params, TOKENS, positions=POSITIONS.at[0, 0].set(16))
     shifted = GPT(tiny(embedding=Embedding(Learned(offset=2))))  # its last two rows are no further positions
     params = random_params(shifted)
     assert params["params"]["embedding"]["position"]["table"].shape == (18, 8)
-    with pytest.raises(ValueError, match="17 tokens don't fit the learned table of 16 positions"):
+    with pytest.raises(ValueError, match="17 tokens do not fit the learned table of 16 positions"):
         shifted.apply(params, jnp.zeros((1, 17), jnp.int32))
     longer = GPT(tiny(embedding=Embedding(Learned(length=20))))
     assert apply(longer, random_params(longer), jnp.zeros((1, 20), jnp.int32)).shape == (1, 20, 32)
@@ -99,5 +99,5 @@ def test_a_position_that_the_embedding_does_not_know_is_refused() -> None:
         pass
 
     AbsolutePositionConfig.choices.pop("Unknown")
-    with pytest.raises(ConfigError, match="TokenEmbedding knows no position Unknown"):
+    with pytest.raises(ConfigError, match="TokenEmbedding has no position code Unknown"):
         embed(Embedding(Unknown()))

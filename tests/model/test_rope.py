@@ -221,17 +221,19 @@ REFUSED: dict[str, Any] = {
     ),
     "Yarn.attention_factor must be positive": lambda: Yarn(2.0, 16, attention_factor=0.0),
     "set both or neither": lambda: Yarn(2.0, 16, mscale=1.0),
-    "Yarn.attention_factor stands for": lambda: Yarn(2.0, 16, attention_factor=1.0, mscale=1.0, mscale_all_dim=1.0),
-    "a theta over 1": lambda: Rope(theta=1.0, scaling=Yarn(2.0, 16)),
+    "set them or Yarn.attention_factor": lambda: Yarn(2.0, 16, attention_factor=1.0, mscale=1.0, mscale_all_dim=1.0),
+    "Rope.theta must be over 1 with Yarn": lambda: Rope(theta=1.0, scaling=Yarn(2.0, 16)),
     r"Llama3Scaling.low \(4.0\) must be positive and less than": lambda: Llama3Scaling(8.0, 4.0, 4.0, 16),
     "Llama3Scaling.original_length must be positive": lambda: Llama3Scaling(8.0, 1.0, 4.0, -1),
     "LongRope.original_length must be over 1": lambda: LongRope(SHORT, LONG, 1, factor=2.0),
     "LongRope.factor must be at least 1": lambda: LongRope(SHORT, LONG, 16, factor=0.5),
-    "set one of the two": lambda: LongRope(SHORT, LONG, 16),
-    "stands for what LongRope.factor gives": lambda: LongRope(SHORT, LONG, 16, factor=2.0, attention_factor=1.0),
-    "LongRope.short has 3 numbers and LongRope.long 4": lambda: LongRope(SHORT[:3], LONG, 16, factor=2.0),
-    "hold positive numbers": lambda: LongRope((0.0,), (1.0,), 16, factor=2.0),
-    "a number for each pair that is rotated, 8 with head width 16, not 4": lambda: Rope(
+    "set it or LongRope.attention_factor": lambda: LongRope(SHORT, LONG, 16),
+    "LongRope.factor determines the attention factor": lambda: LongRope(
+        SHORT, LONG, 16, factor=2.0, attention_factor=1.0
+    ),
+    "a number for each rotated pair, not 3 and 4": lambda: LongRope(SHORT[:3], LONG, 16, factor=2.0),
+    "LongRope.short and LongRope.long must be positive": lambda: LongRope((0.0,), (1.0,), 16, factor=2.0),
+    "a number for each rotated pair, 8 with head width 16, not 4": lambda: Rope(
         scaling=LongRope(SHORT, LONG, 16, factor=2.0)
     ).check(16),
     "there is no other": lambda: Rope(scaling=DynamicNtk(2.0, 16)).check(2),
@@ -247,5 +249,5 @@ def test_invalid_settings_are_refused(message: str) -> None:
 
 def test_a_head_that_a_scaling_does_not_fit_is_refused_by_the_rotation_itself() -> None:
     """One number would be broadcast to all pairs without a word."""
-    with pytest.raises(ConfigError, match="a number for each pair"):
+    with pytest.raises(ConfigError, match="a number for each rotated pair"):
         rotate(X, POSITIONS, Rope(scaling=LongRope((2.0,), (3.0,), 16, factor=2.0)), 16)

@@ -32,15 +32,13 @@ from gpt_jax.config import (
 from gpt_jax.config.conversion import from_config_dict, from_dict, to_dict
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.model.merge import merge_adapter
-from gpt_jax.runs.base import completed, to_partial_dict
 from gpt_jax.runs.evaluate import evaluate_run
+from gpt_jax.runs.init_from import completed, to_partial_dict
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.session import Outcome
 from gpt_jax.runs.train import train
-from gpt_jax.training.programs import Programs
-from tests.tiny import tiny_config
+from tests.tiny import PROGRAMS, tiny_config
 
-PROGRAMS = Programs()  # what many of these runs compile alike
 LORA = Lora(rank=2, dropout=0.1, targets=("**",))
 
 
@@ -161,17 +159,17 @@ def test_another_model_is_refused_by_the_names_of_its_settings(base: Path, tmp_p
 
 
 def test_another_tokenizer_is_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="reads other ids than this data has: set data.tokenizer.type to Tokenizer"):
+    with pytest.raises(ValueError, match="has another tokenizer than this data: set data.tokenizer.type to Tokenizer"):
         quietly(begun_from(base, data=Sort(symbols=8, validation_rows=10)), tmp_path / "a")
     fewer = begun_from(base, data=Copy(symbols=4, length=4, validation_rows=10))  # its ids would fit
-    with pytest.raises(ValueError, match="reads other ids"):
+    with pytest.raises(ValueError, match="has another tokenizer"):
         quietly(fewer, tmp_path / "b")
 
 
 def test_no_run_to_begin_with_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
         quietly(begun_from(tmp_path / "nowhere"), tmp_path / "a")
-    with pytest.raises(ConfigError, match="model.adapter adapts a trained model: give init_from"):
+    with pytest.raises(ConfigError, match="model.adapter adapts a trained model: set init_from"):
         dataclasses.replace(begun_from("a run", LORA), init_from=None)
 
 
@@ -233,7 +231,7 @@ def test_moved_together_they_find_each_other(own_base: Path, tmp_path: Path) -> 
     shutil.move(own_base.parent, tmp_path / "here")
     assert_same(parameters(tmp_path / "here" / "adapted"), before)
     shutil.rmtree(tmp_path / "here" / "base")
-    with pytest.raises(FileNotFoundError, match="begins with that of .*base, which is gone: put it back there"):
+    with pytest.raises(FileNotFoundError, match="began with the run in .*base, which is gone: put it back there"):
         load_run(tmp_path / "here" / "adapted")
 
 

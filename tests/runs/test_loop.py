@@ -1,4 +1,4 @@
-"""What a run leaves behind, and how it ends: finished, interrupted, diverged, refused."""
+"""The loop and its observer: what a run leaves behind, and how it ends (finished, interrupted, diverged, refused)."""
 
 import dataclasses
 import io
@@ -14,20 +14,20 @@ from rich.console import Console
 
 from gpt_jax.config import Checkpoint, Config, Evaluation, LinearDecay, Sgd
 from gpt_jax.config.conversion import from_dict
-from gpt_jax.runs import metrics
-from gpt_jax.runs import train as run
+from gpt_jax.runs import metrics, session
 from gpt_jax.runs.folder import RunFolder, RunLocked
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.load import load_run
-from gpt_jax.runs.loop import Loop, TrainingDiverged
+from gpt_jax.runs.loop import RunObserver, TrainingDiverged, run_steps
 from gpt_jax.runs.record import ConfigChanged
+from gpt_jax.runs.session import Outcome
 from gpt_jax.runs.train import train
 from gpt_jax.training.programs import Programs
-from tests.tiny import tiny_config
+from tests.tiny import PROGRAMS, tiny_config
 
 
-def quietly(config: Config, folder: Path, **options: Any) -> run.Outcome:
-    return train(config, folder, console=Console(quiet=True), **options)
+def quietly(config: Config, folder: Path, **options: Any) -> Outcome:
+    return train(config, folder, console=Console(quiet=True), programs=PROGRAMS, **options)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -39,14 +39,54 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, run.Outcome, str]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome, str]:
     """A run of 6 steps, evaluated at 4 and 6, and what it printed."""
     folder, output = tmp_path_factory.mktemp("finished") / "run", io.StringIO()
-    outcome = train(tiny_config(), folder, console=Console(file=output, width=120))
+    outcome = train(tiny_config(), folder, console=Console(file=output, width=120), programs=PROGRAMS)
     return folder, outcome, output.getvalue()
 
 
-def test_a_run_records_every_step_once(finished: tuple[Path, run.Outcome, str]) -> None:
+class Noting:
+    """An observer that notes its calls, wants the state of even steps and ends with step `last`."""
+
+    def __init__(self, last: int) -> None:
+        self.last, self.step, self.calls = last, 0, []
+
+    @property
+    def has_ended(self) -> bool:
+        return self.step == self.last
+
+    def begin(self, state: Any) -> None:
+        self.calls.append(("begin", state))
+
+    def before_step(self, step: int) -> None:
+        self.calls.append(("before", step))
+
+    def after_step(self, step: int, metrics: Any) -> None:
+        self.step = step
+        self.calls.append(("after", step, metrics))
+
+    def needs_state(self, step: int) -> bool:
+        return step % 2 == 0
+
+    def take_state(self, step: int, state: Any) -> None:
+        self.calls.append(("state", step, state))
+
+
+def test_the_loop_tells_its_observer_of_each_step_until_it_ends() -> None:
+    """A step adds the batch to the state; its metrics are the sum's negative."""
+    observer = Noting(last=4)
+    assert run_steps(lambda state, batch: (state + batch, -(state + batch)), 100, [1, 2, 3, 4], 2, observer) == 103
+    assert observer.calls == [
+        ("begin", 100),
+        *[("before", 3), ("after", 3, -101)],
+        *[("before", 4), ("after", 4, -103), ("state", 4, 103)],
+    ]
+    assert run_steps(lambda state, batch: (state + batch, None), 0, [1, 2, 3], 0, Noting(last=9)) == 6
+    assert run_steps(lambda state, batch: (state + batch, None), 7, [1, 2, 3], 0, Noting(last=0)) == 7
+
+
+def test_a_run_records_every_step_once(finished: tuple[Path, Outcome, str]) -> None:
     folder, outcome, _ = finished
     found = lines(folder)
     assert [(r["step"], r["split"]) for r in found] == [
@@ -65,7 +105,7 @@ def test_a_run_records_every_step_once(finished: tuple[Path, run.Outcome, str]) 
     assert outcome.status == "finished" and outcome.step == 6 and outcome.validation == found[-1]
 
 
-def test_a_run_folder_says_what_it_holds(finished: tuple[Path, run.Outcome, str]) -> None:
+def test_a_run_folder_says_what_it_holds(finished: tuple[Path, Outcome, str]) -> None:
     folder, outcome, _ = finished
     record = json.loads((folder / "config.json").read_text())
     assert from_dict(Config, record["config"]) == tiny_config()
@@ -81,7 +121,7 @@ def test_a_run_folder_says_what_it_holds(finished: tuple[Path, run.Outcome, str]
     assert list((folder / "tensorboard").iterdir())
 
 
-def test_a_run_tells_what_it_does(finished: tuple[Path, run.Outcome, str]) -> None:
+def test_a_run_tells_what_it_does(finished: tuple[Path, Outcome, str]) -> None:
     text = finished[2]
     for expected in ("devices", "jax " + jax.__version__, "blocks/*/mlp/up/kernel", "FLOPs per token", "6 steps × "):
         assert expected in text, expected
@@ -89,7 +129,7 @@ def test_a_run_tells_what_it_does(finished: tuple[Path, run.Outcome, str]) -> No
     assert "\x1b" not in text  # no terminal, no escape codes
 
 
-def test_load_run_gives_the_parameters_of_the_end(finished: tuple[Path, run.Outcome, str]) -> None:
+def test_load_run_gives_the_parameters_of_the_end(finished: tuple[Path, Outcome, str]) -> None:
     model, params, tokenizer = load_run(finished[0])
     text = "ABAB"
     logits = model.apply(params, jnp.array([tokenizer.encode(text)]))
@@ -97,7 +137,7 @@ def test_load_run_gives_the_parameters_of_the_end(finished: tuple[Path, run.Outc
     assert set(params["params"]["blocks"]) == {"0", "1"}
 
 
-def test_a_finished_run_is_left_as_it_is(finished: tuple[Path, run.Outcome, str]) -> None:
+def test_a_finished_run_is_left_as_it_is(finished: tuple[Path, Outcome, str]) -> None:
     folder, outcome, _ = finished
     before = everything(folder)
     again = quietly(tiny_config(), folder)
@@ -106,7 +146,7 @@ def test_a_finished_run_is_left_as_it_is(finished: tuple[Path, run.Outcome, str]
     assert {name for name in after if before.get(name) != after[name]} <= {"loss.png"}
 
 
-def test_another_configuration_is_refused_with_the_difference(finished: tuple[Path, run.Outcome, str]) -> None:
+def test_another_configuration_is_refused_with_the_difference(finished: tuple[Path, Outcome, str]) -> None:
     folder, _, _ = finished
     before = everything(folder)
     changed = tiny_config(seed=1, model={"width": 32})
@@ -119,7 +159,7 @@ def test_another_configuration_is_refused_with_the_difference(finished: tuple[Pa
     assert everything(folder) == before
 
 
-def test_a_folder_that_is_written_to_is_left_alone(finished: tuple[Path, run.Outcome, str]) -> None:
+def test_a_folder_that_is_written_to_is_left_alone(finished: tuple[Path, Outcome, str]) -> None:
     folder, _, _ = finished
     before = everything(folder)
     with RunFolder(folder).lock(), pytest.raises(RunLocked):
@@ -201,7 +241,7 @@ def test_the_best_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def make_evaluate(*_: Any) -> Any:
         return lambda params: {"loss": next(losses), "loss_standard_error": 0.1, "accuracy": 0.0, "tokens": 1}
 
-    monkeypatch.setattr(run, "make_evaluate", make_evaluate)
+    monkeypatch.setattr(session, "make_evaluate", make_evaluate)
     quietly(tiny_config(evaluation=Evaluation(every=2), checkpoint=Checkpoint(every=2)), tmp_path)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "6"]
     assert load_run(tmp_path, step=4) and load_run(tmp_path)
@@ -215,7 +255,7 @@ def test_a_profile_is_written_when_asked_for(tmp_path: Path) -> None:
 def test_metrics_are_fetched_while_the_next_step_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The devices must have step s + 1 to work on before the host asks for the numbers of step s."""
     happened: list[str] = []
-    compile_step, report = Programs.step, Loop._report
+    compile_step, report = Programs.step, RunObserver._report
 
     def compile_and_note(*arguments: Any) -> Any:
         step = compile_step(*arguments)
@@ -226,11 +266,12 @@ def test_metrics_are_fetched_while_the_next_step_runs(tmp_path: Path, monkeypatc
 
         return noted
 
-    def report_and_note(self: Loop, step: int, values: Any) -> None:
-        happened.append(f"fetch {step}")
-        report(self, step, values)
+    def report_and_note(self: RunObserver) -> None:
+        if self._pending is not None:
+            happened.append(f"fetch {self.step}")
+        report(self)
 
     monkeypatch.setattr(Programs, "step", compile_and_note)
-    monkeypatch.setattr(Loop, "_report", report_and_note)
+    monkeypatch.setattr(RunObserver, "_report", report_and_note)
     quietly(tiny_config(steps=4, evaluation=Evaluation(every=9), checkpoint=Checkpoint(every=9)), tmp_path)
     assert happened == ["dispatch", "dispatch", "fetch 1", "dispatch", "fetch 2", "dispatch", "fetch 3", "fetch 4"]

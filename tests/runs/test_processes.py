@@ -19,7 +19,7 @@ import sys
 import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from rich.console import Console
-from gpt_jax.run import train
+from gpt_jax import train
 from tests.tiny import tiny_config
 outcome = train(tiny_config(steps=int(sys.argv[4])), sys.argv[3], console=Console(quiet=True))
 assert jax.process_count() == 2 and outcome.status == "finished", outcome

@@ -1,19 +1,29 @@
-"""Runs that share compiled programs: the numbers of runs by themselves, from one compilation."""
+"""Runs that share compiled programs give the numbers that they give alone, from one compilation."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 from rich.console import Console
 
-from gpt_jax.config import Adamw, Config
+from gpt_jax.config import Adamw, Config, Lora
+from gpt_jax.model.adapter import is_adapter
+from gpt_jax.model.gpt import GPT
+from gpt_jax.model.paths import path_of
+from gpt_jax.model.shapes import canonical_shapes
 from gpt_jax.runs import metrics
 from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.train import train
 from gpt_jax.training import programs
 from gpt_jax.training.programs import Programs
+from gpt_jax.training.sharding import make_mesh, state_sharding
+from gpt_jax.training.state import first_state, init_params
 from tests.tiny import tiny_config
+
+pytestmark = pytest.mark.optimized
 
 
 def dropping() -> Config:
@@ -41,6 +51,40 @@ def test_shared_programs_change_no_bit(tmp_path: Path, monkeypatch: pytest.Monke
         assert measured(tmp_path / f"shared-{number}") == measured(tmp_path / f"alone-{number}")
     losses = {tuple(r["loss"] for r in measured(tmp_path / f"alone-{number}")) for number in range(3)}
     assert len(losses) == 3
+
+
+def test_initial_states_are_made_on_the_mesh_with_the_bits_of_one_device() -> None:
+    """Every array comes in the sharding that the step takes; beside a base, adapters alone are drawn."""
+    config = dropping()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=9))
+    mesh, model = make_mesh(), GPT(config.model)
+    alone = jax.jit(lambda key: first_state(config, init_params(model, config, key)))(jax.random.key(config.seed))
+    made = Programs().init(config, mesh)
+    for path, array in jax.tree.leaves_with_path(made):
+        assert array.sharding == state_sharding(mesh), path
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(made), jax.device_get(alone))
+
+    block = dataclasses.replace(config.model.blocks[0], adapter=Lora(rank=2))
+    adapted = dataclasses.replace(config, model=dataclasses.replace(config.model, blocks=(block,) * 2), init_from="it")
+    base = jax.tree.map(lambda x: x + 1, alone.params)
+    state = Programs().init(adapted, mesh, base)
+    for path, array in jax.tree.leaves_with_path(state):
+        assert array.sharding == state_sharding(mesh), path
+    given = {path_of(keys): leaf for keys, leaf in jax.tree.leaves_with_path(base)}
+    found = {path_of(keys): leaf for keys, leaf in jax.tree.leaves_with_path(state.params)}
+    assert {path for path in found if path not in given} == set(filter(is_adapter, canonical_shapes(adapted.model)))
+    for path, leaf in given.items():
+        np.testing.assert_array_equal(found[path], leaf)
+
+
+def test_each_mesh_has_programs_of_its_own() -> None:
+    """Sums compiled for one device and for all differ, and each mesh gets its own back."""
+    config, shared = tiny_config(), Programs()
+    meshes = [make_mesh(jax.devices()[:count]) for count in (1, 4)]
+    one, four = (shared.sums_by_row(config, mesh) for mesh in meshes)
+    assert one is not four
+    assert [shared.sums_by_row(config, mesh) for mesh in meshes] == [one, four]
+    assert shared.step_together(config, meshes[0]) is not shared.step_together(config, meshes[1])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,4 @@
-"""The families of published models, by the `model_type` of their config.json, in the order in which `save_pretrained`
-tries them.
-"""
+"""All families of published models by `model_type`, in the order in which `save_pretrained` tries them."""
 
 from gpt_jax.interop.families import (
     alibi,
@@ -13,9 +11,9 @@ from gpt_jax.interop.families import (
     gpt_neox,
     gptj,
     granite,
-    kin,
     latent,
     llama,
+    llama_variants,
     olmo,
     opt,
     phi,
@@ -34,7 +32,7 @@ MODULES = (
     glm,
     apertus,
     latent,
-    kin,
+    llama_variants,
     phi,
     starcoder2,
     gpt2,

@@ -1,4 +1,4 @@
-"""BLOOM (arXiv:2211.05100) and MPT: no positions but ALiBi's penalties."""
+"""BLOOM (arXiv:2211.05100) and MPT: position enters only through ALiBi's penalties."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.interop.families.classic import QKV, layer_norm, spelled
+from gpt_jax.interop.families.classic import QKV, classic_settings, layer_norm
 from gpt_jax.interop.families.common import decoder, require_type
-from gpt_jax.interop.family import Family, Row, by_name, fused
+from gpt_jax.interop.family import Family, TensorRow, by_name, fused
 from gpt_jax.interop.settings import Settings
 
 BLOOM_NAMES = {
@@ -36,7 +36,7 @@ MPT_NAMES = {
 BLOOM_SPELLING = {
     "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads",
-    "seq_length": "max_position_embeddings",  # no limit: what rows the model was trained on
+    "seq_length": "max_position_embeddings",  # the length of training rows, not a limit
 }
 MPT_SPELLING = {
     "d_model": "hidden_size",
@@ -44,7 +44,7 @@ MPT_SPELLING = {
     "n_heads": "num_attention_heads",
     "max_seq_len": "max_position_embeddings",
 }
-# Of older files: how a library multiplies and rounds.
+# Keys of older files that choose how products are computed and rounded.
 BLOOM_UNUSED = dict.fromkeys(
     (
         "n_inner",
@@ -83,8 +83,8 @@ MPT_DEFAULTS: dict[str, Any] = {
     "logit_scale": None,
     "norm_type": "low_precision_layernorm",
     "tie_word_embeddings": True,
-    # `transformers` passes over these: MLPs are four times as wide, nothing has a bias, ALiBi takes the place of a
-    # table, and only `attn_pdrop` drops. A file for which that is untrue has other tensors.
+    # `transformers` ignores these: MLPs are always four times as wide, nothing has a bias, ALiBi replaces learned
+    # positions, and only `attn_pdrop` is applied. A model that differs has other tensors, which are refused.
     "expansion_ratio": 4,
     "no_bias": True,
     "learned_pos_emb": True,
@@ -111,7 +111,7 @@ ATTENTION: dict[str, Any] = {
 
 
 def read_bloom(s: Settings) -> cfg.ModelConfig:
-    s.expect("apply_residual_connection_post_layernorm", (False, None), "residual stream that begins behind a norm")
+    s.expect("apply_residual_connection_post_layernorm", (False, None), "residual stream that starts after a norm")
     if s["pretraining_tp"] not in (1, None):
         s.expect("slow_but_exact", (False, None), "products in slices, which leave out biases")
     norm = layer_norm(s)
@@ -128,18 +128,18 @@ def read_bloom(s: Settings) -> cfg.ModelConfig:
 
 def write_bloom(model: cfg.ModelConfig) -> dict[str, Any]:
     unwritten = {*BLOOM_UNUSED, "intermediate_size", "pretraining_tp", "slow_but_exact"}
-    return spelled(model, {key: None for key in BLOOM_DEFAULTS if key not in unwritten}, BLOOM_SPELLING)
+    return classic_settings(model, {key: None for key in BLOOM_DEFAULTS if key not in unwritten}, BLOOM_SPELLING)
 
 
-def bloom_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
-    """Query, key and value head by head."""
+def bloom_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
+    """Query, key and value of each head in turn form one tensor."""
     heads = require_type(model.blocks[0].attention, cfg.Attention).heads
     name, widths = "transformer.h.{}.self_attention.query_key_value", (model.width,) * 3
     return by_name(model, BLOOM_NAMES, fused(model, name, QKV, widths, groups=heads))
 
 
 def read_mpt(s: Settings) -> cfg.ModelConfig:
-    """As `transformers` computes it, which is not all that MosaicML's own code can be told."""
+    """Reads MPT as `transformers` computes it, which supports fewer settings than MosaicML's own code."""
     s.expect("logit_scale", (None,), "scale of logits in MPT, as transformers has none")
     s.expect("norm_type", ("low_precision_layernorm", "layernorm", "layer_norm"), "such norm in MPT")
     a = _attention_settings(s)
@@ -164,7 +164,7 @@ def read_mpt(s: Settings) -> cfg.ModelConfig:
 def _attention_settings(s: Settings) -> Settings:
     values = s["attn_config"] or {}
     if not isinstance(values, Mapping):
-        raise ConfigError(f'config.json has "attn_config": {values!r}, which should be a group of settings')
+        raise ConfigError(f'config.json has "attn_config": {values!r}, which must be a group of settings')
     group = Settings(values, ATTENTION, "mpt")
     group.refuse_unknown()
     return group
@@ -174,11 +174,11 @@ def write_mpt(model: cfg.ModelConfig) -> dict[str, Any]:
     attention = require_type(model.blocks[0].attention, cfg.Attention)
     group = {"alibi": True, "alibi_bias_max": 8, "clip_qkv": attention.clip, "softmax_scale": attention.score.scale}
     kept = ("vocab_size", *MPT_SPELLING.values(), "layer_norm_epsilon", "attn_config", "tie_word_embeddings")
-    return spelled(model, dict.fromkeys(kept), MPT_SPELLING, attn_config=group)
+    return classic_settings(model, dict.fromkeys(kept), MPT_SPELLING, attn_config=group)
 
 
-def mpt_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
-    """All queries, keys, values."""
+def mpt_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
+    """All queries, then all keys, then all values form one tensor."""
     widths = (model.width,) * 3
     return by_name(model, MPT_NAMES, fused(model, "transformer.blocks.{}.attn.Wqkv", QKV, widths))
 

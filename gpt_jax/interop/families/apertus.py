@@ -8,8 +8,8 @@ import numpy as np
 
 from gpt_jax import config as cfg
 from gpt_jax.interop.families.common import DEFAULTS, LLAMA, QK, activation, attention, decoder, gated, rms
-from gpt_jax.interop.families.llama import of_llamas_make
-from gpt_jax.interop.family import Row, by_name, constant
+from gpt_jax.interop.families.llama import llama_like
+from gpt_jax.interop.family import TensorRow, by_name, constant
 from gpt_jax.interop.settings import Settings
 
 
@@ -18,7 +18,7 @@ def read_apertus(s: Settings) -> cfg.ModelConfig:
     return decoder(s, cfg.BlockConfig(attention(s, score=cfg.Score(qk_norm=rms(s))), mlp, rms(s)), rms(s))
 
 
-def apertus_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def apertus_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     names = {
         "blocks/{}/attention_norm": "model.layers.{}.attention_layernorm",
         "blocks/{}/mlp_norm": "model.layers.{}.feedforward_layernorm",
@@ -29,8 +29,8 @@ def apertus_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
             at = f"model.layers.{i}.mlp.act_fn"
             for alpha in ("alpha_p", "alpha_n"):
                 path = f"blocks/{i}/mlp/xielu/{alpha}"
-                special.append(Row(f"{at}.{alpha}", (path,), lambda x: (x.reshape(()),), lambda x: x.reshape(1)))
-            # what no file changes; kept in bfloat16 by some
+                special.append(TensorRow(f"{at}.{alpha}", (path,), lambda x: (x.reshape(()),), lambda x: x.reshape(1)))
+            # Constants, which some files store in bfloat16.
             special += [constant(f"{at}.beta", np.float32(0.5)), constant(f"{at}.eps", np.float32(-1e-6))]
     return by_name(model, LLAMA | QK | names, special)
 
@@ -42,7 +42,7 @@ def read_diffllama(s: Settings) -> cfg.ModelConfig:
     return decoder(s, cfg.BlockConfig(mixer, gated(s), norm), norm)
 
 
-def diffllama_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def diffllama_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     lambdas = {
         f"blocks/{{}}/attention/lambda_{name}{n}": f"model.layers.{{}}.self_attn.lambda_{name[0]}{n}"
         for name in ("query", "key")
@@ -77,8 +77,8 @@ DIFFLLAMA = DEFAULTS | {
 }
 
 FAMILIES = [
-    of_llamas_make("apertus", "ApertusForCausalLM", APERTUS, read_apertus, rows=apertus_rows, fixed=APERTUS_FIXED),
-    of_llamas_make(
+    llama_like("apertus", "ApertusForCausalLM", APERTUS, read_apertus, rows=apertus_rows, fixed=APERTUS_FIXED),
+    llama_like(
         "diffllama",
         "DiffLlamaForCausalLM",
         DIFFLLAMA,

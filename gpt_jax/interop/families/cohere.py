@@ -1,4 +1,4 @@
-"""Cohere's Command R and R7B: attention and MLP side by side, pairs interleaved, logits scaled."""
+"""Cohere's Command R and R7B: parallel attention and MLP, interleaved RoPE, scaled logits."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from gpt_jax.interop.families.common import (
     QK,
     SLIDING,
     attention,
+    common_settings,
     decoder,
-    first,
+    first_attention,
     gated,
     head_width,
     layer_types,
     window,
-    written,
 )
-from gpt_jax.interop.families.llama import of_llamas_make
-from gpt_jax.interop.family import Row, by_name
+from gpt_jax.interop.families.llama import llama_like
+from gpt_jax.interop.family import TensorRow, by_name
 from gpt_jax.interop.rope import read_rope
 from gpt_jax.interop.settings import Settings
 
@@ -31,7 +31,7 @@ def layer_norm(s: Settings) -> cfg.LayerNorm:
 
 
 def read_cohere(s: Settings) -> cfg.ModelConfig:
-    """Command R+ has a norm on queries and keys, each head with its own scale."""
+    """Reads Command R; Command R+ also has query and key norms with a separate scale per head."""
     norm = layer_norm(s)
     score = cfg.Score(qk_norm=norm, qk_norm_over="heads") if s.flag("use_qk_norm") else cfg.Score()
     mixer = attention(s, position=read_rope(s, head_width(s), interleaved=True), score=score)
@@ -39,7 +39,7 @@ def read_cohere(s: Settings) -> cfg.ModelConfig:
 
 
 def read_cohere2(s: Settings) -> cfg.ModelConfig:
-    """Only layers with a window rotate."""
+    """Reads Command R7B, in which only layers with a window have RoPE."""
     L, every, norm = s.integer("num_hidden_layers"), s.integer("sliding_window_pattern"), layer_norm(s)
     kinds = layer_types(s, [SLIDING if (i + 1) % every else FULL for i in range(L)])
     rope = read_rope(s, head_width(s), interleaved=True)
@@ -52,18 +52,20 @@ def read_cohere2(s: Settings) -> cfg.ModelConfig:
 
 
 def write_cohere(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written(model, COHERE, use_qk_norm=first(model).score.qk_norm is not None, logit_scale=_scale(model))
+    return common_settings(
+        model, COHERE, use_qk_norm=first_attention(model).score.qk_norm is not None, logit_scale=_scale(model)
+    )
 
 
 def write_cohere2(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written(model, COHERE2, logit_scale=_scale(model))
+    return common_settings(model, COHERE2, logit_scale=_scale(model))
 
 
 def _scale(model: cfg.ModelConfig) -> float:
     return 1.0 if model.head.scale is None else model.head.scale
 
 
-def cohere_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def cohere_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, LLAMA | QK | {"blocks/{}/norm": "model.layers.{}.input_layernorm"})
 
 
@@ -87,7 +89,7 @@ COHERE2 = {key: value for key, value in COHERE.items() if key != "use_qk_norm"} 
     "layer_types": None,
     "_sliding_window_pattern": None,
 }
-# in published files
+# keys of published files
 COHERE2_FIXED = {
     "layer_switch": 4,
     "order_of_interleaved_layers": "local_attn_first",
@@ -100,6 +102,6 @@ COHERE2_FIXED = {
 }
 
 FAMILIES = [
-    of_llamas_make("cohere", "CohereForCausalLM", COHERE, read_cohere, write_cohere, cohere_rows),
-    of_llamas_make("cohere2", "Cohere2ForCausalLM", COHERE2, read_cohere2, write_cohere2, cohere_rows, COHERE2_FIXED),
+    llama_like("cohere", "CohereForCausalLM", COHERE, read_cohere, write_cohere, cohere_rows),
+    llama_like("cohere2", "Cohere2ForCausalLM", COHERE2, read_cohere2, write_cohere2, cohere_rows, COHERE2_FIXED),
 ]

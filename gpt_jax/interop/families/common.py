@@ -1,4 +1,4 @@
-"""What families have in common: settings that most spell alike, and the names of tensors in models of Llama's make."""
+"""The common part of all families: settings with the same spelling, and the names of tensors in Llama-like models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpt_jax.interop.settings import Settings
 T = TypeVar("T")
 SLIDING, FULL = "sliding_attention", "full_attention"
 
-# their name → ours, and the name to write for ours
+# name of an activation in config.json → ours; and ours → the name to write
 ACTIVATIONS: dict[str, cfg.Activation] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -25,9 +25,9 @@ ACTIVATIONS: dict[str, cfg.Activation] = {
     "swish": "silu",
     "xielu": "xielu",
 }
-WRITTEN = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())} | {"gelu_tanh": "gelu_pytorch_tanh"}
+ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())} | {"gelu_tanh": "gelu_pytorch_tanh"}
 
-# what `transformers` takes for keys that a config.json of Llama's make lacks; a family's own come on top
+# The defaults of `transformers` for Llama-like models; families add their own.
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -45,7 +45,7 @@ DEFAULTS: dict[str, Any] = {
     **ROPE_KEYS,
 }
 
-# modules of ours → theirs
+# our modules → the family's modules
 STEM = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
 QKVO = {
     "blocks/{}/attention/query": "model.layers.{}.self_attn.q_proj",
@@ -74,26 +74,34 @@ LLAMA = STEM | QKVO | MLP | PRE
 
 
 def activation(s: Settings, key: str = "hidden_act") -> cfg.Activation:
-    """Our name of an activation.
+    """Returns our name of the activation under `key`.
 
     Raises:
-      ConfigError: gpt_jax has no such one.
+      ConfigError: gpt_jax does not have it.
     """
     return ACTIVATIONS[s.expect(key, ACTIVATIONS, f"such activation; there are {', '.join(ACTIVATIONS)}")]
 
 
 def head_width(s: Settings) -> int:
-    """D: `head_dim`, or C / H where the family or the file has none."""
+    """Returns D: `head_dim`, or C / H if the family or the file has none.
+
+    Raises:
+      ConfigError: C is not a multiple of H.
+    """
     if s.has_default("head_dim") and s["head_dim"] is not None:
         return s.integer("head_dim")
     C, H = s.integer("hidden_size"), s.integer("num_attention_heads")
     if C % H:
-        raise ConfigError(f'config.json has "hidden_size": {C}, no multiple of "num_attention_heads": {H}')
+        raise ConfigError(f'config.json has "hidden_size": {C}, which is not a multiple of "num_attention_heads": {H}')
     return C // H
 
 
 def layer_types(s: Settings, default: list[str]) -> list[str]:
-    """Each layer's kind of attention, `default` where the file doesn't say."""
+    """Returns the kind of attention of each layer, which is `default` if the file does not give it.
+
+    Raises:
+      ConfigError: an unknown kind, or not one per layer.
+    """
     kinds = default if s["layer_types"] is None else list(s["layer_types"])
     if len(kinds) != s.integer("num_hidden_layers"):
         raise ConfigError(f'config.json has {len(kinds)} "layer_types" for {s["num_hidden_layers"]} layers')
@@ -104,16 +112,23 @@ def layer_types(s: Settings, default: list[str]) -> list[str]:
 
 
 def window(s: Settings, kind: str = SLIDING) -> cfg.MaskConfig:
-    """The mask of layers of `kind`."""
+    """Returns the mask of layers of `kind`.
+
+    Raises:
+      ConfigError: the layers have a window and the file has no "sliding_window".
+    """
     if kind == FULL:
         return cfg.Causal()
     if s["sliding_window"] is None:
-        raise ConfigError(f'config.json has layers of {SLIDING} and no "sliding_window"')
+        raise ConfigError(f'config.json has layers of {SLIDING} and lacks "sliding_window"')
     return cfg.Window(s.integer("sliding_window"))
 
 
 def attention(s: Settings, kind: Any = cfg.Attention, *, partial: bool = False, **changes: Any) -> Any:
-    """Attention as most families spell it, with `changes`: biases by `attention_bias` on all four projections."""
+    """Returns attention in the spelling of most families, with `changes`.
+
+    `attention_bias` gives all four projections a bias; `partial` is that of `read_rope`.
+    """
     D = head_width(s)
     H = s.integer("num_attention_heads")
     K = s.optional_integer("num_key_value_heads")
@@ -126,7 +141,7 @@ def attention(s: Settings, kind: Any = cfg.Attention, *, partial: bool = False, 
 
 
 def gated(s: Settings, key: str = "hidden_act") -> cfg.GatedMlp:
-    """A gated MLP, with biases by `mlp_bias`."""
+    """Returns a gated MLP, with biases if the family has `mlp_bias` and it is true."""
     bias = s.has_default("mlp_bias") and s.flag("mlp_bias")
     return cfg.GatedMlp(s.integer("intermediate_size"), activation(s, key), bias)
 
@@ -138,7 +153,7 @@ def decoder(
     embedding: cfg.Embedding | None = None,
     **head: Any,
 ) -> cfg.ModelConfig:
-    """A model whose sizes are spelled as most families spell them; one block is that of every layer."""
+    """Returns a model with sizes in the spelling of most families; a single block is repeated for every layer."""
     return cfg.ModelConfig(
         s.integer("vocab_size"),
         s.integer("max_position_embeddings"),
@@ -154,48 +169,49 @@ def rms(s: Settings, **changes: Any) -> cfg.RmsNorm:
     return cfg.RmsNorm(s.number("rms_norm_eps"), **changes)
 
 
-def require_whole_heads(model: cfg.ModelConfig) -> None:
-    """Raises ConfigError for a model whose width is no multiple of its heads, which `transformers` refuses in some
-    families, also where the heads' width doesn't follow from it.
+def require_divisible_width(model: cfg.ModelConfig) -> None:
+    """Raises ConfigError if C is not a multiple of H.
+
+    `transformers` requires that in some families, even if D does not follow from C and H.
     """
     heads = getattr(model.attentions[0], "heads", 1)
     if model.width % heads:
         raise ConfigError(f"a width ({model.width}) that is a multiple of the heads ({heads})")
 
 
-def number_as_written(value: float, read: Callable[[float], float], wanted: float) -> float:
-    """Of the numbers that are `value` but for rounding, the shortest of which `read` makes `wanted`."""
+def shortest_decimal(value: float, read: Callable[[float], float], wanted: float) -> float:
+    """Returns the shortest decimal near `value` from which `read` gives exactly `wanted`."""
     rounded = [float(f"{value:.{digits}g}") for digits in range(1, 18)]
     return next((number for number in rounded if read(number) == wanted), value)
 
 
 def require_type(value: Any, kind: type[T]) -> T:
-    """`value`, which a family that is to be written needs to be of this kind.
+    """Returns `value`, which must be of type `kind` for the family that is being written.
 
     Raises:
-      ConfigError: it is not.
+      ConfigError: it has another type. The message completes "the family lacks …".
     """
     if not isinstance(value, kind):
         raise ConfigError(f"a {kind.__name__} where the model has {type(value).__name__}")
     return value
 
 
-def first(model: cfg.ModelConfig) -> cfg.Attention:
-    """The first layer's attention.
+def first_attention(model: cfg.ModelConfig) -> cfg.Attention:
+    """Returns the attention of the first layer.
 
     Raises:
-      ConfigError: it is of another type.
+      ConfigError: it is not of type `Attention`.
     """
     return require_type(model.attentions[0], cfg.Attention)
 
 
-def written(model: cfg.ModelConfig, defaults: Mapping[str, Any], **own: Any) -> dict[str, Any]:
-    """What most families spell alike, as far as `defaults` has the key, and the family's `own`.
+def common_settings(model: cfg.ModelConfig, defaults: Mapping[str, Any], **own: Any) -> dict[str, Any]:
+    """Returns settings in the spelling of most families, limited to the keys in `defaults`, updated with `own`.
 
-    It may leave out what the family can't say: who writes reads it again and compares.
+    Anything that the family cannot represent is left out; `choose_family` reads the settings back and compares.
     """
     block = model.blocks[0]
-    attention = first(model)
+    attention = first_attention(model)
     mlp: Any = require_type(block.mlp, cfg.MlpConfig)
     masks = [getattr(other, "mask", None) for other in model.attentions]
     windows = [mask.size for mask in masks if isinstance(mask, cfg.Window)]
@@ -208,8 +224,8 @@ def written(model: cfg.ModelConfig, defaults: Mapping[str, Any], **own: Any) -> 
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.resolved_kv_heads,
         "head_dim": attention.resolved_head_width(model.width),
-        "hidden_act": WRITTEN[mlp.activation],
-        "hidden_activation": WRITTEN[mlp.activation],
+        "hidden_act": ACTIVATION_NAMES[mlp.activation],
+        "hidden_activation": ACTIVATION_NAMES[mlp.activation],
         "max_position_embeddings": model.context_length,
         "rms_norm_eps": getattr(norm, "eps", None),
         "layer_norm_eps": getattr(norm, "eps", None),
@@ -217,16 +233,16 @@ def written(model: cfg.ModelConfig, defaults: Mapping[str, Any], **own: Any) -> 
         "attention_bias": "query" in attention.bias,
         "attention_dropout": attention.dropout,
         "mlp_bias": mlp.bias,
-        # where layers choose, transformers wants a window though none chooses it
+        # With `layer_types`, transformers needs a window even if no layer uses it.
         "sliding_window": windows[0] if windows else model.context_length if "layer_types" in defaults else None,
         "layer_types": [SLIDING if isinstance(mask, cfg.Window) else FULL for mask in masks],
-        "rope_parameters": written_ropes(model),
+        "rope_parameters": rope_settings(model),
     } | own
     return {key: value for key, value in values.items() if key in defaults}
 
 
-def written_ropes(model: cfg.ModelConfig, nested: bool = False) -> dict[str, Any]:
-    """The settings of RoPE, by the layers that have any; `nested`: a group for each kind of layer."""
+def rope_settings(model: cfg.ModelConfig, nested: bool = False) -> dict[str, Any]:
+    """Returns the RoPE settings of the first layer that has RoPE; with `nested`, one group per kind of layer."""
     groups: dict[str, Any] = {}
     for attention in model.attentions:
         position = getattr(attention, "position", None)

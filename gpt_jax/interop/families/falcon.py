@@ -1,5 +1,5 @@
-"""Falcon (Almazrouei et al. 2023, arXiv:2311.16867): the 7B's one key head, the 40B's and 11B's groups, and the
-RefinedWeb models, with ALiBi and biases.
+"""Falcon (Almazrouei et al. 2023, arXiv:2311.16867): the 7B with one key head, the 40B and 11B with grouped queries,
+and the RefinedWeb models with ALiBi and biases.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from typing import Any
 
 from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.interop.families.classic import QKV, layer_norm, mlp, spelled
+from gpt_jax.interop.families.classic import QKV, classic_settings, layer_norm, mlp
 from gpt_jax.interop.families.common import decoder, head_width, require_type
-from gpt_jax.interop.family import Family, Row, by_name, fused
+from gpt_jax.interop.family import Family, TensorRow, by_name, fused
 from gpt_jax.interop.rope import ROPE_KEYS, read_rope
 from gpt_jax.interop.settings import Settings
 
@@ -23,7 +23,7 @@ NAMES = {
     "final_norm": "transformer.ln_f",
     "head": "lm_head",
 }
-# residual arrangement → its norms
+# type of residual connection → its norms
 NORMS = {
     "pre": {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
     "parallel": {"norm": "input_layernorm"},
@@ -49,8 +49,8 @@ DEFAULTS: dict[str, Any] = ROPE_KEYS | {
     "attn_implementation": None,
     "transformers_version": None,
     "apply_residual_connection_post_layernorm": False,  # of older files
-    "hidden_dropout": 0.0,  # on the sum of both sublayers, which nothing here is
-    "attention_dropout": 0.0,  # not where positions are rotated
+    "hidden_dropout": 0.0,  # applied to the sum of both sublayers, which gpt_jax cannot do
+    "attention_dropout": 0.0,  # not applied with RoPE
     "tie_word_embeddings": True,
 }
 UNWRITTEN = (
@@ -61,7 +61,7 @@ EAGER_SINCE = "5."  # versions of transformers
 
 
 def read(s: Settings) -> cfg.ModelConfig:
-    s.expect("apply_residual_connection_post_layernorm", (False, None), "residual stream that begins behind a norm")
+    s.expect("apply_residual_connection_post_layernorm", (False, None), "residual stream that starts after a norm")
     D, bias = head_width(s), s.flag("bias")
     norm = layer_norm(s)
     position: cfg.PositionConfig = _alibi(s, D) if s.flag("alibi") else read_rope(s, D)
@@ -76,16 +76,16 @@ def read(s: Settings) -> cfg.ModelConfig:
 
 
 def _alibi(s: Settings, D: int) -> cfg.Alibi:
-    """ALiBi's penalties over √D, as everything is that goes into softmax.
+    """Returns ALiBi with penalties divided by √D, like the scores they are added to.
 
-    The "eager" attention of `transformers` 5 adds them twice, its "sdpa" once, as Falcon was trained; config.json says
-    which one a model is for in `attn_implementation`, if at all.
+    The "eager" attention of `transformers` 5 adds them twice, and "sdpa" once, as in Falcon's training. Which one a
+    model is meant for stands in `attn_implementation`, which config.json may lack.
     """
     implementation = s["attn_implementation"]
     if implementation is None and (s["transformers_version"] or "").startswith(EAGER_SINCE):
         warnings.warn(
             'config.json of a Falcon with ALiBi has no "attn_implementation", and in transformers 5 "eager" adds ALiBi'
-            ' twice, "sdpa" once: it is read as "eager"; write "sdpa" there for the other',
+            ' twice and "sdpa" once: it is read as "eager"; set it to "sdpa" for the other',
             stacklevel=2,
         )
         implementation = "eager"
@@ -93,7 +93,7 @@ def _alibi(s: Settings, D: int) -> cfg.Alibi:
 
 
 def _kv_heads(s: Settings) -> int:
-    """`num_kv_heads` says it in the new architecture alone."""
+    """Returns K, which only the new architecture gives as `num_kv_heads`."""
     H = s.integer("num_attention_heads")
     K = s.optional_integer("num_kv_heads")
     if s.flag("new_decoder_architecture"):
@@ -102,8 +102,8 @@ def _kv_heads(s: Settings) -> int:
         return 1
     if K not in (None, H):
         raise ConfigError(
-            f'config.json has "num_kv_heads": {K}, and Falcon has other than {H} with "new_decoder_architecture" or'
-            ' "multi_query" alone'
+            f'config.json has "num_kv_heads": {K}, and Falcon has other than {H} only with "new_decoder_architecture"'
+            ' or "multi_query"'
         )
     return H
 
@@ -111,18 +111,18 @@ def _kv_heads(s: Settings) -> int:
 def _residual(s: Settings) -> Any:
     is_new, is_parallel = s.flag("new_decoder_architecture"), s.flag("parallel_attn")
     if is_new and not is_parallel:
-        raise ConfigError('config.json has "new_decoder_architecture" without "parallel_attn", which no Falcon is')
+        raise ConfigError('config.json has "new_decoder_architecture" without "parallel_attn", which no Falcon has')
     if not is_parallel:
         return "pre"
     if not is_new:
-        s.expect("num_ln_in_parallel_attn", (None, 1), 'Falcon with two norms but "new_decoder_architecture"')
+        s.expect("num_ln_in_parallel_attn", (None, 1), 'Falcon with two norms without "new_decoder_architecture"')
         return "parallel"
-    s.expect("num_ln_in_parallel_attn", (None, 1, 2), "Falcon with other than one norm or two")
+    s.expect("num_ln_in_parallel_attn", (None, 1, 2), "Falcon with more than two norms")
     return "parallel" if s["num_ln_in_parallel_attn"] == 1 else "parallel_norms"
 
 
 def write(model: cfg.ModelConfig) -> dict[str, Any]:
-    """In the old architecture where it can say it."""
+    """Writes the old architecture if it can represent the model, else the new one."""
     block = model.blocks[0]
     attention = require_type(block.attention, cfg.Attention)
     H, K, residual = attention.heads, attention.resolved_kv_heads, block.residual
@@ -131,7 +131,7 @@ def write(model: cfg.ModelConfig) -> dict[str, Any]:
     implementation = {}
     if isinstance(position, cfg.Alibi):
         implementation["attn_implementation"] = "eager" if position.scale == 2 * D**-0.5 else "sdpa"
-    return implementation | spelled(
+    return implementation | classic_settings(
         model,
         {key: value for key, value in DEFAULTS.items() if key not in UNWRITTEN},
         SPELLING,
@@ -146,8 +146,8 @@ def write(model: cfg.ModelConfig) -> dict[str, Any]:
     )
 
 
-def rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
-    """The queries of one key, that key and its value, key by key."""
+def rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
+    """For each key head, its queries, its key and its value in turn form one tensor."""
     block = model.blocks[0]
     attention = require_type(block.attention, cfg.Attention)
     K, D = attention.resolved_kv_heads, attention.resolved_head_width(model.width)

@@ -1,5 +1,5 @@
-"""Gemma 1 to 3 (arXiv:2403.08295, 2408.00118, 2503.19786) and VaultGemma: scales stored less 1, embeddings times √C,
-later windows, soft-caps, and norms on both sides.
+"""Gemma 1 to 3 (arXiv:2403.08295, 2408.00118, 2503.19786) and VaultGemma: norm scales stored minus 1 and embeddings
+scaled by √C; from Gemma 2 on windows, soft-caps, and norms before and after each sublayer.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from gpt_jax.interop.families.common import (
     QK,
     SLIDING,
     attention,
+    common_settings,
     decoder,
-    first,
+    first_attention,
     gated,
     head_width,
     layer_types,
     rms,
+    rope_settings,
     window,
-    written,
-    written_ropes,
 )
-from gpt_jax.interop.families.llama import of_llamas_make
-from gpt_jax.interop.family import Row, by_name
-from gpt_jax.interop.rope import by_kind, read_rope
+from gpt_jax.interop.families.llama import llama_like
+from gpt_jax.interop.family import TensorRow, by_name
+from gpt_jax.interop.rope import per_kind, read_rope
 from gpt_jax.interop.settings import Settings
 
 BEFORE_MLP = {"blocks/{}/mlp_norm": "model.layers.{}.pre_feedforward_layernorm"}
@@ -39,7 +39,7 @@ def embedding(s: Settings) -> cfg.Embedding:
 
 
 def read_gemma(s: Settings) -> cfg.ModelConfig:
-    """Its files say "gelu" and mean the tanh form."""
+    """Reads Gemma 1, whose files say "gelu" but mean its tanh approximation."""
     s.expect("use_bidirectional_attention", (None, False), "attention to later positions")
     if s["hidden_act"] == "gelu":
         s = s.replaced(hidden_act="gelu_pytorch_tanh")
@@ -53,12 +53,12 @@ def read_gemma2(s: Settings) -> cfg.ModelConfig:
 
 
 def read_gemma3(s: Settings) -> cfg.ModelConfig:
-    """A theta for each kind of layer, and a norm on queries and keys."""
+    """Reads Gemma 3, with a RoPE theta per kind of layer, and query and key norms."""
     s.expect("use_bidirectional_attention", (None, False), "attention to later positions")
     theta = s.number("rope_local_base_freq")
     qk_norm = rms(s, unit_offset=True)
     every = s.integer("sliding_window_pattern")
-    return _with_windows(s, by_kind(s, local_theta=theta), every=every, residual="sandwich", qk_norm=qk_norm)
+    return _with_windows(s, per_kind(s, local_theta=theta), every=every, residual="sandwich", qk_norm=qk_norm)
 
 
 def read_vaultgemma(s: Settings) -> cfg.ModelConfig:
@@ -68,7 +68,7 @@ def read_vaultgemma(s: Settings) -> cfg.ModelConfig:
 def _with_windows(
     s: Settings, ropes: Settings, every: int, residual: Any, qk_norm: cfg.NormConfig | None = None
 ) -> cfg.ModelConfig:
-    """Windows in all layers but each `every`th."""
+    """Reads a model with a window in all layers except every `every`-th."""
     L, D, norm = s.integer("num_hidden_layers"), head_width(s), rms(s, unit_offset=True)
     kinds = layer_types(s, [SLIDING if (i + 1) % every else FULL for i in range(L)])
     softcap = s.optional_number("attn_logit_softcapping") if qk_norm is None else None
@@ -83,10 +83,10 @@ def _with_windows(
 
 
 def write_with_windows(model: cfg.ModelConfig, defaults: dict[str, Any], **own: Any) -> dict[str, Any]:
-    mixer, score = first(model), first(model).score
+    mixer, score = first_attention(model), first_attention(model).score
     scalar = mixer.resolved_head_width(model.width) if score.scale is None else round(score.scale**-2)
     softcaps = {"attn_logit_softcapping": score.softcap, "final_logit_softcapping": model.head.softcap}
-    return written(model, defaults, query_pre_attn_scalar=scalar, **softcaps, **own)
+    return common_settings(model, defaults, query_pre_attn_scalar=scalar, **softcaps, **own)
 
 
 def write_gemma2(model: cfg.ModelConfig) -> dict[str, Any]:
@@ -94,10 +94,10 @@ def write_gemma2(model: cfg.ModelConfig) -> dict[str, Any]:
 
 
 def write_gemma3(model: cfg.ModelConfig) -> dict[str, Any]:
-    return write_with_windows(model, GEMMA3, rope_parameters=written_ropes(model, nested=True))
+    return write_with_windows(model, GEMMA3, rope_parameters=rope_settings(model, nested=True))
 
 
-def gemma2_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def gemma2_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, LLAMA | QK | OUTPUT | BEFORE_MLP)
 
 
@@ -113,7 +113,7 @@ GEMMA = DEFAULTS | {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
     "use_bidirectional_attention": None,
-    "hidden_activation": None,  # in published files beside hidden_act, and not read
+    "hidden_activation": None,  # in published files, in addition to hidden_act; not read
 }
 GEMMA2 = GEMMA | {
     "hidden_size": 2304,
@@ -121,7 +121,7 @@ GEMMA2 = GEMMA | {
     "num_hidden_layers": 26,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
-    "hidden_act": None,  # likewise beside hidden_activation
+    "hidden_act": None,  # in published files, in addition to hidden_activation; not read
     "hidden_activation": "gelu_pytorch_tanh",
     "query_pre_attn_scalar": 256,
     "sliding_window": 4096,
@@ -138,7 +138,7 @@ GEMMA3 = GEMMA2 | {
     "rope_theta": 1_000_000.0,
     "rope_local_base_freq": 10_000.0,
     "sliding_window_pattern": 6,
-    "_sliding_window_pattern": None,  # written beside it by some versions
+    "_sliding_window_pattern": None,  # some versions write it as well
 }
 VAULTGEMMA = {key: value for key, value in GEMMA2.items() if key != "use_bidirectional_attention"}
 
@@ -147,13 +147,13 @@ def write_vaultgemma(model: cfg.ModelConfig) -> dict[str, Any]:
     return write_with_windows(model, VAULTGEMMA)
 
 
-def vaultgemma_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def vaultgemma_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, LLAMA | BEFORE_MLP)
 
 
 FAMILIES = [
-    of_llamas_make("gemma", "GemmaForCausalLM", GEMMA, read_gemma),
-    of_llamas_make(
+    llama_like("gemma", "GemmaForCausalLM", GEMMA, read_gemma),
+    llama_like(
         "gemma2",
         "Gemma2ForCausalLM",
         GEMMA2,
@@ -161,18 +161,18 @@ FAMILIES = [
         write_gemma2,
         gemma2_rows,
         aliases={"sliding_window_size": "sliding_window"},
-        whole_heads=True,
+        divisible_width=True,
     ),
-    of_llamas_make(
-        "gemma3_text", "Gemma3ForCausalLM", GEMMA3, read_gemma3, write_gemma3, gemma2_rows, whole_heads=True
+    llama_like(
+        "gemma3_text", "Gemma3ForCausalLM", GEMMA3, read_gemma3, write_gemma3, gemma2_rows, divisible_width=True
     ),
-    of_llamas_make(
+    llama_like(
         "vaultgemma",
         "VaultGemmaForCausalLM",
         VAULTGEMMA,
         read_vaultgemma,
         write_vaultgemma,
         vaultgemma_rows,
-        whole_heads=True,
+        divisible_width=True,
     ),
 ]

@@ -1,4 +1,4 @@
-"""GLM 4: a part of each head rotates, in interleaved pairs, and the MLP's gate and input are one tensor."""
+"""GLM 4: interleaved RoPE on a part of each head; gate and up projection of the MLP form one tensor."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from gpt_jax.interop.families.common import (
     DEFAULTS,
     LLAMA,
     attention,
+    common_settings,
     decoder,
     gated,
     head_width,
     require_type,
     rms,
-    written,
-    written_ropes,
+    rope_settings,
 )
-from gpt_jax.interop.families.llama import QKV, of_llamas_make
-from gpt_jax.interop.family import Row, by_name, fused
+from gpt_jax.interop.families.llama import QKV, llama_like
+from gpt_jax.interop.family import TensorRow, by_name, fused
 from gpt_jax.interop.rope import read_rope
 from gpt_jax.interop.settings import Settings
 
@@ -28,7 +28,7 @@ def read_glm(s: Settings) -> cfg.ModelConfig:
 
 
 def read_glm4(s: Settings) -> cfg.ModelConfig:
-    """With norms on both sides."""
+    """Reads GLM-4-0414, with norms before and after each sublayer."""
     return _read(s, "sandwich")
 
 
@@ -39,11 +39,11 @@ def _read(s: Settings, residual: str) -> cfg.ModelConfig:
 
 
 def write_glm(model: cfg.ModelConfig) -> dict[str, Any]:
-    """The family rotates a half where its files don't say, so they say it where it is the whole, too."""
-    return written(model, GLM, rope_parameters={"partial_rotary_factor": 1.0} | written_ropes(model))
+    """Always writes `partial_rotary_factor`, because the family's default is 0.5, not 1."""
+    return common_settings(model, GLM, rope_parameters={"partial_rotary_factor": 1.0} | rope_settings(model))
 
 
-def glm_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def glm_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     width = require_type(model.blocks[0].mlp, cfg.GatedMlp).width
     both = fused(model, "model.layers.{}.mlp.gate_up_proj", ("mlp/gate", "mlp/up"), (width, width))
     return by_name(model, LLAMA | (SANDWICH if model.blocks[0].residual == "sandwich" else {}), both)
@@ -66,6 +66,6 @@ GLM = DEFAULTS | {
 }
 
 FAMILIES = [
-    of_llamas_make("glm", "GlmForCausalLM", GLM, read_glm, write_glm, glm_rows),
-    of_llamas_make("glm4", "Glm4ForCausalLM", GLM, read_glm4, write_glm, glm_rows),
+    llama_like("glm", "GlmForCausalLM", GLM, read_glm, write_glm, glm_rows),
+    llama_like("glm4", "Glm4ForCausalLM", GLM, read_glm4, write_glm, glm_rows),
 ]

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019), and the families that are GPT-2 but for their attention: GPT-BigCode (StarCoder), whose
+"""GPT-2 (Radford et al. 2019), and two families that differ from it only in attention: GPT-BigCode (StarCoder), whose
 query heads may share one key head, and GPT-Neo, with windows in some layers and unscaled scores.
 """
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.interop.families.classic import QKV, layer_norm, mlp, spelled
+from gpt_jax.interop.families.classic import QKV, classic_settings, layer_norm, mlp
 from gpt_jax.interop.families.common import decoder, head_width, require_type
-from gpt_jax.interop.family import Family, Row, by_name, fused
+from gpt_jax.interop.family import Family, TensorRow, by_name, fused
 from gpt_jax.interop.settings import Settings
 
 NAMES = {
@@ -28,7 +28,7 @@ NEO_NAMES = NAMES | {
     f"blocks/{{}}/attention/{ours}": f"transformer.h.{{}}.attn.attention.{theirs}_proj"
     for ours, theirs in {"query": "q", "key": "k", "value": "v", "output": "out"}.items()
 }
-# Their spelling of what most families call otherwise.
+# The family's spelling → the usual one.
 SPELLING = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
@@ -37,7 +37,7 @@ SPELLING = {
     "n_inner": "intermediate_size",
 }
 NEO_SPELLING = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
-# Of a model's other heads, and of the TensorFlow it came from.
+# Keys of other heads, and of the original TensorFlow code.
 UNUSED: dict[str, Any] = {
     "n_ctx": None,
     "n_special": 0,
@@ -70,7 +70,7 @@ BIGCODE_DEFAULTS = (
     | {
         "activation_function": "gelu_pytorch_tanh",
         "multi_query": True,
-        # They choose kernels and types, not numbers.
+        # These choose kernels and types.
         "num_key_value_heads": None,
         "attention_softmax_in_fp32": True,
         "scale_attention_softmax_in_fp32": True,
@@ -126,7 +126,7 @@ def read_gpt2(s: Settings) -> cfg.ModelConfig:
 
 def write_gpt2(model: cfg.ModelConfig) -> dict[str, Any]:
     scales = [score.scale for score in _scores(model)]
-    return spelled(
+    return classic_settings(
         model,
         GPT2_DEFAULTS,
         SPELLING,
@@ -139,17 +139,17 @@ def write_bigcode(model: cfg.ModelConfig) -> dict[str, Any]:
     attention = require_type(model.blocks[0].attention, cfg.Attention)
     is_scaled = attention.score.scale is None
     one_key = attention.resolved_kv_heads == 1
-    return spelled(model, BIGCODE_DEFAULTS, SPELLING, scale_attn_weights=is_scaled, multi_query=one_key)
+    return classic_settings(model, BIGCODE_DEFAULTS, SPELLING, scale_attn_weights=is_scaled, multi_query=one_key)
 
 
-def gpt2_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
-    """GPT-2's linear layers are called convolutions, and keep (inputs, outputs) as ours do."""
+def gpt2_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
+    """GPT-2 stores its linear layers as convolutions, with kernels (inputs, outputs), as we do."""
     qkv = fused(model, "transformer.h.{}.attn.c_attn", QKV, (model.width,) * 3, axis=1)
-    return by_name(model, NAMES, qkv, linear=False)
+    return by_name(model, NAMES, qkv, transpose=False)
 
 
-def bigcode_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
-    """All queries, the key, the value; or query, key and value head by head."""
+def bigcode_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
+    """One tensor holds all queries, the key and the value; without multi-query, query, key and value of each head."""
     attention = require_type(model.blocks[0].attention, cfg.Attention)
     C, D = model.width, attention.resolved_head_width(model.width)
     if attention.resolved_kv_heads == 1:
@@ -161,7 +161,7 @@ def bigcode_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
 def read_neo(s: Settings) -> cfg.ModelConfig:
     kinds = [kind for pattern, times in s["attention_types"] for kind in list(pattern) * times]
     if s["attention_layers"] is not None and list(s["attention_layers"]) != kinds:
-        raise ConfigError('config.json has "attention_layers" that are not those of its "attention_types": remove them')
+        raise ConfigError('config.json has "attention_layers" that differ from its "attention_types": remove them')
     if len(kinds) != s.integer("num_hidden_layers") or not set(kinds) <= set(KINDS):
         raise ConfigError(
             f'config.json has "attention_types" for layers {kinds}, and needs {s["num_hidden_layers"]} of'
@@ -188,10 +188,10 @@ def write_neo(model: cfg.ModelConfig) -> dict[str, Any]:
     kinds = ["local" if isinstance(mask, cfg.Window) else "global" for mask in masks]
     windows = [mask.size for mask in masks if isinstance(mask, cfg.Window)]
     window = {"window_size": windows[0]} if windows else {}
-    return spelled(model, NEO_DEFAULTS, NEO_SPELLING, attention_types=[[kinds, 1]], **window)
+    return classic_settings(model, NEO_DEFAULTS, NEO_SPELLING, attention_types=[[kinds, 1]], **window)
 
 
-def neo_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def neo_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, NEO_NAMES)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from gpt_jax import config as cfg
-from gpt_jax.interop.families.classic import QKV, layer_norm, mlp, spelled
+from gpt_jax.interop.families.classic import QKV, classic_settings, layer_norm, mlp
 from gpt_jax.interop.families.common import decoder, head_width, require_type
-from gpt_jax.interop.family import Family, Row, by_name, fused
+from gpt_jax.interop.family import Family, TensorRow, by_name, fused
 from gpt_jax.interop.rope import ROPE_KEYS, read_rope
 from gpt_jax.interop.settings import Settings
 
@@ -55,18 +55,18 @@ def read(s: Settings) -> cfg.ModelConfig:
 
 
 def write(model: cfg.ModelConfig) -> dict[str, Any]:
-    values = spelled(model, DEFAULTS, use_parallel_residual=model.blocks[0].residual == "parallel_norms")
-    values["rope_parameters"] = whole_share(values["rope_parameters"])
+    values = classic_settings(model, DEFAULTS, use_parallel_residual=model.blocks[0].residual == "parallel_norms")
+    values["rope_parameters"] = explicit_fraction(values["rope_parameters"])
     return values
 
 
-def whole_share(group: dict[str, Any]) -> dict[str, Any]:
-    """Settings of RoPE for a family that by default rotates a part: a whole has to be said."""
+def explicit_fraction(group: dict[str, Any]) -> dict[str, Any]:
+    """Adds an explicit `partial_rotary_factor` of 1, for families whose default is less."""
     return {"partial_rotary_factor": 1.0} | group
 
 
-def rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
-    """Query, key and value head by head."""
+def rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
+    """Query, key and value of each head in turn form one tensor."""
     heads = require_type(model.blocks[0].attention, cfg.Attention).heads
     name, widths = "gpt_neox.layers.{}.attention.query_key_value", (model.width,) * 3
     return by_name(model, NAMES, fused(model, name, QKV, widths, groups=heads))

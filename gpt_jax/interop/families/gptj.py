@@ -1,6 +1,4 @@
-"""GPT-J and CodeGen: attention and MLP side by side after one norm, and a part of each head rotated, in neighbouring
-pairs.
-"""
+"""GPT-J and CodeGen: parallel attention and MLP after one norm, and interleaved RoPE on a part of each head."""
 
 from __future__ import annotations
 
@@ -8,11 +6,11 @@ from typing import Any
 
 from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.interop.families.classic import layer_norm, mlp, spelled
+from gpt_jax.interop.families.classic import classic_settings, layer_norm, mlp
 from gpt_jax.interop.families.common import decoder, head_width, require_type
 from gpt_jax.interop.families.gpt2 import MASKS, SPELLING, UNUSED
-from gpt_jax.interop.family import Family, Row, by_name, fused
-from gpt_jax.interop.rope import fraction
+from gpt_jax.interop.family import Family, TensorRow, by_name, fused
+from gpt_jax.interop.rope import rope_fraction
 from gpt_jax.interop.settings import Settings
 
 NAMES = {
@@ -44,7 +42,7 @@ DEFAULTS: dict[str, Any] = UNUSED | {
     "attn_pdrop": 0.0,
     "tie_word_embeddings": False,
 }
-PARTS = 4  # CodeGen was trained on a mesh of so many, and its fused product is laid out by them
+PARTS = 4  # CodeGen was trained on a mesh of 4, which its fused tensor reflects
 
 
 def read(s: Settings) -> cfg.ModelConfig:
@@ -52,11 +50,11 @@ def read(s: Settings) -> cfg.ModelConfig:
     s.expect("scale_attn_weights", (True, None), "GPT-J with unscaled scores")
     D, rotated = head_width(s), s.integer("rotary_dim")
     if rotated % 2 or not 0 < rotated <= D:
-        raise ConfigError(f'config.json has "rotary_dim": {rotated}, no even part of heads of width {D}')
+        raise ConfigError(f'config.json has "rotary_dim": {rotated}, which must be even and at most the head width {D}')
     norm = layer_norm(s)
     attention = cfg.Attention(
         s.integer("num_attention_heads"),
-        position=cfg.Rope(fraction=fraction(rotated, D), interleaved=True),
+        position=cfg.Rope(fraction=rope_fraction(rotated, D), interleaved=True),
         dropout=s.number("attn_pdrop"),
     )
     block = cfg.BlockConfig(attention, mlp(s), norm, "parallel", dropout=s.number("resid_pdrop"))
@@ -65,23 +63,25 @@ def read(s: Settings) -> cfg.ModelConfig:
 
 def read_codegen(s: Settings) -> cfg.ModelConfig:
     if s.integer("num_attention_heads") % PARTS:
-        raise ConfigError(f'config.json has "n_head": {s["num_attention_heads"]}, and CodeGen has multiples of {PARTS}')
+        raise ConfigError(
+            f'config.json has "n_head": {s["num_attention_heads"]}, and CodeGen needs a multiple of {PARTS}'
+        )
     return read(s)
 
 
 def write(model: cfg.ModelConfig) -> dict[str, Any]:
     attention = require_type(model.blocks[0].attention, cfg.Attention)
     rotated = cfg.rope_width(require_type(attention.position, cfg.Rope), attention.resolved_head_width(model.width))
-    values = spelled(model, DEFAULTS, SPELLING, rotary_dim=rotated)
+    values = classic_settings(model, DEFAULTS, SPELLING, rotary_dim=rotated)
     return {key: value for key, value in values.items() if key not in ("rotary", "scale_attn_weights")}
 
 
-def rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, NAMES)
 
 
-def codegen_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
-    """In each of four parts of the heads: queries, values, keys."""
+def codegen_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
+    """One tensor holds the queries, values and keys of each quarter of the heads in turn."""
     order = ("attention/query", "attention/value", "attention/key")
     return by_name(
         model, NAMES, fused(model, "transformer.h.{}.attn.qkv_proj", order, (model.width,) * 3, groups=PARTS)

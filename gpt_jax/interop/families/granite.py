@@ -1,4 +1,4 @@
-"""Granite: Llama with multipliers."""
+"""Granite: Llama with multipliers of embeddings, scores, residual stream and logits."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from gpt_jax.interop.families.common import (
     LLAMA,
     SLIDING,
     attention,
+    common_settings,
     decoder,
-    first,
+    first_attention,
     gated,
     head_width,
     layer_types,
-    number_as_written,
     rms,
+    shortest_decimal,
     window,
-    written,
 )
-from gpt_jax.interop.families.llama import of_llamas_make
-from gpt_jax.interop.family import Row, by_name
+from gpt_jax.interop.families.llama import llama_like
+from gpt_jax.interop.family import TensorRow, by_name
 from gpt_jax.interop.rope import read_rope
 from gpt_jax.interop.settings import Settings
 
 
 def read_granite(s: Settings) -> cfg.ModelConfig:
-    """Multipliers of the embedding, the scores, the residual stream and the logits."""
     return granite_decoder(s, granite_block(s, attention(s, score=cfg.Score(s.number("attention_multiplier")))))
 
 
@@ -43,12 +42,12 @@ def granite_decoder(s: Settings, blocks: cfg.BlockConfig | list[cfg.BlockConfig]
 
 
 def read_granite_swa(s: Settings) -> cfg.ModelConfig:
-    """Beside that windows, sinks, and a theta for each layer, of which 0 is no rotation."""
+    """Reads Granite with windows, attention sinks and a RoPE theta per layer, where 0 means no RoPE."""
     L = s.integer("num_hidden_layers")
     kinds = layer_types(s, [FULL if i % 4 == 0 else SLIDING for i in range(L)])
     thetas = [None] * L if s["layer_rope_theta"] is None else [float(theta) for theta in s["layer_rope_theta"]]
     if len(thetas) != L:
-        raise ConfigError(f'config.json has {len(thetas)} of "layer_rope_theta" for {L} layers')
+        raise ConfigError(f'config.json has {len(thetas)} values of "layer_rope_theta" for {L} layers')
     score = cfg.Score(s.number("attention_multiplier"), normalizer="sinks")
 
     def mixer(kind: str, theta: float | None) -> cfg.Attention:
@@ -61,27 +60,27 @@ def read_granite_swa(s: Settings) -> cfg.ModelConfig:
 
 def granite_multipliers(model: cfg.ModelConfig) -> dict[str, Any]:
     block = model.blocks[0]
-    mixer, head = first(model), model.head.scale
+    mixer, head = first_attention(model), model.head.scale
     scale = mixer.resolved_head_width(model.width) ** -0.5 if mixer.score.scale is None else mixer.score.scale
     return {
         "attention_multiplier": scale,
         "embedding_multiplier": 1.0 if model.embedding.scale is None else model.embedding.scale,
         "residual_multiplier": 1.0 if block.residual_scale is None else block.residual_scale,
-        "logits_scaling": 1.0 if head is None else number_as_written(1 / head, lambda x: 1 / x, head),
+        "logits_scaling": 1.0 if head is None else shortest_decimal(1 / head, lambda x: 1 / x, head),
     }
 
 
 def write_granite(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written(model, GRANITE, **granite_multipliers(model))
+    return common_settings(model, GRANITE, **granite_multipliers(model))
 
 
 def write_granite_swa(model: cfg.ModelConfig) -> dict[str, Any]:
     ropes = [getattr(mixer, "position", None) for mixer in model.attentions]
     thetas = [rope.theta if isinstance(rope, cfg.Rope) else 0.0 for rope in ropes]
-    return written(model, GRANITE_SWA, layer_rope_theta=thetas, **granite_multipliers(model))
+    return common_settings(model, GRANITE_SWA, layer_rope_theta=thetas, **granite_multipliers(model))
 
 
-def granite_swa_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def granite_swa_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, LLAMA | {"blocks/{}/attention/sinks": "model.layers.{}.self_attn.sinks"})
 
 
@@ -103,8 +102,8 @@ GRANITE_SWA = GRANITE | {
 }
 
 FAMILIES = [
-    of_llamas_make("granite", "GraniteForCausalLM", GRANITE, read_granite, write_granite),
-    of_llamas_make(
+    llama_like("granite", "GraniteForCausalLM", GRANITE, read_granite, write_granite),
+    llama_like(
         "granite_swa", "GraniteSWAForCausalLM", GRANITE_SWA, read_granite_swa, write_granite_swa, granite_swa_rows
     ),
 ]

@@ -1,4 +1,4 @@
-"""DeepSeek's latent attention without experts: Youtu, MiniCPM 3."""
+"""Models with DeepSeek's latent attention and without experts: Youtu, MiniCPM 3."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from typing import Any
 
 from gpt_jax import config as cfg
 from gpt_jax.interop.families.common import (
+    ACTIVATION_NAMES,
     DEFAULTS,
     LLAMA,
-    WRITTEN,
     decoder,
     gated,
-    number_as_written,
     require_type,
     rms,
-    written_ropes,
+    rope_settings,
+    shortest_decimal,
 )
-from gpt_jax.interop.families.llama import of_llamas_make
-from gpt_jax.interop.family import Row, by_name, joined, parameter_shapes, plain
+from gpt_jax.interop.families.llama import llama_like
+from gpt_jax.interop.family import TensorRow, by_name, joined, plain
 from gpt_jax.interop.rope import read_rope, rope_group
 from gpt_jax.interop.settings import Settings
+from gpt_jax.model.shapes import canonical_shapes
 
 
 def latent(s: Settings, value_width: int, interleaved: bool) -> cfg.Latent:
-    """Their norms of the latents have an eps of their own. With `mscale_all_dim` YaRN sharpens the scores, too."""
+    """Returns latent attention. The norms of its latents have a fixed eps; YaRN with `mscale_all_dim` scales the
+    scores.
+    """
     D, P = s.integer("qk_nope_head_dim"), s.integer("qk_rope_head_dim")
     scale, group = None, rope_group(s)
     if group["rope_type"] != "default" and "mscale_all_dim" in group and group["mscale_all_dim"]:
@@ -52,7 +55,7 @@ def read_youtu(s: Settings) -> cfg.ModelConfig:
 
 
 def read_minicpm3(s: Settings) -> cfg.ModelConfig:
-    """Multipliers of embedding, residual stream and logits (Hu et al. 2024, arXiv:2404.06395)."""
+    """Reads MiniCPM 3, which scales embedding, residual stream and logits (Hu et al. 2024, arXiv:2404.06395)."""
     C, L, base = s.integer("hidden_size"), s.integer("num_hidden_layers"), s.optional_number("dim_model_base")
     value_width = s.optional_integer("v_head_dim") or C // s.integer("num_attention_heads")
     depth = s.optional_number("scale_depth")
@@ -62,7 +65,7 @@ def read_minicpm3(s: Settings) -> cfg.ModelConfig:
     return decoder(s, block, rms(s), embedding, scale=1.0 if base is None else base / C)
 
 
-def written_latent(model: cfg.ModelConfig, defaults: dict[str, Any], **own: Any) -> dict[str, Any]:
+def latent_settings(model: cfg.ModelConfig, defaults: dict[str, Any], **own: Any) -> dict[str, Any]:
     mixer, mlp = require_type(model.attentions[0], cfg.Latent), require_type(model.blocks[0].mlp, cfg.GatedMlp)
     norm, rope = require_type(model.final_norm, cfg.RmsNorm), require_type(mixer.position, cfg.Rope)
     values = {
@@ -77,7 +80,7 @@ def written_latent(model: cfg.ModelConfig, defaults: dict[str, Any], **own: Any)
         "qk_nope_head_dim": mixer.head_width,
         "qk_rope_head_dim": mixer.rotary_width,
         "v_head_dim": mixer.resolved_value_width,
-        "hidden_act": WRITTEN[mlp.activation],
+        "hidden_act": ACTIVATION_NAMES[mlp.activation],
         "mlp_bias": mlp.bias,
         "max_position_embeddings": model.context_length,
         "rms_norm_eps": norm.eps,
@@ -85,27 +88,27 @@ def written_latent(model: cfg.ModelConfig, defaults: dict[str, Any], **own: Any)
         "attention_bias": mixer.bias,
         "attention_dropout": mixer.dropout,
         "rope_interleave": rope.interleaved,
-        "rope_parameters": written_ropes(model),
+        "rope_parameters": rope_settings(model),
     } | own
     return {key: value for key, value in values.items() if key in defaults}
 
 
 def write_youtu(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written_latent(model, YOUTU)
+    return latent_settings(model, YOUTU)
 
 
 def write_minicpm3(model: cfg.ModelConfig) -> dict[str, Any]:
     block, head = model.blocks[0], model.head.scale
     residual, scale = (1.0 if x is None else x for x in (block.residual_scale, model.embedding.scale))
     root = math.sqrt(model.layers)
-    depth = number_as_written(residual * root, lambda x: x / root, residual)
+    depth = shortest_decimal(residual * root, lambda x: x / root, residual)
     own = {"scale_emb": scale, "scale_depth": depth}
     base = model.width if head is None else round(head * model.width)
-    return written_latent(model, MINICPM3, dim_model_base=base, **own)
+    return latent_settings(model, MINICPM3, dim_model_base=base, **own)
 
 
-def latent_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
-    """The latent and the rotated key come of one tensor; keys and values, head by head, of another."""
+def latent_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
+    """One tensor makes the latent and the rotary key, another the keys and values of each head in turn."""
     mixer = require_type(model.attentions[0], cfg.Latent)
     at = "model.layers.{}.self_attn"
     names = {
@@ -114,7 +117,7 @@ def latent_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
         "blocks/{}/attention/query": f"{at}.q_proj" if mixer.query_rank is None else f"{at}.q_b_proj",
         "blocks/{}/attention/latent_norm": f"{at}.kv_a_layernorm",
     }
-    shapes, special, H = parameter_shapes(plain(model)), [], mixer.heads
+    shapes, special, H = canonical_shapes(plain(model)), [], mixer.heads
     widths = (mixer.rank, mixer.rotary_width)
     for i in range(model.layers):
         ours, theirs = f"blocks/{i}/attention", at.format(i)
@@ -142,7 +145,7 @@ YOUTU = {key: value for key, value in DEFAULTS.items() if key != "head_dim"} | {
     "max_position_embeddings": 131072,
     "tie_word_embeddings": True,
     "rope_interleave": True,
-    # derived from the others, and written beside them
+    # derived from other keys, and written as well
     "head_dim": None,
     "qk_head_dim": None,
     "embedding_initializer_range": None,
@@ -169,8 +172,8 @@ MINICPM3 |= {
 }
 
 FAMILIES = [
-    of_llamas_make("youtu", "YoutuForCausalLM", YOUTU, read_youtu, write_youtu, latent_rows, {"mlp_bias": False}),
-    of_llamas_make(
-        "minicpm3", "MiniCPM3ForCausalLM", MINICPM3, read_minicpm3, write_minicpm3, latent_rows, whole_heads=True
+    llama_like("youtu", "YoutuForCausalLM", YOUTU, read_youtu, write_youtu, latent_rows, {"mlp_bias": False}),
+    llama_like(
+        "minicpm3", "MiniCPM3ForCausalLM", MINICPM3, read_minicpm3, write_minicpm3, latent_rows, divisible_width=True
     ),
 ]

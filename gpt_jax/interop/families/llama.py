@@ -1,4 +1,4 @@
-"""Llama (Touvron et al. 2023, arXiv:2302.13971) and the families that differ from it in a setting or two."""
+"""Llama (Touvron et al. 2023, arXiv:2302.13971), Mistral and Ministral."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from gpt_jax.interop.families.common import (
     LLAMA,
     SLIDING,
     attention,
+    common_settings,
     decoder,
-    first,
+    first_attention,
     gated,
     head_width,
     layer_types,
-    require_whole_heads,
+    require_divisible_width,
     rms,
+    rope_settings,
     window,
-    written,
-    written_ropes,
 )
-from gpt_jax.interop.family import Family, Row, by_name
+from gpt_jax.interop.family import Family, TensorRow, by_name
 from gpt_jax.interop.rope import read_rope, rope_group
 from gpt_jax.interop.settings import Settings
 
@@ -31,31 +31,33 @@ LLAMA_DEFAULTS = DEFAULTS | {"mlp_bias": False}
 QKV: tuple[cfg.Projection, ...] = ("query", "key", "value")
 
 
-def llama_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def llama_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, LLAMA)
 
 
-def of_llamas_make(
+def llama_like(
     model_type: str,
     architecture: str,
     defaults: Mapping[str, Any],
     read: Callable[[Settings], cfg.ModelConfig],
     write: Callable[[cfg.ModelConfig], dict[str, Any]] | None = None,
-    rows: Callable[[cfg.ModelConfig], tuple[Row, ...]] = llama_rows,
+    rows: Callable[[cfg.ModelConfig], tuple[TensorRow, ...]] = llama_rows,
     fixed: Mapping[str, Any] | None = None,
     aliases: Mapping[str, str] | None = None,
     inert: tuple[str, ...] = (),
-    whole_heads: bool = False,
+    divisible_width: bool = False,
 ) -> Family:
-    """A family whose tensors are called as Llama's are and whose settings say all that `written` writes.
+    """Returns a family with the prefix of Llama's tensors and, by default, its table and `common_settings`.
 
-    `whole_heads`: `transformers` refuses a width that is no multiple of the heads.
+    Args:
+      model_type, architecture, defaults, read, write, rows, fixed, aliases, inert: see `Family`.
+      divisible_width: whether `transformers` requires C to be a multiple of H.
     """
 
     def checked(model: cfg.ModelConfig) -> dict[str, Any]:
-        if whole_heads:
-            require_whole_heads(model)
-        return written(model, defaults) if write is None else write(model)
+        if divisible_width:
+            require_divisible_width(model)
+        return common_settings(model, defaults) if write is None else write(model)
 
     return Family(
         model_type,
@@ -71,18 +73,18 @@ def of_llamas_make(
 
 
 def read_llama(s: Settings) -> cfg.ModelConfig:
-    """Versions 1 to 3."""
+    """Reads Llama 1 to 3."""
     return decoder(s, cfg.BlockConfig(attention(s), gated(s), rms(s)), rms(s))
 
 
 def read_mistral(s: Settings) -> cfg.ModelConfig:
-    """A window in every layer (Jiang et al. 2023, arXiv:2310.06825)."""
+    """Reads Mistral, which may have a window in every layer (Jiang et al. 2023, arXiv:2310.06825)."""
     mask = cfg.Causal() if s["sliding_window"] is None else window(s)
     return decoder(s, cfg.BlockConfig(attention(s, mask=mask), gated(s), rms(s)), rms(s))
 
 
 def read_ministral(s: Settings) -> cfg.ModelConfig:
-    """A window in some layers."""
+    """Reads Ministral, which may have a window in some layers."""
     default = "full_attention" if s["sliding_window"] is None else SLIDING
     kinds = layer_types(s, [default] * s.integer("num_hidden_layers"))
     blocks = [cfg.BlockConfig(attention(s, mask=window(s, kind)), gated(s), rms(s)) for kind in kinds]
@@ -93,7 +95,7 @@ BETA = "llama_4_scaling_beta"
 
 
 def read_ministral3(s: Settings) -> cfg.ModelConfig:
-    """Queries are sharper the further on they stand."""
+    """Reads Ministral 3, which scales queries by a factor that grows with the logarithm of their position."""
     group = rope_group(s)
     position = read_rope(s, head_width(s), extra=frozenset({BETA}))
     temperature = None
@@ -107,11 +109,11 @@ def read_ministral3(s: Settings) -> cfg.ModelConfig:
 
 
 def write_ministral3(model: cfg.ModelConfig) -> dict[str, Any]:
-    group, temperature = written_ropes(model), first(model).score.temperature
+    group, temperature = rope_settings(model), first_attention(model).score.temperature
     if isinstance(temperature, cfg.LogTemperature):
         group |= {BETA: temperature.strength}
         group.setdefault("original_max_position_embeddings", temperature.length)
-    return written(model, MINISTRAL3, rope_parameters=group)
+    return common_settings(model, MINISTRAL3, rope_parameters=group)
 
 
 MISTRAL = {key: value for key, value in DEFAULTS.items() if key != "attention_bias"} | {
@@ -141,8 +143,8 @@ MINISTRAL3 = MISTRAL | {
     },
 }
 FAMILIES = [
-    of_llamas_make("llama", "LlamaForCausalLM", LLAMA_DEFAULTS, read_llama, whole_heads=True),
-    of_llamas_make("mistral", "MistralForCausalLM", MISTRAL, read_mistral),
-    of_llamas_make("ministral", "MinistralForCausalLM", MINISTRAL, read_ministral),
-    of_llamas_make("ministral3", "Ministral3ForCausalLM", MINISTRAL3, read_ministral3, write_ministral3),
+    llama_like("llama", "LlamaForCausalLM", LLAMA_DEFAULTS, read_llama, divisible_width=True),
+    llama_like("mistral", "MistralForCausalLM", MISTRAL, read_mistral),
+    llama_like("ministral", "MinistralForCausalLM", MINISTRAL, read_ministral),
+    llama_like("ministral3", "Ministral3ForCausalLM", MINISTRAL3, read_ministral3, write_ministral3),
 ]

@@ -1,4 +1,4 @@
-"""OPT (Zhang et al. 2022, arXiv:2205.01068) and XGLM (Lin et al. 2021, arXiv:2112.10668), both of fairseq's make."""
+"""OPT (Zhang et al. 2022, arXiv:2205.01068) and XGLM (Lin et al. 2021, arXiv:2112.10668), both built with fairseq."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.interop.families.classic import mlp, spelled
+from gpt_jax.interop.families.classic import classic_settings, mlp
 from gpt_jax.interop.families.common import decoder, require_type
-from gpt_jax.interop.family import Family, Row, by_name
+from gpt_jax.interop.family import Family, TensorRow, by_name
 from gpt_jax.interop.settings import Settings
 
-OFFSET = 2  # of positions: their first rows belong to ids that pad
+OFFSET = 2  # positions start in row 2 of the table, because padding ids used rows 0 and 1
 BLOCK = {
     "attention_norm": "self_attn_layer_norm",
     "attention/query": "self_attn.q_proj",
@@ -46,7 +46,7 @@ XGLM_SPELLING = {
 DEFAULTS: dict[str, Any] = {
     "attention_dropout": 0.0,
     "dropout": 0.1,
-    "activation_dropout": 0.0,  # inside MLPs; in training, as the next
+    "activation_dropout": 0.0,  # inside MLPs; like layerdrop, only in training
     "layerdrop": 0.0,
     "init_std": 0.02,
     "max_position_embeddings": 2048,
@@ -98,7 +98,7 @@ def read_opt(s: Settings) -> cfg.ModelConfig:
 def write_opt(model: cfg.ModelConfig) -> dict[str, Any]:
     block = model.blocks[0]
     norm, is_pre = require_type(block.norm, cfg.LayerNorm), block.residual == "pre"
-    return _written(
+    return _settings(
         model,
         OPT_DEFAULTS,
         OPT_SPELLING,
@@ -110,15 +110,17 @@ def write_opt(model: cfg.ModelConfig) -> dict[str, Any]:
     )
 
 
-def opt_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def opt_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, OPT_NAMES)
 
 
 def read_xglm(s: Settings) -> cfg.ModelConfig:
-    """`transformers` gives the position that falls on the padding's row no code."""
+    """Reads XGLM. `transformers` zeroes the row of the sinusoidal table that `pad_token_id` names."""
     pad = s.optional_integer("pad_token_id")
     if pad is not None and pad >= OFFSET:
-        raise ConfigError(f'config.json has "pad_token_id": {pad}, so that position {pad - OFFSET} of XGLM has no code')
+        raise ConfigError(
+            f'config.json has "pad_token_id": {pad}, so position {pad - OFFSET} has no code, which gpt_jax cannot do'
+        )
     norm, dropout = cfg.LayerNorm(), s.number("dropout")
     attention = cfg.Attention(
         s.integer("num_attention_heads"), bias=cfg.PROJECTIONS, dropout=s.number("attention_dropout")
@@ -132,16 +134,16 @@ def read_xglm(s: Settings) -> cfg.ModelConfig:
 
 
 def write_xglm(model: cfg.ModelConfig) -> dict[str, Any]:
-    return _written(model, XGLM_DEFAULTS, XGLM_SPELLING, scale_embedding=model.embedding.scale is not None)
+    return _settings(model, XGLM_DEFAULTS, XGLM_SPELLING, scale_embedding=model.embedding.scale is not None)
 
 
-def xglm_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def xglm_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, XGLM_NAMES)
 
 
-def _written(model: cfg.ModelConfig, defaults: dict[str, Any], spelling: dict[str, str], **own: Any) -> dict[str, Any]:
+def _settings(model: cfg.ModelConfig, defaults: dict[str, Any], spelling: dict[str, str], **own: Any) -> dict[str, Any]:
     kept = {key: value for key, value in defaults.items() if key not in UNWRITTEN}
-    return spelled(model, kept, spelling, **own)
+    return classic_settings(model, kept, spelling, **own)
 
 
 FAMILIES = [

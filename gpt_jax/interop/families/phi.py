@@ -1,17 +1,15 @@
-"""Phi (1, 1.5 and 2): attention and MLP side by side, biases everywhere; and Phi-3 and 4, of Llama's make with fused
-products.
-"""
+"""Phi 1, 1.5 and 2, with parallel attention and MLP and with biases; Phi-3 and 4, Llama-like with fused tensors."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from gpt_jax import config as cfg
-from gpt_jax.interop.families.classic import QKV, layer_norm, mlp, spelled
+from gpt_jax.interop.families.classic import QKV, classic_settings, layer_norm, mlp
 from gpt_jax.interop.families.common import DEFAULTS as LLAMAS
 from gpt_jax.interop.families.common import MLP, PRE, QKVO, STEM, attention, decoder, gated, require_type, rms
-from gpt_jax.interop.families.gpt_neox import whole_share
-from gpt_jax.interop.family import Family, Row, by_name, fused
+from gpt_jax.interop.families.gpt_neox import explicit_fraction
+from gpt_jax.interop.family import Family, TensorRow, by_name, fused
 from gpt_jax.interop.rope import read_rope
 from gpt_jax.interop.settings import Settings
 
@@ -58,7 +56,7 @@ PHI3_DEFAULTS: dict[str, Any] = (
         "original_max_position_embeddings": 4096,
         "partial_rotary_factor": 1.0,
         "sliding_window": None,
-        # Of older files, and of Phi-4's own code; tensors would tell.
+        # Keys of older files and of Phi-4's own code; a model that uses them has other tensors.
         "attention_bias": False,
         "mlp_bias": False,
         "lm_head_bias": False,
@@ -87,15 +85,15 @@ def read_phi(s: Settings) -> cfg.ModelConfig:
 
 def write_phi(model: cfg.ModelConfig) -> dict[str, Any]:
     score = require_type(model.blocks[0].attention, cfg.Attention).score
-    return _written(model, PHI_DEFAULTS, qk_layernorm=score.qk_norm is not None)
+    return _settings(model, PHI_DEFAULTS, qk_layernorm=score.qk_norm is not None)
 
 
-def phi_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def phi_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, NAMES)
 
 
 def read_phi3(s: Settings) -> cfg.ModelConfig:
-    """The length before any scaling stands outside of RoPE's own settings."""
+    """Reads Phi-3 and 4, whose original context length stands outside of RoPE's own settings."""
     for key in ("attention_bias", "mlp_bias", "lm_head_bias"):
         s.expect(key, (False, None), "biases in Phi-3")
     D = s.integer("hidden_size") // s.integer("num_attention_heads")
@@ -108,13 +106,13 @@ def read_phi3(s: Settings) -> cfg.ModelConfig:
 
 def write_phi3(model: cfg.ModelConfig) -> dict[str, Any]:
     position = require_type(require_type(model.blocks[0].attention, cfg.Attention).position, cfg.Rope)
-    values = _written(model, PHI3_DEFAULTS)
+    values = _settings(model, PHI3_DEFAULTS)
     if isinstance(position.scaling, cfg.LongRope):
         values["original_max_position_embeddings"] = position.scaling.original_length
     return values
 
 
-def phi3_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def phi3_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     block = model.blocks[0]
     mixer, F = require_type(block.attention, cfg.Attention), require_type(block.mlp, cfg.GatedMlp).width
     D = mixer.resolved_head_width(model.width)
@@ -124,9 +122,9 @@ def phi3_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
     return by_name(model, PHI3_NAMES, qkv + up)
 
 
-def _written(model: cfg.ModelConfig, defaults: dict[str, Any], **own: Any) -> dict[str, Any]:
-    values = spelled(model, {key: value for key, value in defaults.items() if key not in UNWRITTEN}, **own)
-    return values | {"rope_parameters": whole_share(values["rope_parameters"])}
+def _settings(model: cfg.ModelConfig, defaults: dict[str, Any], **own: Any) -> dict[str, Any]:
+    values = classic_settings(model, {key: value for key, value in defaults.items() if key not in UNWRITTEN}, **own)
+    return values | {"rope_parameters": explicit_fraction(values["rope_parameters"])}
 
 
 FAMILIES = [

@@ -1,5 +1,5 @@
-"""Families that choose each layer's window or rotation, or have a norm on each head's queries and keys: Qwen 2 and 3,
-SmolLM 3, HunYuan, nanochat.
+"""Families with a window or RoPE chosen per layer, or with query and key norms: Qwen 2 and 3, SmolLM 3, HunYuan,
+nanochat.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from gpt_jax.interop.families.common import (
     SLIDING,
     activation,
     attention,
+    common_settings,
     decoder,
     gated,
     head_width,
     layer_types,
     rms,
     window,
-    written,
 )
-from gpt_jax.interop.families.llama import QKV, of_llamas_make
-from gpt_jax.interop.family import Row, by_name, parameter_shapes, plain
+from gpt_jax.interop.families.llama import QKV, llama_like
+from gpt_jax.interop.family import TensorRow, by_name, plain
 from gpt_jax.interop.rope import read_rope, rope_group
 from gpt_jax.interop.settings import Settings
+from gpt_jax.model.shapes import canonical_shapes
 
 
 def qwen_kinds(s: Settings) -> list[str]:
-    """Windows from layer `max_window_layers` on, if at all."""
+    """Returns the kind of each layer; by default, with windows, those from layer `max_window_layers` on have one."""
     first = s.integer("max_window_layers") if s.flag("use_sliding_window") and s["sliding_window"] is not None else None
     L = s.integer("num_hidden_layers")
     kinds = layer_types(s, [FULL if first is None or i < first else SLIDING for i in range(L)])
@@ -43,13 +44,13 @@ def qwen_kinds(s: Settings) -> list[str]:
 
 
 def read_qwen2(s: Settings) -> cfg.ModelConfig:
-    """Biases of queries, keys and values."""
+    """Reads Qwen 2, which has biases on queries, keys and values."""
     blocks = [cfg.BlockConfig(attention(s, bias=QKV, mask=window(s, kind)), gated(s), rms(s)) for kind in qwen_kinds(s)]
     return decoder(s, blocks, rms(s))
 
 
 def read_qwen3(s: Settings) -> cfg.ModelConfig:
-    """A norm on each head's queries and keys."""
+    """Reads Qwen 3, which has query and key norms."""
     score = cfg.Score(qk_norm=rms(s))
     blocks = [
         cfg.BlockConfig(attention(s, score=score, mask=window(s, kind)), gated(s), rms(s)) for kind in qwen_kinds(s)
@@ -57,45 +58,46 @@ def read_qwen3(s: Settings) -> cfg.ModelConfig:
     return decoder(s, blocks, rms(s))
 
 
-def sliding(model: cfg.ModelConfig) -> bool:
+def has_windows(model: cfg.ModelConfig) -> bool:
     return any(isinstance(getattr(mixer, "mask", None), cfg.Window) for mixer in model.attentions)
 
 
 def write_qwen2(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written(model, QWEN2, use_sliding_window=sliding(model))
+    return common_settings(model, QWEN2, use_sliding_window=has_windows(model))
 
 
 def write_qwen3(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written(model, QWEN3, use_sliding_window=sliding(model))
+    return common_settings(model, QWEN3, use_sliding_window=has_windows(model))
 
 
-def qk_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def qk_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, LLAMA | QK)
 
 
 def read_smollm3(s: Settings) -> cfg.ModelConfig:
-    """Some layers without rotation; windows, where there are any, in those."""
+    """Reads SmolLM 3, in which some layers have no RoPE; by default only those have a window."""
     L, every = s.integer("num_hidden_layers"), s.integer("no_rope_layer_interval")
     rotated = [(i + 1) % every != 0 for i in range(L)]
     if s["no_rope_layers"] is not None:
         rotated = [bool(x) for x in s["no_rope_layers"]][:L]
     has_window = s.flag("use_sliding_window") and s["sliding_window"] is not None
-    kinds = layer_types(s, [SLIDING if has_window and not turns else FULL for turns in rotated])
+    kinds = layer_types(s, [SLIDING if has_window and not has_rope else FULL for has_rope in rotated])
     rope = read_rope(s, head_width(s))
 
-    def block(kind: str, turns: bool) -> cfg.BlockConfig:
-        return cfg.BlockConfig(attention(s, position=rope if turns else None, mask=window(s, kind)), gated(s), rms(s))
+    def block(kind: str, has_rope: bool) -> cfg.BlockConfig:
+        mixer = attention(s, position=rope if has_rope else None, mask=window(s, kind))
+        return cfg.BlockConfig(mixer, gated(s), rms(s))
 
     return decoder(s, [block(*pair) for pair in zip(kinds, rotated, strict=True)], rms(s))
 
 
 def write_smollm3(model: cfg.ModelConfig) -> dict[str, Any]:
     rotated = [int(getattr(mixer, "position", None) is not None) for mixer in model.attentions]
-    return written(model, SMOLLM3, no_rope_layers=rotated, use_sliding_window=sliding(model))
+    return common_settings(model, SMOLLM3, no_rope_layers=rotated, use_sliding_window=has_windows(model))
 
 
 def read_hunyuan(s: Settings) -> cfg.ModelConfig:
-    """The norm on queries and keys follows the rotation, whose theta a fixed `alpha` may stretch."""
+    """Reads HunYuan, which has query and key norms after RoPE, and may scale theta by a fixed `alpha`."""
     group, D = rope_group(s), head_width(s)
     unused = frozenset("alpha beta_fast beta_slow mscale mscale_all_dim".split())
     if group["rope_type"] == "dynamic" and "alpha" in group and group["alpha"]:
@@ -107,7 +109,7 @@ def read_hunyuan(s: Settings) -> cfg.ModelConfig:
     return decoder(s, cfg.BlockConfig(mixer, gated(s), rms(s)), rms(s))
 
 
-def hunyuan_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def hunyuan_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     norms = {
         "blocks/{}/attention/query_norm": "model.layers.{}.self_attn.query_layernorm",
         "blocks/{}/attention/key_norm": "model.layers.{}.self_attn.key_layernorm",
@@ -116,7 +118,7 @@ def hunyuan_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
 
 
 def read_nanochat(s: Settings) -> cfg.ModelConfig:
-    """No weights in norms, one on the embedding, those of queries and keys after the rotation; an MLP without gate."""
+    """Reads nanochat: norms without weights, also on embeddings and, after RoPE, on queries and keys; no MLP gate."""
     norm = rms(s, scale=False)
     mixer = attention(s, score=cfg.Score(qk_norm=norm, qk_norm_last=True))
     block = cfg.BlockConfig(mixer, cfg.Mlp(s.integer("intermediate_size"), activation(s)), norm)
@@ -125,19 +127,19 @@ def read_nanochat(s: Settings) -> cfg.ModelConfig:
 
 
 def write_nanochat(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written(model, NANOCHAT, final_logit_softcapping=model.head.softcap)
+    return common_settings(model, NANOCHAT, final_logit_softcapping=model.head.softcap)
 
 
-def nanochat_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
-    """It rotates the other way: the same as the other sign of each head's second half, in queries and keys alike."""
+def nanochat_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
+    """nanochat rotates in the opposite direction, which equals negating the second half of each query and key head."""
     mixer = model.attentions[0]
     assert isinstance(mixer, cfg.Attention)
     D = mixer.resolved_head_width(model.width)
     sign = np.where(np.arange(D) < D // 2, 1, -1)
-    shapes, special = parameter_shapes(plain(model)), []
+    shapes, special = canonical_shapes(plain(model)), []
 
-    def turned(y: np.ndarray) -> np.ndarray:
-        """Ours, with its outputs last."""
+    def negated(y: np.ndarray) -> np.ndarray:
+        """Negates the second half of each head; y (…, heads · D)."""
         return (y.reshape(*y.shape[:-1], -1, D) * sign.astype(y.dtype)).reshape(y.shape)
 
     for i in range(model.layers):
@@ -145,7 +147,9 @@ def nanochat_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
             at, name = f"blocks/{i}/attention/{ours}", f"model.layers.{i}.self_attn.{theirs}"
             for leaf, tensor in (("kernel", "weight"), ("bias", "bias")):
                 if f"{at}/{leaf}" in shapes:
-                    row = Row(f"{name}.{tensor}", (f"{at}/{leaf}",), lambda x: (turned(x.T),), lambda y: turned(y).T)
+                    row = TensorRow(
+                        f"{name}.{tensor}", (f"{at}/{leaf}",), lambda x: (negated(x.T),), lambda y: negated(y).T
+                    )
                     special.append(row)
     names = {"blocks/{}/mlp/up": "model.layers.{}.mlp.fc1", "blocks/{}/mlp/down": "model.layers.{}.mlp.fc2"}
     return by_name(model, LLAMA | names, special)
@@ -177,7 +181,7 @@ SMOLLM3 = DEFAULTS | {
     "no_rope_layers": None,
     "no_rope_layer_interval": 4,
     "layer_types": None,
-    "max_window_layers": None,  # in published files, and read by nobody
+    "max_window_layers": None,  # in published files, but never read
 }
 HUNYUAN = DEFAULTS | {"vocab_size": 290943, "rms_norm_eps": 1e-5}
 HUNYUAN_FIXED = {"use_qk_norm": True, "use_cla": False, "mlp_bias": False, "use_rotary_pos_emb": True}
@@ -196,10 +200,10 @@ NANOCHAT = DEFAULTS | {
 }
 
 FAMILIES = [
-    of_llamas_make("qwen2", "Qwen2ForCausalLM", QWEN2, read_qwen2, write_qwen2),
-    of_llamas_make("qwen3", "Qwen3ForCausalLM", QWEN3, read_qwen3, write_qwen3, qk_rows),
-    of_llamas_make("smollm3", "SmolLM3ForCausalLM", SMOLLM3, read_smollm3, write_smollm3),
-    of_llamas_make(
+    llama_like("qwen2", "Qwen2ForCausalLM", QWEN2, read_qwen2, write_qwen2),
+    llama_like("qwen3", "Qwen3ForCausalLM", QWEN3, read_qwen3, write_qwen3, qk_rows),
+    llama_like("smollm3", "SmolLM3ForCausalLM", SMOLLM3, read_smollm3, write_smollm3),
+    llama_like(
         "hunyuan_v1_dense",
         "HunYuanDenseV1ForCausalLM",
         HUNYUAN,
@@ -209,5 +213,5 @@ FAMILIES = [
         aliases={"attention_head_dim": "head_dim"},
         inert=tuple(HUNYUAN_INERT.split()),
     ),
-    of_llamas_make("nanochat", "NanoChatForCausalLM", NANOCHAT, read_nanochat, write_nanochat, nanochat_rows),
+    llama_like("nanochat", "NanoChatForCausalLM", NANOCHAT, read_nanochat, write_nanochat, nanochat_rows),
 ]

@@ -1,15 +1,15 @@
-"""StarCoder2, StableLM and Nemotron: of Llama's make, with LayerNorm."""
+"""StarCoder2, StableLM and Nemotron: Llama-like, with LayerNorm."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from gpt_jax import config as cfg
-from gpt_jax.interop.families.classic import layer_norm, mlp, spelled
+from gpt_jax.interop.families.classic import classic_settings, layer_norm, mlp
 from gpt_jax.interop.families.common import DEFAULTS as LLAMAS
 from gpt_jax.interop.families.common import MLP, PRE, QKVO, STEM, attention, decoder, gated, require_type
-from gpt_jax.interop.families.gpt_neox import whole_share
-from gpt_jax.interop.family import Family, Row, by_name
+from gpt_jax.interop.families.gpt_neox import explicit_fraction
+from gpt_jax.interop.family import Family, TensorRow, by_name
 from gpt_jax.interop.settings import Settings
 
 NAMES = STEM | QKVO | MLP | PRE
@@ -18,7 +18,7 @@ STARCODER2_NAMES = NAMES | {
     "blocks/{}/mlp/down": "model.layers.{}.mlp.c_proj",
 }
 COMMON = {key: value for key, value in LLAMAS.items() if key not in ("attention_bias", "rms_norm_eps")}
-# Of older files, which `transformers` passes over.
+# Keys of older files, which `transformers` ignores.
 STARCODER2_UNUSED = dict.fromkeys(
     (
         "activation_function",
@@ -47,7 +47,7 @@ STARCODER2_DEFAULTS: dict[str, Any] = (
         "norm_epsilon": 1e-5,
         "sliding_window": None,
         "use_bias": True,
-        "norm_type": "layer_norm",  # of older files, as the next
+        "norm_type": "layer_norm",  # in older files, like mlp_type
         "mlp_type": "default",
         "residual_dropout": 0.0,
         "embedding_dropout": 0.0,
@@ -65,7 +65,7 @@ STABLELM_DEFAULTS: dict[str, Any] = COMMON | {
     "use_qkv_bias": False,
     "qk_layernorm": False,
     "use_parallel_residual": False,
-    "hidden_dropout": 0.0,  # on MLPs alone, which nothing here is
+    "hidden_dropout": 0.0,  # applied to MLPs only, which gpt_jax cannot do
 }
 NEMOTRON_DEFAULTS: dict[str, Any] = COMMON | {
     "vocab_size": 256000,
@@ -94,10 +94,10 @@ def read_starcoder2(s: Settings) -> cfg.ModelConfig:
 
 
 def write_starcoder2(model: cfg.ModelConfig) -> dict[str, Any]:
-    return _written(model, STARCODER2_DEFAULTS, use_bias=require_type(model.blocks[0].mlp, cfg.Mlp).bias)
+    return _settings(model, STARCODER2_DEFAULTS, use_bias=require_type(model.blocks[0].mlp, cfg.Mlp).bias)
 
 
-def starcoder2_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def starcoder2_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, STARCODER2_NAMES)
 
 
@@ -115,7 +115,7 @@ def read_stablelm(s: Settings) -> cfg.ModelConfig:
 def write_stablelm(model: cfg.ModelConfig) -> dict[str, Any]:
     block = model.blocks[0]
     mixer = require_type(block.attention, cfg.Attention)
-    return _written(
+    return _settings(
         model,
         STABLELM_DEFAULTS,
         use_qkv_bias="query" in mixer.bias,
@@ -125,17 +125,17 @@ def write_stablelm(model: cfg.ModelConfig) -> dict[str, Any]:
     )
 
 
-def stablelm_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
-    """Each head has a norm of its own, and each norm a tensor."""
+def stablelm_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
+    """The query and key norm of each head is a separate tensor."""
     block = model.blocks[0]
     mixer = require_type(block.attention, cfg.Attention)
     names = NAMES | ({"blocks/{}/norm": PRE["blocks/{}/attention_norm"]} if block.residual == "parallel" else {})
     if mixer.score.qk_norm is None:
         return by_name(model, names)
 
-    def stacked(layer: int, ours: str, theirs: str, heads: int) -> Row:
+    def stacked(layer: int, ours: str, theirs: str, heads: int) -> TensorRow:
         name = f"model.layers.{layer}.self_attn.{theirs}_layernorm.norms.{{}}.weight"
-        return Row(name, (f"blocks/{layer}/attention/{ours}_norm/scale",), lambda x: (x,), lambda x: x, heads)
+        return TensorRow(name, (f"blocks/{layer}/attention/{ours}_norm/scale",), lambda x: (x,), lambda x: x, heads)
 
     parts = (("query", "q", mixer.heads), ("key", "k", mixer.resolved_kv_heads))
     return by_name(model, names, [stacked(layer, *part) for layer in range(model.layers) for part in parts])
@@ -148,17 +148,17 @@ def read_nemotron(s: Settings) -> cfg.ModelConfig:
 
 
 def write_nemotron(model: cfg.ModelConfig) -> dict[str, Any]:
-    return _written(model, NEMOTRON_DEFAULTS)
+    return _settings(model, NEMOTRON_DEFAULTS)
 
 
-def nemotron_rows(model: cfg.ModelConfig) -> tuple[Row, ...]:
+def nemotron_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
     return by_name(model, NAMES)
 
 
-def _written(model: cfg.ModelConfig, defaults: dict[str, Any], **own: Any) -> dict[str, Any]:
-    values = spelled(model, {key: value for key, value in defaults.items() if key not in UNWRITTEN}, **own)
+def _settings(model: cfg.ModelConfig, defaults: dict[str, Any], **own: Any) -> dict[str, Any]:
+    values = classic_settings(model, {key: value for key, value in defaults.items() if key not in UNWRITTEN}, **own)
     if "partial_rotary_factor" in defaults:
-        values["rope_parameters"] = whole_share(values["rope_parameters"])
+        values["rope_parameters"] = explicit_fraction(values["rope_parameters"])
     return values
 
 

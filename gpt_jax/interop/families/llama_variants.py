@@ -1,4 +1,4 @@
-"""Near relatives of Llama: Arcee, Seed-OSS, ERNIE 4.5, Helium."""
+"""Small variants of Llama: Arcee, Seed-OSS, ERNIE 4.5, Helium."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from gpt_jax.interop.families.common import (
     DEFAULTS,
     activation,
     attention,
+    common_settings,
     decoder,
-    first,
+    first_attention,
     gated,
     head_width,
     rms,
-    written,
 )
-from gpt_jax.interop.families.llama import LLAMA_DEFAULTS, QKV, of_llamas_make
+from gpt_jax.interop.families.llama import LLAMA_DEFAULTS, QKV, llama_like
 from gpt_jax.interop.rope import read_rope
 from gpt_jax.interop.settings import Settings
 
 
 def read_arcee(s: Settings) -> cfg.ModelConfig:
-    """An MLP without a gate."""
+    """Reads Arcee, which has an MLP without a gate."""
     mlp = cfg.Mlp(s.integer("intermediate_size"), activation(s), s.flag("mlp_bias"))
     return decoder(s, cfg.BlockConfig(attention(s), mlp, rms(s)), rms(s))
 
 
 def read_seed_oss(s: Settings) -> cfg.ModelConfig:
-    """A switch of its own for the output's bias."""
+    """Reads Seed-OSS, which has a separate switch for the output's bias."""
     output: tuple[cfg.Projection, ...] = ("output",) if s.flag("attention_out_bias") else ()
     mixer = attention(s, bias=(QKV if s.flag("attention_bias") else ()) + output)
     return decoder(s, cfg.BlockConfig(mixer, gated(s), rms(s), dropout=s.number("residual_dropout")), rms(s))
 
 
 def write_seed_oss(model: cfg.ModelConfig) -> dict[str, Any]:
-    bias = first(model).bias
+    bias = first_attention(model).bias
     own = {"attention_out_bias": "output" in bias, "residual_dropout": model.blocks[0].dropout}
-    return written(model, SEED_OSS, **own)
+    return common_settings(model, SEED_OSS, **own)
 
 
 def read_ernie4_5(s: Settings) -> cfg.ModelConfig:
-    """Pairs interleaved, and one switch for all biases."""
+    """Reads ERNIE 4.5, which has interleaved RoPE and one switch for all biases."""
     D = head_width(s)
     bias = s.flag("use_bias")
     mixer = attention(s, position=read_rope(s, D, interleaved=True), bias=cfg.PROJECTIONS if bias else ())
@@ -51,14 +51,16 @@ def read_ernie4_5(s: Settings) -> cfg.ModelConfig:
 
 
 def write_ernie4_5(model: cfg.ModelConfig) -> dict[str, Any]:
-    return written(model, ERNIE4_5, use_bias=getattr(model.blocks[0].mlp, "bias", False))
+    return common_settings(model, ERNIE4_5, use_bias=getattr(model.blocks[0].mlp, "bias", False))
 
 
 def read_helium(s: Settings) -> cfg.ModelConfig:
-    """Pairs interleaved, and never a bias of the output."""
+    """Reads Helium, which has interleaved RoPE and never a bias of the output."""
     D, H, C = head_width(s), s.integer("num_attention_heads"), s.integer("hidden_size")
     if D * H != C:
-        raise ConfigError(f"Helium's heads are as wide as the model together: {H} of width {D} are not {C}")
+        raise ConfigError(
+            f"config.json has {H} heads of width {D}, and Helium needs heads × width = {C}, the width of the model"
+        )
     mixer = attention(s, position=read_rope(s, D, interleaved=True), bias=QKV if s.flag("attention_bias") else ())
     return decoder(s, cfg.BlockConfig(mixer, gated(s), rms(s)), rms(s))
 
@@ -110,8 +112,8 @@ HELIUM = LLAMA_DEFAULTS | {
     "head_dim": 128,
 }
 FAMILIES = [
-    of_llamas_make("arcee", "ArceeForCausalLM", ARCEE, read_arcee, whole_heads=True),
-    of_llamas_make("seed_oss", "SeedOssForCausalLM", SEED_OSS, read_seed_oss, write_seed_oss),
-    of_llamas_make("ernie4_5", "Ernie4_5ForCausalLM", ERNIE4_5, read_ernie4_5, write_ernie4_5),
-    of_llamas_make("helium", "HeliumForCausalLM", HELIUM, read_helium),
+    llama_like("arcee", "ArceeForCausalLM", ARCEE, read_arcee, divisible_width=True),
+    llama_like("seed_oss", "SeedOssForCausalLM", SEED_OSS, read_seed_oss, write_seed_oss),
+    llama_like("ernie4_5", "Ernie4_5ForCausalLM", ERNIE4_5, read_ernie4_5, write_ernie4_5),
+    llama_like("helium", "HeliumForCausalLM", HELIUM, read_helium),
 ]

@@ -1,4 +1,4 @@
-"""What a run takes over from the run that it begins with (`init_from`), and what has to agree with it."""
+"""What a run takes from the run that it begins with (`init_from`), and what must agree between the two."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict, config_dict
 
 from gpt_jax.config import Attention, BlockConfig, Config, Learned, ModelConfig, Text, learned_positions
@@ -16,23 +14,23 @@ from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.data import Data
 from gpt_jax.data.tokenizer import load_tokenizer
 from gpt_jax.model.adapter import without_adapter
-from gpt_jax.model.gpt import GPT
-from gpt_jax.model.paths import path_of
+from gpt_jax.model.shapes import canonical_shapes
 from gpt_jax.runs.folder import TOKENIZER, RunFolder
 from gpt_jax.runs.load import Base, run_config
 
-EXECUTION = ("scan", "remat", "kernel", "dtype", "param_dtype")  # and how parameters are drawn, which these are not
+EXECUTION = ("scan", "remat", "kernel", "dtype", "param_dtype")  # settings that may differ from the base's
 
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain form of a `Config` whose model or tokenizer is left to the run in `init_from`.
+    """Fills in the model and the tokenizer of a `Config` in plain form from the run in `init_from`.
 
-    A model without `layers` holds what it has otherwise than that run's; text without a `tokenizer` gets that run's. So
-    a configuration for any model can say, for example, `{"model": {"adapter": {"type": "Lora"}}, …}`.
+    A model without `layers` lists changes to the model of that run; text without a tokenizer takes that run's. So one
+    configuration fits any base model, for example `{"model": {"adapter": {"type": "Lora"}}, …}`. Values that are
+    complete are returned unchanged.
 
     Raises:
-      ConfigError: there is something to complete, and no `init_from`.
-      FileNotFoundError: there is no run in `init_from`.
+      ConfigError: the model is incomplete and `init_from` is not set.
+      MissingFile: there is no run in `init_from`.
     """
     model, data = ((values[key] if key in values else {}) for key in ("model", "data"))
     takes_model = "layers" not in model
@@ -60,8 +58,10 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_partial_dict(changes: Mapping[str, Any], **run: Any) -> ConfigDict:
-    """What a file of configs/ returns for a run whose model is that of `init_from`: `changes` are what the model has
-    otherwise, `run` the other fields of `Config`. Text without a path to a tokenizer takes that run's.
+    """The ConfigDict of a run that takes its model from `init_from`, for a file of configs/.
+
+    `changes` are settings of the model that differ from that run's, `run` the other fields of `Config`. Text with the
+    default tokenizer takes that run's tokenizer.
     """
     any_model = ModelConfig(None, 1, 1, (BlockConfig(Attention(1), None),))
     values = to_config_dict(Config(model=any_model, **run))
@@ -74,7 +74,7 @@ def to_partial_dict(changes: Mapping[str, Any], **run: Any) -> ConfigDict:
 
 
 def with_vocabulary(config: Config, base: Base) -> Config:
-    """A vocabulary that is left open is the base's, which may have more ids than its tokenizer."""
+    """Sets `model.vocab_size`, if it is None, to that of the base, which may exceed the ids of its tokenizer."""
     if config.model.vocab_size is not None:
         return config
     model = dataclasses.replace(config.model, vocab_size=base.model.config.vocab_size)
@@ -82,51 +82,47 @@ def with_vocabulary(config: Config, base: Base) -> Config:
 
 
 def check_base(base: Base, model: ModelConfig, data: Data) -> None:
-    """Refuses a base with other parameters, or one that reads other ids.
+    """Checks that the base has the parameters of `model`, its adapter aside, and the tokenizer of `data`.
 
     Raises:
-      ConfigError: the model's parameters differ in name or shape; the settings that differ are named.
-      ValueError: the tokenizer of the data is another one.
+      ConfigError: parameters differ in name or shape; the message names the settings that differ.
+      UserError: the tokenizers differ.
     """
-    ours, theirs = _shapes(without_adapter(model)), _shapes(base.model.config)
+    ours, theirs = canonical_shapes(without_adapter(model)), canonical_shapes(base.model.config)
     for path in dict.fromkeys([*theirs, *ours]):
         here, there = (shapes[path] if path in shapes else None for shapes in (ours, theirs))
         if here != there:
             changes = ", ".join(changed_settings(base, model))
             raise ConfigError(
-                f"the parameters of the run in {base.folder} don't fit this model, which differs in {changes}: {path}"
+                f"the parameters of the run in {base.folder} do not fit this model, which differs in {changes}: {path}"
                 f" is {_shown(there)} there and {_shown(here)} here; take them back, or leave the model out of the"
                 " configuration"
             )
     tokenizer = load_tokenizer(base.folder.file(TOKENIZER))
     if tokenizer.content_hash() != data.tokenizer.content_hash():
         raise UserError(
-            f"the run in {base.folder} reads other ids than this data has: set data.tokenizer.type to TokenizerFile and"
-            f" data.tokenizer.path to {base.folder.file(TOKENIZER)}"
+            f"the run in {base.folder} has another tokenizer than this data: set data.tokenizer.type to TokenizerFile"
+            f" and data.tokenizer.path to {base.folder.file(TOKENIZER)}"
         )
 
 
 def changed_settings(base: Base, model: ModelConfig) -> list[str]:
-    """The settings of `model` that change what the base's parameters compute, as `model.key: before → after`."""
+    """The settings in which `model` differs from the base, as `model.key: before → after`, without those of execution,
+    initialization and the adapter.
+    """
     changes = difference(_pinned(base.model.config), _pinned(model))
     kept = {key: pair for key, pair in changes.items() if key not in EXECUTION and not key.startswith("init.")}
     return [f"model.{key}: {before!r} → {after!r}" for key, (before, after) in kept.items()]
 
 
 def _pinned(model: ModelConfig) -> ModelConfig:
-    """The same without its adapter, and with the length of a learned table of positions no longer derived."""
+    """The model without its adapter, and with an explicit length of a learned table of positions."""
     position = model.embedding.position
     if isinstance(position, Learned):
         position = dataclasses.replace(position, length=learned_positions(model))
     return without_adapter(
         dataclasses.replace(model, embedding=dataclasses.replace(model.embedding, position=position))
     )
-
-
-def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    looped = GPT(dataclasses.replace(model, scan=False))
-    params = jax.eval_shape(looped.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    return {path_of(keys): leaf.shape for keys, leaf in jax.tree.leaves_with_path(params)}
 
 
 def _shown(shape: tuple[int, ...] | None) -> str:
