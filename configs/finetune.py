@@ -1,13 +1,15 @@
-"""A trained model goes on with other text, whole or by a low-rank adapter (LoRA, arXiv:2106.09685) that alone trains.
+"""Fine-tune a trained model on other text, entirely or with a low-rank adapter (LoRA, arXiv:2106.09685).
 
     python -m experiments.train --config=configs/finetune.py --workdir=runs/adapted \\
         --config.init_from=runs/shakespeare --config.data.path='texts/*.txt'
 
-`init_from` is the folder of a run, of training or of `experiments.convert`. Its model and its tokenizer are taken over;
-`--config.model.KEY=VALUE` changes what may differ, such as `context_length`. Two arms:
+`init_from` is the folder of a run, made by training or by `experiments.convert`. The new run has its model and its
+tokenizer; `--config.model.KEY=VALUE` changes settings that do not affect parameters, such as `context_length`. Two
+arms:
 
-- `configs/finetune.py`: rank 8 on the queries and values of each layer. Checkpoints hold the adapter alone.
-- `configs/finetune.py:full`: all parameters.
+- `configs/finetune.py` trains an adapter of rank 8 on the queries and values of each layer. Checkpoints contain only
+  the adapter.
+- `configs/finetune.py:full` trains all parameters.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +22,7 @@ from gpt_jax.runs.init_from import to_partial_dict
 def get_config(arg: str = "lora") -> ConfigDict:
     arms = {"lora": ({"adapter": Lora()}, 2e-3), "full": ({}, 1e-4)}
     if arg not in arms:
-        raise ConfigError(f'configs/finetune.py has the arms {", ".join(arms)}, not "{arg}"')
+        raise ConfigError(f'configs/finetune.py has no arm "{arg}": choose {" or ".join(arms)}')
     changes, learning_rate = arms[arg]
     return to_partial_dict(
         changes,

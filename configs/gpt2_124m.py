@@ -3,10 +3,10 @@
     python -m experiments.train --config=configs/gpt2_124m.py --workdir=runs/gpt2 \\
         --config.data.path='openwebtext/*.txt' --config.data.tokenizer.path=tokenizer.json
 
-`tokenizer.json` is GPT-2's own, of 50,257 tokens. On OpenWebText, nanoGPT reports a validation loss of 2.85 nats per
-token for this model, batch (0.5 M tokens) and length (600,000 steps), after 4 days on 8 A100; this configuration has
-not been run that far. With fewer or smaller devices raise `train.accumulate`, which cuts the batch into micro-batches
-and changes no number but by rounding.
+`tokenizer.json` is that of GPT-2, with 50,257 tokens. On OpenWebText, nanoGPT reports a validation loss of 2.85 nats
+per token for this model, batch size (0.5 M tokens) and number of steps (600,000), after 4 days on 8 A100s; this
+configuration has not been run that far. With fewer or smaller devices, raise `train.accumulate`, which splits the batch
+into micro-batches and changes results by rounding only.
 """
 
 from ml_collections import ConfigDict

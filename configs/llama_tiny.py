@@ -3,8 +3,8 @@ head, no biases.
 
     python -m experiments.train --config=configs/llama_tiny.py --workdir=runs/llama_tiny
 
-On the source code of Python's own library, in 4,096 byte-pair tokens that are trained first. Its loss and time have
-not been measured yet.
+Trains on the source code of Python's standard library, with a byte-pair tokenizer of 4,096 tokens that is learned
+first. Loss and time have not been measured yet.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""A small GPT on the source code of Python's own library, on whatever device is there.
+"""A small GPT on the source code of Python's standard library, on any device.
 
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-1.5 M parameters see 1 M bytes, in about 3 minutes on two CPU cores, preparation and compilation included. Expected
-validation loss: 1.19 ± 0.06 nats per byte (1.71 bits); the corpus differs with the release of Python.
+1.5 M parameters are trained on 1 M bytes in about 3 minutes on two CPU cores, including preparation and compilation.
+Expected validation loss: 1.19 ± 0.06 nats per byte (1.71 bits), depending on the release of Python.
 """
 
 from ml_collections import ConfigDict

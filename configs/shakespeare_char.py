@@ -1,16 +1,16 @@
-"""Shakespeare by the character at nanoGPT's CPU budget: 4 layers of width 128, context 64, batch 12, 2,000 steps, at
-most 0.82 M parameters.
+"""Character-level Shakespeare at nanoGPT's CPU budget: 4 layers of width 128, context 64, batch size 12, 2,000 steps
+and at most 0.82 M parameters.
 
     python -m experiments.train --config=configs/shakespeare_char.py --workdir=runs/shakespeare \\
         --config.data.path=tinyshakespeare.txt
 
-The file is nanoGPT's `input.txt` (1,115,394 characters); the first 90 % train, the last 10 % validate. Two arms:
+The file is nanoGPT's `input.txt` (1,115,394 characters): 90 % for training, then 10 % for validation. Two arms:
 
-- `configs/shakespeare_char.py`: what the field has learned since, in 814,848 parameters. Validation loss 1.52 nats per
-  character (1.525, 1.517, 1.521 for the seeds 0, 1, 2).
-- `configs/shakespeare_char.py:gpt2`: the plain GPT-2 that nanoGPT trains. 1.90.
+- `configs/shakespeare_char.py`: a modern architecture with 814,848 parameters. Validation loss: 1.52 nats per character
+  (1.525, 1.517 and 1.521 for the seeds 0, 1 and 2).
+- `configs/shakespeare_char.py:gpt2`: the plain GPT-2 that nanoGPT trains. Validation loss: 1.90.
 
-About 2 minutes each on two CPU cores.
+Each takes about 2 minutes on two CPU cores.
 """
 
 import dataclasses
@@ -49,11 +49,12 @@ from gpt_jax.config.errors import ConfigError
 def get_config(arg: str = "modern") -> ConfigDict:
     arms = {"modern": modern, "gpt2": gpt2}
     if arg not in arms:
-        raise ConfigError(f'configs/shakespeare_char.py has the arms {", ".join(arms)}, not "{arg}"')
+        raise ConfigError(f'configs/shakespeare_char.py has no arm "{arg}": choose {" or ".join(arms)}')
     return to_config_dict(arms[arg]())
 
 
 def gpt2() -> Config:
+    """nanoGPT's GPT-2."""
     norm = LayerNorm(bias=False)
     block = BlockConfig(Attention(heads=4), Mlp(width=512, activation="gelu"), norm)
     return Config(
@@ -76,6 +77,7 @@ def gpt2() -> Config:
 
 
 def modern() -> Config:
+    """RMSNorm, RoPE, QK norm, gated MLP, short convolutions and Muon, at the same budget."""
     norm = RmsNorm(scale=False)
     attention = Attention(heads=4, position=Rope(), score=Score(qk_norm=norm), convolution=3)
     block = BlockConfig(attention, GatedMlp(width=344), norm, convolution=3)

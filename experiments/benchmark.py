@@ -26,36 +26,37 @@ SUITES: dict[str, Callable[..., Any]] = {
 }
 
 PAGE = """
-Measure speed on this machine; the result is one JSON object on standard output.
+Measure speed on this machine, and print the results as one JSON object.
 
   python -m experiments.benchmark --suite=step|decode|pretrained|data|compile|loop|attention|seeds
 
-  --suite=step      The bare training step of a plain GPT-2 at two sizes, against a straightforward Linen model of
-                    the same sizes and, if PyTorch is installed, against that, by turns in one process.
-  --suite=decode    Tokens per second of generate, one row at a time and sixteen, at two sizes.
-  --suite=pretrained Tokens per second of --model=PATH, a published model, in float32 and bfloat16, by turns with
-                    transformers where it is installed; and the memory that loading it takes.
-  --suite=data      Batches per second, and a tokenizer's training and encoding, on --text=FILE.
-  --suite=compile   Seconds from a configuration to the end of its first step, without a compilation cache, for 12 and
-                    48 scanned layers.
-  --suite=loop      What the training loop costs beside its steps.
-  --suite=attention Attention alone by blocks: its memory and time against the einsum's, and what a window saves.
-  --suite=seeds     Whole processes: four seeds of one arm as a study runs them, and as four commands.
-  --rounds=N        Turns of each arm (default 10); best and median are reported. Use more on a busy machine.
-  --text=FILE       The text for --suite=data.
-  --model=PATH      The folder or GGUF file for --suite=pretrained.
-  --output=FILE     Write the JSON there too.
+  --suite=step        The training step of a plain GPT-2 at two sizes, against a straightforward Linen model and, if
+                      PyTorch is installed, a PyTorch model of the same sizes, in alternation within one process.
+  --suite=decode      Tokens per second of generate, for one row and for sixteen, at two sizes.
+  --suite=pretrained  Tokens per second of --model=PATH, a published model, in float32 and bfloat16, in alternation
+                      with transformers if it is installed; and the peak memory of loading it.
+  --suite=data        Batches per second, and the speed of training and applying a tokenizer, on --text=FILE.
+  --suite=compile     Seconds from a configuration to the end of the first step, without a compilation cache, for 12
+                      and 48 scanned layers.
+  --suite=loop        The overhead of the training loop, compared to its steps alone.
+  --suite=attention   Chunked attention alone: memory and time against the einsum's, and the gain from a window.
+  --suite=seeds       Whole processes: four seeds of one arm as a study, and as four commands.
+  --rounds=N          Rounds of measurements (default 10); best and median are reported. Use more on a busy machine.
+  --text=FILE         The text for --suite=data.
+  --model=PATH        The folder or GGUF file for --suite=pretrained.
+  --output=FILE       Also write the JSON to this file.
 """
 
-flags.DEFINE_enum("suite", None, list(SUITES), "What to measure.")
-flags.DEFINE_integer("rounds", 10, "Turns of each arm.", lower_bound=1)
+flags.DEFINE_enum("suite", None, list(SUITES), "The suite to run.")
+flags.DEFINE_integer("rounds", 10, "Rounds of measurements.", lower_bound=1)
 flags.DEFINE_string("text", None, "The text for --suite=data.")
 flags.DEFINE_string("model", None, "The folder or GGUF file for --suite=pretrained.")
-flags.DEFINE_string("output", None, "A file for the JSON.")
+flags.DEFINE_string("output", None, "The file to write the JSON to.")
 FLAGS = flags.FLAGS
 
 
 def main() -> None:
+    """Runs one suite and prints its results, with the device that they were measured on."""
     suite = cli.required("suite", "one of " + ", ".join(SUITES))
     needs = {"data": ("text", "a text file to measure with"), "pretrained": ("model", "a folder or GGUF file")}
     options = {needs[suite][0]: cli.required(*needs[suite])} if suite in needs else {}

@@ -1,6 +1,4 @@
-"""What the commands share: help that reads like a page, configurations from flags, and mistakes that are answered in
-one sentence.
-"""
+"""Shared by all commands: the help page, the configuration from flags, and one-sentence answers to user errors."""
 
 from __future__ import annotations
 
@@ -24,19 +22,22 @@ from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.runs.init_from import completed
 
 FAILURE, USAGE_ERROR, INTERRUPTED, SAVED = 1, 2, 130, 75
+OWN_PACKAGES = ("gpt_jax", "experiments", "configs")  # a missing module of these is a bug
 _switched_off: list[str] = []
 
 
 class UsageError(UserError):
-    """The command line is not right; the message says how to put it right."""
+    """The command line is wrong."""
 
 
 def run(main: Callable[[], int | None], page: str, several: str | None = None) -> None:
-    """Parses the flags, calls `main` and exits with what it returns; `--help` prints `page` (and `--helpfull` all flags
-    there are). The flag named `several`, a multi-string, takes all the words that follow it.
+    """Parses the flags, calls `main`, and exits with the code that it returns.
 
-    A mistake of the user's becomes one sentence on stderr: exit code 2 where the command line or the configuration is
-    wrong, else 1. What nobody foresaw keeps its traceback.
+    `--help` prints `page`, and `--helpfull` all flags. `several` names a multi-string flag that takes all words up to
+    the next flag.
+
+    A user error is printed to stderr as one sentence; the exit code is 2 if the command line or the configuration is
+    wrong, else 1. Any other exception keeps its traceback.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -49,18 +50,18 @@ def run(main: Callable[[], int | None], page: str, several: str | None = None) -
 
 
 def define_config() -> None:
-    """Defines `--config=FILE.py[:argument]`, whose settings `--config.KEY=VALUE` changes."""
+    """Defines `--config=FILE.py[:ARG]`, and `--config.KEY=VALUE` for each of its settings."""
     config_flags.DEFINE_config_file(
         "config", None, "The configuration file.", accept_new_attributes=True, lock_config=False
     )
 
 
 def config_from_flags() -> Config:
-    """The configuration that the flags describe.
+    """The configuration in the file of `--config`, with the settings changed by `--config.KEY=VALUE`.
 
     Raises:
-      ConfigError: it can't be; see `gpt_jax.config.conversion.from_dict`.
-      UsageError: there is no such file.
+      ConfigError: the configuration is invalid; see `gpt_jax.config.conversion.from_dict`.
+      UsageError: `--config` is missing, or names a file that does not exist.
     """
     flag: Any = flags.FLAGS["config"]
     file = flag.config_filename if flag.present else None
@@ -87,10 +88,10 @@ def config_from_flags() -> Config:
 
 
 def required(name: str, what: str) -> Any:
-    """The value of a flag that has no default.
+    """The value of the flag `name`; `what` describes it in the message.
 
     Raises:
-      UsageError: it was not given.
+      UsageError: the flag was not given.
     """
     value = getattr(flags.FLAGS, name)
     if value is None:
@@ -99,14 +100,14 @@ def required(name: str, what: str) -> Any:
 
 
 def command(*changes: str) -> str:
-    """This command line with some flags in the place of those of the same names."""
+    """This command line with the flags `changes` added, or replaced if they are there already."""
     names = {change.split("=")[0] for change in changes}
     kept = [arg for arg in sys.argv[1:] if arg.split("=")[0] not in names]
     return shlex.join(["python", "-m", f"experiments.{Path(sys.argv[0]).stem}", *kept, *changes])
 
 
 def _spread(argv: list[str], name: str) -> list[str]:
-    """`--name A B` as `--name=A --name=B`."""
+    """Rewrites `--name A B` as `--name=A --name=B`."""
     result, is_inside = [], False
     for arg in argv:
         if is_inside and not arg.startswith("-"):
@@ -119,7 +120,7 @@ def _spread(argv: list[str], name: str) -> list[str]:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    # absl would read the None of a setting that holds a number as a number.
+    # Settings that are None are removed here, because absl would fail to parse None as a number.
     _switched_off[:] = [m.group(1) for arg in argv if (m := re.fullmatch(r"--config\.([\w.]+)=None", arg))]
     try:
         rest = flags.FLAGS([arg for arg in argv if not re.fullmatch(r"--config\.[\w.]+=None", arg)])
@@ -128,41 +129,49 @@ def _parse(argv: list[str]) -> list[str]:
             raise UsageError("--config is required: a configuration file, such as configs/quickstart.py") from None
         close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
         hint = f'did you mean "--{close[0]}"?' if close else "--help lists them"
-        raise UsageError(f'there is no flag "--{error.flagname}"; {hint}') from None
+        raise UsageError(f'there is no flag "--{error.flagname}": {hint}') from None
     except flags.Error as error:
         raise UsageError(str(error)) from None
-    except KeyError as error:  # ml_collections: a group of settings that there is not
+    except KeyError as error:  # from ml_collections: an unknown group of settings
         raise UsageError(f"unknown setting in --config: {' '.join(str(error.args[0]).split())}") from None
     if len(rest) > 1:
-        raise UsageError(f'"{rest[1]}" is no flag: write --name=value')
+        raise UsageError(f'"{rest[1]}" is not a flag: write --name=value')
     return rest
 
 
 def _answer(call: Callable[..., Any], *args: Any) -> Any:
+    """`call(*args)`; a user error, or Ctrl-C, ends the process with one line on stderr and an exit code."""
     quiet()
     try:
         return call(*args)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except (UserError, OSError, ModuleNotFoundError) as error:
-        if not isinstance(error, UserError | ModuleNotFoundError) and error.filename is None:
-            raise  # from deep inside a library, and nothing that a person named
-        command = Path(sys.argv[0]).stem
-        print(f"{command}: {_sentence(error)}", file=sys.stderr)
+    except Exception as error:
+        if (sentence := explanation(error)) is None:
+            raise
+        print(f"{Path(sys.argv[0]).stem}: {sentence}", file=sys.stderr)
         sys.exit(USAGE_ERROR if isinstance(error, UsageError | ConfigError) else FAILURE)
 
 
-def _sentence(error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        return f"the Python package {error.name} is missing: install it, for example with pip install {error.name}"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+def explanation(error: Exception) -> str | None:
+    """The sentence that answers a user error; None for any other exception, which is a bug and needs its traceback.
+
+    Besides `UserError`, users cause operating system errors about a file (full disks, missing permissions), and lack
+    packages that a configuration file or an option imports.
+    """
+    match error:
+        case UserError():
+            return " ".join(str(error).split())
+        case OSError(filename=name) if name is not None:  # without a name: a broken pipe or socket
+            return f"{name}: {error.strerror}"
+        case ModuleNotFoundError(name=str(name)) if name.partition(".")[0] not in OWN_PACKAGES:
+            return f"the Python package {name} is missing: install it, for example with pip install {name}"
+    return None
 
 
 def quiet() -> None:
-    """Keeps what libraries log to themselves away from the user, and shows a warning as one line."""
+    """Hides the log messages of libraries, and shows each UserWarning as one line."""
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("jax").setLevel(logging.ERROR)
 

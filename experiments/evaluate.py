@@ -15,23 +15,23 @@ Evaluate a run on its whole validation set.
   python -m experiments.evaluate --workdir=DIR [--step=STEP] [--data=PATH]
 
   --workdir=DIR          The run's folder (required).
-  --step=STEP            The checkpoint of this step; without it, the newest good one.
-  --data=PATH            Text to evaluate on in place of the run's own, a file, folder or glob: the part of it
-                         that training would hold out.
-  --context_length=N     Rows of so many tokens (default: the model's context).
-  --helpfull             All flags, those of the libraries too.
+  --step=STEP            Evaluate the checkpoint of this step (default: the newest good one).
+  --data=PATH            Evaluate on this text, a file, folder or glob, instead of the data of the run. Only the
+                         part that training would hold out is read.
+  --context_length=N     The length of rows in tokens (default: the model's context).
+  --helpfull             List all flags, including those of the libraries.
 
 Prints loss, perplexity, bits per byte (of text) and accuracy, each with its standard error over rows, and
-writes them to DIR/evaluation.json. The stream of validation tokens is cut into rows that overlap by one token,
-so that every token is predicted exactly once from its row's context; batch size and devices change no number.
+writes them to DIR/evaluation.json. The validation tokens are split into rows that overlap by one token, so that
+each token is predicted exactly once. Batch size and number of devices do not change the results.
 
 Exit codes: 0 done, 1 failed, 2 wrong command line.
 """
 
 flags.DEFINE_string("workdir", None, "The run's folder.")
-flags.DEFINE_integer("step", None, "The checkpoint of this step.")
+flags.DEFINE_integer("step", None, "The step of the checkpoint.")
 flags.DEFINE_string("data", None, "Text to evaluate on.")
-flags.DEFINE_integer("context_length", None, "Rows of so many tokens.", lower_bound=1)
+flags.DEFINE_integer("context_length", None, "The length of rows in tokens.", lower_bound=1)
 FLAGS = flags.FLAGS
 
 

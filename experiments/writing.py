@@ -1,49 +1,57 @@
-"""How sampled text appears on a terminal, and conversations there."""
+"""Printing sampled text on a terminal as it is generated, and conversing with a model."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
 
+from gpt_jax.config.errors import UserError
 from gpt_jax.data.tokenizer import Tokenizer
 
-Answer = Callable[[list[int], int], Iterable[list[int]]]  # (ids of the conversation, turn) → new ids as they come
+# (ids of the conversation, turn) → new ids as they are generated
+Answer = Callable[[list[int], int], Iterable[list[int]]]
 QUIT = ("/quit", "/exit")
 
 
 def talk(tokenizer: Tokenizer, answer: Answer, system: str | None) -> None:
-    """Reads a line, prints what the model says to it, and so on, until the input ends.
+    """Reads a line, prints the model's answer, and repeats until the input ends.
 
-    A turn that the context has no room for is refused, and the conversation begins anew.
+    A message for which the context has no room is refused, and a new conversation starts.
+
+    Raises:
+      UserError: the first message of a conversation has no room in the context.
     """
-    messages, turn = opening(system), 0
+    messages, turn = first_messages(system), 0
     while (said := _read_line()) is not None:
         if not said.strip():
             continue
         messages.append({"role": "user", "content": said})
         try:
             answered = write(answer(tokenizer.chat(messages), turn), tokenizer)
-        except ValueError as error:
-            if len(messages) == len(opening(system)) + 1:
+        except UserError as error:
+            if len(messages) == len(first_messages(system)) + 1:
                 raise
-            print(f"{error}; the conversation begins anew", file=sys.stderr)
-            messages = opening(system)
+            print(f"{error}; a new conversation starts", file=sys.stderr)
+            messages = first_messages(system)
             continue
         messages.append({"role": "assistant", "content": answered})
         turn += 1
 
 
-def opening(system: str | None) -> list[dict[str, str]]:
-    """A conversation in which nobody has spoken yet."""
+def first_messages(system: str | None) -> list[dict[str, str]]:
+    """A conversation without messages, except the system message if it is not None."""
     return [] if system is None else [{"role": "system", "content": system}]
 
 
 def show(pieces: Iterable[list[list[int]]], tokenizer: Tokenizer, waiting: list[str]) -> None:
-    """Prints samples one below the other, each after what is `waiting`; the first while it is written."""
+    """Prints samples below one another, each preceded by its text in `waiting` (the prompt).
+
+    The first is printed while it is generated, the others at the end. `pieces` yields new ids for each sample.
+    """
     decoders = [tokenizer.stream() for _ in waiting]
     for piece in pieces:
         for i, ids in enumerate(piece):
-            waiting[i] += decoders[i].push(shown(ids, tokenizer))
+            waiting[i] += decoders[i].push(visible(ids, tokenizer))
         print(waiting[0], end="", flush=True)
         waiting[0] = ""
     for i, decoder in enumerate(decoders):
@@ -52,10 +60,10 @@ def show(pieces: Iterable[list[list[int]]], tokenizer: Tokenizer, waiting: list[
 
 
 def write(pieces: Iterable[list[int]], tokenizer: Tokenizer) -> str:
-    """Prints the text of ids as they come, without the one they stop at, and returns it."""
+    """Prints the text of new ids as they are generated, without the stop token, and returns it."""
     decoder, text = tokenizer.stream(), ""
     for ids in pieces:
-        new = decoder.push(shown(ids, tokenizer))
+        new = decoder.push(visible(ids, tokenizer))
         print(new, end="", flush=True)
         text += new
     rest = decoder.flush()
@@ -63,8 +71,8 @@ def write(pieces: Iterable[list[int]], tokenizer: Tokenizer) -> str:
     return text + rest
 
 
-def shown(ids: list[int], tokenizer: Tokenizer) -> list[int]:
-    """`ids` without those at which sampling stops, and without those that the model has and its vocabulary lacks."""
+def visible(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    """`ids` without stop tokens, and without ids of the model that are outside the tokenizer's vocabulary."""
     return [token for token in ids if token not in tokenizer.stop and token < tokenizer.vocab_size]
 
 

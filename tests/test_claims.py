@@ -78,7 +78,7 @@ def test_an_id_outside_0_to_v_raises(params: Any, token: int) -> None:
 
 
 def test_a_row_longer_than_a_learned_table_raises(params: Any) -> None:
-    with pytest.raises(ValueError, match="don't fit the learned table"):
+    with pytest.raises(ValueError, match="do not fit the learned table"):
         MODEL.apply(params, jnp.zeros((1, MODEL.config.context_length + 1), jnp.int32))
 
 

@@ -384,7 +384,7 @@ ILLEGAL = {
     "adapter.alpha must be positive": lambda: Lora(alpha=0.0),
     "adapter.dropout must lie": lambda: Lora(dropout=1.0),
     "adapter.targets names no projection": lambda: Lora(targets=()),
-    "model.adapter adapts a trained model: give init_from": lambda: run_config(model=tiny(block={"adapter": Lora()})),
+    "model.adapter adapts a trained model: set init_from": lambda: run_config(model=tiny(block={"adapter": Lora()})),
     "attention.value of type Shared projects none: unset one": lambda: Attention(4, value=Shared(), forget_gate=True),
     'bias names "key", which a layer with attention.value of type Shared does not': lambda: Attention(
         4, value=Shared(), bias=("key",)
@@ -411,19 +411,21 @@ ILLEGAL = {
     "Differential pairs its heads": lambda: Differential(4, kv_heads=1),
     "Latent normalizes its latents": lambda: Latent(4, 6, 4, 4, score=Score(qk_norm=RmsNorm())),
     "Latent rotates a part of queries and keys with Rope": lambda: Latent(4, 6, 4, 4, position=Alibi()),
-    "norm.unit_offset is about the scale": lambda: RmsNorm(scale=False, unit_offset=True),
+    "norm.unit_offset changes how the scale is stored": lambda: RmsNorm(scale=False, unit_offset=True),
     "LogTemperature.length must be positive": lambda: LogTemperature(length=0),
     "needs an even model.width": lambda: tiny(Attention(3, head_width=2), width=9, embedding=Embedding(Sinusoidal())),
-    "endpoint is about the last of several pairs": lambda: tiny(
+    "endpoint needs at least two pairs": lambda: tiny(
         Attention(1), width=2, embedding=Embedding(Sinusoidal(endpoint=True))
     ),
-    "less than model.context_length": lambda: tiny(embedding=Embedding(Learned(8))),
+    "length .8. must be at least model.context_length": lambda: tiny(embedding=Embedding(Learned(8))),
     "layers must be at least 1": lambda: tiny(blocks=()),
     "vocab_size must be positive": lambda: tiny(vocab_size=0),
     "context_length must be positive": lambda: tiny(context_length=0),
     "accumulate must divide": lambda: Train(8, 4, accumulate=3),
     "train.steps must be positive": lambda: Train(0, 4),
-    "26 kinds of block": lambda: to_dict(tiny(blocks=tuple(BlockConfig(Attention(4), Mlp(w)) for w in range(1, 28)))),
+    "at most 26 different blocks": lambda: to_dict(
+        tiny(blocks=tuple(BlockConfig(Attention(4), Mlp(w)) for w in range(1, 28)))
+    ),
 }
 
 

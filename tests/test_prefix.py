@@ -1,4 +1,4 @@
-"""A prefix-LM from training to text: the prompt sees itself whole, what is predicted never sees what follows it."""
+"""A prefix-LM from training to text: the prompt attends in both directions, the answer only to what precedes it."""
 
 import dataclasses
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_what_would_cut_a_prefix_is_refused() -> None:
         with pytest.raises(ValueError, match="must see its prompt at once: leave out slide and chunk"):
             generate(model, params, [[1, 2]], key=jax.random.key(0), max_new_tokens=2, **options)
     cache = init_cache(model.config, 1, 8)
-    with pytest.raises(ValueError, match="it must be read at once"):
+    with pytest.raises(ValueError, match="attend to one another: pass all"):
         model.apply(params, tokens[:, :3], cache=cache, prefix=prefix)
     with pytest.raises(ValueError, match="prefix 7 is out of range"):
         model.apply(params, tokens, prefix=jnp.array([7]))

@@ -60,6 +60,11 @@ def random_params(model: GPT, seed: int = 0, size: float = 1.0) -> Any:
     return map_with_path(draw, shapes)
 
 
+# One program for each model and shape, where an eager call compiles one for each operation. Not for tests that patch
+# the model's code: they would get the program from before.
+apply = jax.jit(GPT.apply, static_argnums=0, static_argnames=("capture", "method", "train"))
+
+
 def tiny_config(steps: int = 6, model: dict[str, Any] | None = None, **changes: Any) -> Config:
     """Two layers of width 16 that learn to copy; `changes` replace fields of the run, `model` those of the model."""
     block = BlockConfig(Attention(heads=2, position=Rope()), Mlp(32))

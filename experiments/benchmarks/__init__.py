@@ -1,1 +1,1 @@
-"""What `experiments.benchmark` measures, one file a suite."""
+"""The suites of `experiments.benchmark`, one per file."""

@@ -1,5 +1,6 @@
-"""Attention alone, forward and backward, by blocks against the einsum: what memory it needs, what time, what a window
-saves. Rows of GPT-2's twelve heads of 64.
+"""Chunked attention against the einsum, forward and backward: memory, time, and the gain from a window.
+
+Shapes are those of GPT-2: twelve heads of width 64.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LONG, LENGTHS = 8192, {256: 4, 1024: 1, 2048: 1}  # tokens; tokens → rows
 
 
 def gradient(kernel: str, mask: c.MaskConfig) -> Callable[..., Any]:
-    """jit(query, key, value (B, H, T, D) → their gradients)."""
+    """A compiled function: query, key, value (B, H, T, D) → their gradients."""
 
     def loss(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         steps = jnp.arange(query.shape[2])
@@ -50,9 +51,11 @@ def gradient(kernel: str, mask: c.MaskConfig) -> Callable[..., Any]:
 
 
 def run(rounds: int) -> dict[str, Any]:
-    """Bytes of temporary memory at 8,192 tokens, of attention alone and of a training step; seconds of a window of 256
-    against all earlier keys there, both by blocks; seconds by blocks against the einsum at 256, 1,024 and 2,048
-    tokens. Ratios are of the best.
+    """All measurements of the suite. Ratios are of the best times.
+
+    At 8,192 tokens: bytes of temporary memory, of attention alone and of a training step, and seconds of chunked
+    attention with a window of 256 and with a causal mask. At 256, 1,024 and 2,048 tokens: seconds of chunked attention
+    and of the einsum.
     """
     return {
         "memory": memory(),
@@ -63,6 +66,7 @@ def run(rounds: int) -> dict[str, Any]:
 
 
 def memory() -> dict[str, float]:
+    """Bytes of temporary memory of attention alone on one row."""
     shapes = [jax.ShapeDtypeStruct((1, HEADS, LONG, WIDTH), jnp.float32)] * 3
     measured: dict[str, float] = {}
     for kernel in ("chunked", "einsum"):
@@ -72,7 +76,7 @@ def memory() -> dict[str, float]:
 
 
 def training_step_memory() -> dict[str, float]:
-    """Of a whole training step on one row: four layers of width 256, 257 symbols."""
+    """Bytes of temporary memory of a training step on one row: four layers of width 256, V = 257."""
     measured: dict[str, float] = {}
     for kernel in ("chunked", "einsum"):
         block = c.BlockConfig(c.Attention(heads=4, position=c.Rope()), c.GatedMlp(688))
@@ -88,6 +92,7 @@ def training_step_memory() -> dict[str, float]:
 
 
 def window(rounds: int) -> dict[str, Any]:
+    """Seconds of chunked attention with a causal mask and with a window."""
     tensors = inputs(LONG, 1)
     masks = {"causal": c.Causal(), "window": c.Window(WINDOW)}
     arms: dict[str, Arm] = {name: partial(gradient("chunked", mask), *tensors) for name, mask in masks.items()}
@@ -96,6 +101,7 @@ def window(rounds: int) -> dict[str, Any]:
 
 
 def compare(length: int, rows: int, rounds: int) -> dict[str, Any]:
+    """Seconds of chunked attention and of the einsum, for `rows` rows of `length` tokens."""
     tensors = inputs(length, rows)
     arms: dict[str, Arm] = {kernel: partial(gradient(kernel, c.Causal()), *tensors) for kernel in ("chunked", "einsum")}
     measured = alternate(arms, rounds, calls=max(1, 1024 // length))
@@ -103,6 +109,7 @@ def compare(length: int, rows: int, rounds: int) -> dict[str, Any]:
 
 
 def inputs(length: int, rows: int) -> list[jax.Array]:
+    """Random query, key and value (B, H, T, D), scaled so that scores have variance 1."""
     keys = jax.random.split(jax.random.key(0), 3)
     return [jax.random.normal(key, (rows, HEADS, length, WIDTH)) / WIDTH**0.25 for key in keys]
 

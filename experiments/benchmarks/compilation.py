@@ -1,6 +1,4 @@
-"""Time from a configuration to the end of its first step, with nothing compiled before: for 12 and for 48 scanned
-layers.
-"""
+"""Time from a configuration to the end of the first step, without a compilation cache, for 12 and 48 scanned layers."""
 
 from __future__ import annotations
 
@@ -19,8 +17,8 @@ SIZE = {"width": 64, "heads": 4, "context": 64, "batch": 2, "vocab": 65}
 
 
 def run(rounds: int) -> dict[str, Any]:
-    """Seconds to the first step for each depth, scanned, each measured in a process of its own by turns, and their
-    ratio.
+    """Seconds to the end of the first step for each depth, measured in separate processes in alternation, and the ratio
+    of the best.
     """
     seconds: dict[str, list[float]] = {f"{layers}_layers": [] for layers in LAYERS}
     for _ in range(rounds):
@@ -34,7 +32,7 @@ def run(rounds: int) -> dict[str, Any]:
 
 
 def first_step_seconds(layers: int) -> float:
-    """Seconds from the configuration to the end of the first step, the backend already started."""
+    """Seconds from the configuration to the end of the first step, after the backend has started."""
     jax.config.update("jax_enable_compilation_cache", False)
     jax.block_until_ready(jax.numpy.zeros(1))
     start = time.perf_counter()

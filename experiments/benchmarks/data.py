@@ -1,4 +1,4 @@
-"""Batches per second of a prepared text, and a byte-pair encoding's training and encoding."""
+"""Batches per second of a prepared text, and the time of training and applying a byte-pair encoding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPES = {"12x64": (12, 64), "8x256": (8, 256)}
 
 
 def run(rounds: int, text: str) -> dict[str, Any]:
-    """Seconds, best and median of `rounds` turns, with rates at the best."""
+    """Best and median seconds over `rounds` rounds, and rates at the best."""
     words = Path(text).read_text(encoding="utf-8")
     tokenizer = BpeTokenizer.train([words], VOCABULARY, "gpt4")
     pieces = [words[i : i + CHUNK] for i in range(0, len(words), CHUNK)]

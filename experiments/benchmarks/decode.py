@@ -1,4 +1,4 @@
-"""Tokens per second of `generate`, prefill included, against the rate at which the machine reads memory."""
+"""Tokens per second of `generate`, prefill included, compared to the rate at which the machine reads memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ PROMPT, NEW_TOKENS, READ_FLOATS = 32, 64, 2**26
 
 
 def run(rounds: int) -> dict[str, Any]:
-    """For each size and number of rows: tokens per second, and the weights' bytes per second as a share of the read
-    rate.
+    """Tokens per second for each size and number of rows, and the rate at which weights are read as a share of the
+    machine's.
     """
     read = read_rate(rounds)
     results: dict[str, Any] = {"memory_read_bytes_per_second": read}
@@ -48,7 +48,7 @@ def run(rounds: int) -> dict[str, Any]:
 
 
 def read_rate(rounds: int) -> float:
-    """Bytes per second at which a sum over 256 MiB reads memory."""
+    """Bytes per second that a sum over 256 MiB reads from memory."""
     data = jnp.ones(READ_FLOATS, jnp.float32)
     total = jax.jit(jnp.sum)
     measured = alternate({"sum": lambda: total(data)}, rounds, calls=2)["sum"]

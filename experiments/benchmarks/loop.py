@@ -1,5 +1,5 @@
-"""What the loop around the step costs: the training loop as a run has it against the bare compiled steps of the same
-batches, evaluation and checkpoints apart.
+"""The overhead of the training loop: a run's loop compared to the bare compiled steps on the same batches, without
+evaluations and checkpoints.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STEPS = 100
 
 
 class NoCheckpoints:
-    """Takes what the loop saves after its last step, and forgets it."""
+    """Discards the checkpoint that the loop saves after its last step."""
 
     def save(self, *_: Any) -> None: ...
 
@@ -39,8 +39,8 @@ class NoCheckpoints:
 
 
 def run(rounds: int) -> dict[str, Any]:
-    """Seconds of 100 steps at the small size, bare and in the loop with its records, events and progress bar, and the
-    ratio of the best.
+    """Seconds of 100 steps at the small size, bare and in the loop with its records, TensorBoard events and progress
+    bar, and the ratio of the best.
     """
     size = SIZES["small"]
     config = gpt2_config(size)

@@ -1,5 +1,5 @@
-"""A published model: tokens per second after a prefill, against the rate at which the machine reads memory and against
-`transformers` on the same weights, by turns in one process; and the memory that loading it takes.
+"""A published model: tokens per second of decoding, compared to the rate at which the machine reads memory and to
+`transformers` with the same weights, in alternation within one process; and the peak memory of loading it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gpt_jax.config import Dtype
 from gpt_jax.data.tokenizer import as_hugging_face
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Greedy
-from gpt_jax.interop import load_pretrained, save_pretrained
+from gpt_jax.interop.hf import load_pretrained, save_pretrained
 
 PROMPT, NEW_TOKENS = 32, 32
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
@@ -37,17 +37,19 @@ def held(what):
     return 1024 * int(re.search(what + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 
 before = held("VmRSS")
-open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+open("/proc/self/clear_refs", "w").write("5")  # resets the peak
 params = gpt_jax.load_pretrained(sys.argv[1])[1]
 print((held("VmHWM") - before) / sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
 """
 
 
 def run(rounds: int, model: str) -> dict[str, Any]:
-    """`share_of_read_rate` is weights × tokens per second ÷ bytes read per second by a sum over 256 MiB, medians of
-    turns. Each turn generates once with one new token and once with more: what is between is decoding alone.
+    """Tokens per second of each implementation and type, ratios, and on Linux the peak memory of loading.
+
+    The time of decoding alone is the difference between generating one token and generating more. `share_of_read_rate`
+    is (bytes of the weights · tokens per second) / (bytes per second of a sum over 256 MiB), from medians.
     """
-    arms: dict[str, tuple[Arm, float]] = {}  # a call, and what it does: bytes, or tokens
+    arms: dict[str, tuple[Arm, float]] = {}  # name → (call that returns seconds, its bytes or tokens)
     data, total = jnp.ones(READ_FLOATS, jnp.float32), jax.jit(jnp.sum)
     arms["read"] = lambda: _seconds(lambda: jax.block_until_ready(total(data))), data.nbytes
     weights: dict[str, int] = {}
@@ -111,6 +113,6 @@ def _seconds(call: Any) -> float:
 
 
 def _loading(model: str) -> float:
-    """The peak of a process that loads, above what it has after imports, over the size of the parameters."""
+    """The peak memory of loading in a new process, beyond that of its imports, over the size of the parameters."""
     done = subprocess.run([sys.executable, "-c", LOADING, model], check=True, capture_output=True, text=True)
     return json.loads(done.stdout)

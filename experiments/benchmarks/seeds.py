@@ -1,4 +1,4 @@
-"""What four seeds of one arm cost at the smoke size: as a study runs them, and as four commands, each by itself."""
+"""The time of four seeds of one arm at the smoke size, run as a study and as four separate commands."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def get_study(base):
 
 
 def run(rounds: int) -> dict[str, Any]:
-    """Seconds of whole processes, imports, data, compilation, training and, in the study, its report included: once
-    where each process compiles for itself, and once where all find what was compiled before. And the ratio of the best.
+    """Seconds of whole processes, and the ratio of the best: without a compilation cache ("each_compiles") and with a
+    filled one ("compiled_before"). Includes imports, data, compilation, training and, for the study, its report.
     """
     from configs.ablations.base import SMOKE as ITS_SMOKE
 
@@ -48,7 +48,7 @@ def run(rounds: int) -> dict[str, Any]:
             for number in range(rounds + 1):
                 for way, parts in commands.items():
                     took = sum(_seconds(part, place, kept) for part in parts)
-                    if number > 0:  # the first round prepares the text, and fills the cache that is kept
+                    if number > 0:  # the first round prepares the text and fills the cache
                         seconds[way].append(took)
             result[name] = {way: summary(values) for way, values in seconds.items()}
             result[name]["ratio"] = min(seconds["study"]) / min(seconds["by_themselves"])

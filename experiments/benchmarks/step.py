@@ -1,7 +1,7 @@
-"""The bare training step of the plain GPT-2 arm against a straightforward Linen model of the same sizes, and PyTorch
-if installed.
+"""The training step of a plain GPT-2, compared to a straightforward Linen model of the same sizes and, if PyTorch is
+installed, to a PyTorch model.
 
-"Straightforward" is what a tutorial writes: nn.Dense on (B, T, C), einsum attention in (B, T, H, D), nn.LayerNorm,
+"Straightforward" means as in a tutorial: nn.Dense on (B, T, C), einsum attention on (B, T, H, D), nn.LayerNorm and
 optax.adamw.
 """
 
@@ -34,10 +34,10 @@ OPTIMIZER = c.Adamw(learning_rate=1e-3, beta1=0.9, beta2=0.99, weight_decay=0.1)
 
 
 def run(rounds: int) -> dict[str, Any]:
-    """Seconds per step, tokens per second at the best, and the ratio to plain Linen's, for each size.
+    """Seconds per step, tokens per second at the best, and the speed relative to the Linen model, for each size.
 
-    On a CPU every core is a device too: small steps gain more from a core for each part of the batch than from both in
-    each product. A run gets it by JAX_NUM_CPU_DEVICES.
+    On a CPU, each core is also used as a device: small steps gain more from data parallelism over the cores than from
+    using all cores in each matrix product. A run does the same with JAX_NUM_CPU_DEVICES.
     """
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
     results = {}
@@ -59,7 +59,7 @@ def run(rounds: int) -> dict[str, Any]:
 
 
 def gpt2_config(size: dict[str, int], scan: bool = False) -> c.Config:
-    """The plain GPT-2 of a size: learned positions, LayerNorm, gelu, biases, tied head."""
+    """A run of a plain GPT-2 of this size: learned positions, LayerNorm, gelu, biases, tied head."""
     attention = c.Attention(heads=size["heads"], bias=c.PROJECTIONS)
     mlp = c.Mlp(4 * size["width"], activation="gelu_tanh", bias=True)
     model = c.ModelConfig(
@@ -75,12 +75,13 @@ def gpt2_config(size: dict[str, int], scan: bool = False) -> c.Config:
 
 
 def tokens(size: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Random inputs and targets (B, T)."""
     ids = np.random.default_rng(0).integers(0, size["vocab"], (size["batch"], size["context"] + 1), dtype=np.int32)
     return ids[:, :-1], ids[:, 1:]
 
 
 def ours(config: c.Config, devices: int = 1) -> Arm:
-    """The step that `experiments.train` runs, data parallel over the first `devices`."""
+    """The step of `experiments.train`, data parallel over the first `devices` devices."""
     model, mesh = GPT(config.model), make_mesh(jax.devices()[:devices])
     state = replicate(jax.jit(lambda: init_state(model, config))(), mesh)
     sizes = {"vocab": config.model.vocab_size, "batch": config.train.batch_size, "context": config.model.context_length}
@@ -98,6 +99,8 @@ def ours(config: c.Config, devices: int = 1) -> Arm:
 
 
 class PlainBlock(nn.Module):
+    """A pre-norm block as in a tutorial."""
+
     heads: int
 
     @nn.compact
@@ -113,6 +116,8 @@ class PlainBlock(nn.Module):
 
 
 class PlainGpt(nn.Module):
+    """ids (B, T) → logits (B, T, V)."""
+
     size: Any
 
     @nn.compact
@@ -125,6 +130,7 @@ class PlainGpt(nn.Module):
 
 
 def linen(size: dict[str, int]) -> Arm:
+    """The training step of `PlainGpt`, with clipping and AdamW."""
     model = PlainGpt(nn.FrozenDict(size))
     inputs, targets = tokens(size)
     params = jax.jit(model.init)(jax.random.key(0), inputs)
@@ -150,8 +156,8 @@ def linen(size: dict[str, int]) -> Arm:
 
 
 def pytorch(size: dict[str, int]) -> Arm:
-    """The same sizes in eager PyTorch, with its fused attention and AdamW."""
-    torch = importlib.import_module("torch")  # no dependency of ours: measured against where it is installed
+    """The training step of a model of the same sizes in eager PyTorch, with its fused attention and AdamW."""
+    torch = importlib.import_module("torch")  # an optional dependency
     F = torch.nn.functional
     C, H = size["width"], size["heads"]
 

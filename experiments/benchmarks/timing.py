@@ -1,5 +1,5 @@
-"""Timing that a noisy machine can't fool too easily: arms in alternation within one process, best and median of many
-rounds.
+"""Timing that is robust to noise: arms alternate within one process, and the best and the median of many rounds are
+reported.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ Arm = Callable[[], Any]
 
 
 def alternate(arms: dict[str, Arm], rounds: int, calls: int) -> dict[str, dict[str, float]]:
-    """Seconds per call of each arm: best and median over `rounds` of the mean of `calls` calls, the arms taking turns.
+    """Seconds per call of each arm: best and median over `rounds` rounds of the mean of `calls` calls.
 
-    What an arm returns is waited for. Two calls of each go before, uncounted.
+    Each round times all arms in turn, and waits for the arrays that they return. Two calls of each arm warm up.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for arm in arms.values():
@@ -34,5 +34,5 @@ def alternate(arms: dict[str, Arm], rounds: int, calls: int) -> dict[str, dict[s
 
 
 def summary(seconds: list[float]) -> dict[str, float]:
-    """Best and median."""
+    """The best and the median of `seconds`."""
     return {"best_seconds": min(seconds), "median_seconds": statistics.median(seconds)}

@@ -1,1 +1,1 @@
-"""What happened inside, and what it costs."""
+"""Analysis of models: cost, memory plans, and embeddings."""

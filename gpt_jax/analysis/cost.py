@@ -1,4 +1,7 @@
-"""What a model costs: parameters, floating-point operations, bytes of cache. Analytic, since XLA counts a scan once."""
+"""The cost of a model: parameters, floating-point operations, bytes of cache.
+
+Computed analytically, because XLA's cost analysis counts the body of a scan only once.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from gpt_jax.model.shapes import parameter_shapes
 
 @dataclass(frozen=True)
 class ParameterRow:
-    """Parameters of one name and shape in `layers` layers: `path` has `*` for the layer where they are several."""
+    """Parameters of one path and shape in `layers` layers; `path` has `*` for the layer if there are several."""
 
     path: str
     shape: tuple[int, ...]
@@ -27,12 +30,12 @@ class ParameterRow:
 
     @property
     def count(self) -> int:
-        """Numbers in all the layers together."""
+        """The number of elements in all of its layers."""
         return self.layers * math.prod(self.shape)
 
 
 def parameter_table(params: Any) -> list[ParameterRow]:
-    """The parameters (arrays or shapes), those of like layers in one row; the same for a looped and a scanned stack."""
+    """The parameters (arrays or shapes), with one row for equal layers; the same for a looped and a scanned stack."""
     found: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for keys, leaf in jax.tree.leaves_with_path(params):
         path = path_of(keys)
@@ -43,8 +46,8 @@ def parameter_table(params: Any) -> list[ParameterRow]:
 
 
 def count_parameters(model: config.ModelConfig) -> tuple[int, int]:
-    """(all parameters, those outside of the embedding's tables). The second is the N of scaling laws; an untied head
-    counts.
+    """(number of parameters, number without the embedding tables). The second is the N of scaling laws; it includes an
+    untied head.
     """
     table = parameter_table(parameter_shapes(model))
     rest = [row for row in table if not matches(row.path, ["embedding/**/table"])]
@@ -52,12 +55,12 @@ def count_parameters(model: config.ModelConfig) -> tuple[int, int]:
 
 
 def forward_flops_per_token(model: config.ModelConfig, context: int) -> int:
-    """Floating-point operations (a multiply-add is 2) of the matrix products that one of `context` tokens takes.
+    """Floating-point operations of the forward pass per token, in rows of `context` tokens. A multiply-add counts as 2.
 
-    A query meets the keys that its layer's mask shows, on average over the row: (T+1)/2 of a causal one, about W of a
-    window. Kernels compute some more, and the customary 12·L·C·T of PaLM (arXiv:2204.02311) counts all T. Norms,
-    softmax, activations and short convolutions, a few percent, are left out, as in the customary 6·N (Kaplan et al.
-    2020, arXiv:2001.08361).
+    Only matrix products are counted, as in the customary 6 · N (Kaplan et al. 2020, arXiv:2001.08361); norms, softmax,
+    activations and short convolutions are a few percent. Attention counts the keys that the mask leaves visible,
+    averaged over the row: (T + 1) / 2 for a causal mask, about W for a window. Kernels compute somewhat more, and the
+    customary 12 · L · C · T of PaLM (arXiv:2204.02311) counts all T keys.
     """
     table = parameter_table(parameter_shapes(model))
     products = sum(row.count for row in table if row.path.endswith("/kernel"))
@@ -69,9 +72,8 @@ def forward_flops_per_token(model: config.ModelConfig, context: int) -> int:
 
 
 def training_flops_per_token(model: config.ModelConfig, context: int) -> int:
-    """Forward and backward, each product of the forward pass being two in the backward; remat's repeats left out.
-
-    A kernel that an adapter keeps as it is needs no gradient, so its product is one there.
+    """Floating-point operations of forward and backward pass per token. Each matrix product of the forward pass takes
+    two in the backward pass, or one if its kernel is frozen. Recomputation by remat is not counted.
     """
     forward = forward_flops_per_token(model, context)
     if not config.has_adapter(model):
@@ -85,12 +87,12 @@ def training_flops_per_token(model: config.ModelConfig, context: int) -> int:
 
 
 def kv_bytes_per_token(model: config.ModelConfig, length: int) -> float:
-    """Bytes of cache that decoding a text of `length` tokens holds, by the token; windows hold less of long texts."""
+    """Bytes of cache per token of a text of `length` tokens; with windows, this falls with the length."""
     layers = jax.eval_shape(lambda: init_cache(model, 1, length).layers)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(layers)) / length
 
 
-# bfloat16 (float16 where there is none), dense, as the makers state it, for what JAX calls one device.
+# Dense bfloat16 (or else float16) operations per second of one JAX device, as stated by the vendors.
 PEAKS = {
     r"TPU v2": 22.5e12,
     r"TPU v3": 61.5e12,
@@ -109,5 +111,5 @@ PEAKS = {
 
 
 def peak_flops(device: Any) -> float | None:
-    """The device's peak in operations per second, the denominator of MFU; None where it is not known, as for CPUs."""
+    """Peak operations per second of a device, the denominator of MFU; None if unknown, as for CPUs."""
     return next((peak for kind, peak in PEAKS.items() if re.fullmatch(kind, device.device_kind)), None)

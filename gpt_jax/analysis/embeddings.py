@@ -1,4 +1,4 @@
-"""Nearness of meaning: which vectors of a table point the same way."""
+"""Similarity of embeddings."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from gpt_jax.config.errors import UserError
 
 
 def cosine_similarity(a: Float[Array, "N C"], b: Float[Array, "M C"]) -> Float[Array, "N M"]:
-    """cos of the angle between each vector of `a` and each of `b`: 1 the same direction, 0 unrelated. A zero vector's
-    are 0.
+    """The cosine of the angle between each vector of `a` and each vector of `b`, in float32: 1 for the same direction,
+    0 for orthogonal vectors and for zero vectors.
     """
     return _directions(a) @ _directions(b).T
 
@@ -19,16 +19,14 @@ def cosine_similarity(a: Float[Array, "N C"], b: Float[Array, "M C"]) -> Float[A
 def nearest_neighbours(
     vectors: Float[Array, "N C"], table: Float[Array, "V C"], count: int
 ) -> tuple[Int[Array, "N count"], Float[Array, "N count"]]:
-    """The `count` rows of `table` (such as `params["params"]["embedding"]["table"]`) most similar to each vector, and
-    their cosines, the nearest first.
+    """Indices and cosines of the `count` rows of `table` (such as `params["params"]["embedding"]["table"]`) that are
+    most similar to each vector, in descending order.
 
     Raises:
-      ValueError: `count` is no number of rows that the table has.
+      UserError: `count` is not in [1, V].
     """
     if not 1 <= count <= table.shape[0]:
-        raise UserError(
-            f"{count} neighbours can't be had from a table of {table.shape[0]} rows: choose 1 to all of them"
-        )
+        raise UserError(f"count must lie in [1, {table.shape[0]}], the rows of the table, not {count}")
     cosines, ids = jax.lax.top_k(cosine_similarity(vectors, table), count)
     return ids, cosines
 

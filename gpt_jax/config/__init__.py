@@ -1,12 +1,11 @@
-"""Every knob there is. Frozen dataclasses, the only home of defaults; `conversion` turns them into ConfigDicts and
-back.
+"""All settings, as frozen dataclasses: the only home of defaults. `conversion` turns them into ConfigDicts and back.
 
-`None` means off, or "derived" where the field says from what. A `Variant` field holds one of several small
-dataclasses: choosing a variant is choosing a type, and a type has only its own settings. Invalid combinations
-are refused at construction. Widths and lengths count elements, rates are per step, probabilities lie in [0, 1).
+`None` means off, or "derived" where the field says from what. A `Variant` field holds one of several small dataclasses:
+a variant is chosen by its type, which has only its own settings. Invalid combinations raise ConfigError at
+construction. Widths and lengths count elements, rates are per step, probabilities lie in [0, 1).
 """
 
-# ruff: noqa: F403 — each of these modules is a page of one list, and a new choice is written down once
+# ruff: noqa: F403 — re-exports every public name of these modules, so that a new variant is listed in one place only
 from gpt_jax.config.adapter import *
 from gpt_jax.config.attention import *
 from gpt_jax.config.checks import require as require

@@ -1,4 +1,4 @@
-"""What is added to a trained model's projections so that it alone trains."""
+"""Adapters: parameters added to the projections of a pretrained model, which stay frozen."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from gpt_jax.config.variant import Variant
 
 
 class AdapterConfig(Variant):
-    """Parameters of a layer beside those of the trained model, which stay as they are.
+    """Additional parameters of a layer. All other parameters of the model are frozen.
 
-    `targets` are globs of the projections' paths below the layer, such as `attention/*`, `mlp/down` or `**`.
+    `targets` are globs (`model.paths.matches`) of the adapted projections' paths below the layer, such as
+    `attention/*`, `mlp/down` or `**`.
     """
 
     targets: tuple[str, ...]
@@ -19,8 +20,8 @@ class AdapterConfig(Variant):
 
 @dataclass(frozen=True)
 class Lora(AdapterConfig):
-    """x @ W + (alpha / rank) · dropout(x) @ A @ B with A (C, rank) normal, 1/√C, and B (rank, F) zero at first (Hu et
-    al. 2021, arXiv:2106.09685).
+    """LoRA: x @ W + (alpha / rank) · dropout(x) @ A @ B, where A (C, rank) is initially normal with standard deviation
+    1/√C and B (rank, F) zero (Hu et al. 2021, arXiv:2106.09685).
     """
 
     rank: int = 8
@@ -36,5 +37,5 @@ class Lora(AdapterConfig):
 
     @property
     def scale(self) -> float:
-        """What A @ B is multiplied by."""
+        """The factor on A @ B."""
         return self.alpha / self.rank

@@ -1,4 +1,4 @@
-"""What the classes of this package refuse, and how they say it."""
+"""Checks that several classes of this package share. Each raises ConfigError."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_probability(value: int | float, name: str) -> None:
+    """Raises ConfigError unless 0 ≤ value < 1."""
     require(0 <= value < 1, f"{name} must lie in [0, 1), not {value}")
 
 
 def require_positive(value: int | float | None, name: str) -> None:
-    """None, which is off or derived, is as good."""
+    """Raises ConfigError unless value > 0. None, which means off or derived, is accepted."""
     require(value is None or value > 0, f"{name} must be positive, not {value}")
 
 
 def require_taps(taps: int | None, name: str) -> None:
-    require(taps is None or taps >= 2, f"{name} must have at least 2 taps, not {taps}: this step and one before it")
+    """Raises ConfigError unless a short convolution has at least 2 taps; None, which means off, is accepted."""
+    require(taps is None or taps >= 2, f"{name} must be at least 2 taps, this step and one before it, not {taps}")

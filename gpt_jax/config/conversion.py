@@ -9,6 +9,7 @@ dict whose `type` names the class; where the field allows None, None is written 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import typing
@@ -55,7 +56,7 @@ def from_dict(kind: type[T], values: Any, path: str = "") -> T:
         raise ConfigError(f"{path or kind.__name__} must be a group of settings, not {values!r}")
     if (from_compact := getattr(kind, "from_compact_dict", None)) is not None:
         return from_compact(values, path)
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
         if key not in names and not (key == "type" and issubclass(kind, Variant)):
@@ -212,6 +213,7 @@ def overlay_between(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[s
     return changes
 
 
+@functools.cache
 def _hints(kind: type) -> dict[str, Any]:
     return kind.compact_hints() if hasattr(kind, "compact_hints") else typing.get_type_hints(kind)
 

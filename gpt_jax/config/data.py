@@ -1,4 +1,4 @@
-"""Where sequences come from, and how text becomes ids."""
+"""Data sets and tokenizers."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from gpt_jax.config.variant import Variant
 
 
 class TokenizerConfig(Variant):
-    """Text to ids."""
+    """How text becomes token ids."""
 
 
 @dataclass(frozen=True)
 class Bytes(TokenizerConfig):
-    """UTF-8 bytes 0–255, then `<|endoftext|>`."""
+    """The UTF-8 bytes 0–255, and `<|endoftext|>` as 256."""
 
 
 @dataclass(frozen=True)
 class Characters(TokenizerConfig):
-    """The distinct characters of the whole corpus, held-out part included, sorted by code point, with no special
-    token.
+    """The distinct characters of the whole corpus, including its held-out part, sorted by code point. There is no
+    special token.
     """
 
 
 @dataclass(frozen=True)
 class Bpe(TokenizerConfig):
-    """Byte-level byte-pair encoding trained on the training text, `<|endoftext|>` included in `vocab_size`."""
+    """Byte-level byte-pair encoding, trained on the training text. `vocab_size` includes `<|endoftext|>`."""
 
     vocab_size: int
     split: Literal["gpt2", "gpt4"] = "gpt4"
@@ -35,26 +35,26 @@ class Bpe(TokenizerConfig):
 
 @dataclass(frozen=True)
 class TokenizerFile(TokenizerConfig):
-    """A saved tokenizer: a folder of ours, a Hugging Face `tokenizer.json`, or a tiktoken rank file."""
+    """A saved tokenizer: a folder written by gpt_jax, a Hugging Face `tokenizer.json`, or a tiktoken rank file."""
 
     path: str
 
 
 class DataConfig(Variant):
-    """Where sequences come from. `seed` None derives from the run's seed; it alone decides the order of the data."""
+    """The data set. Only `seed` decides the order of the data; None: the seed of the run."""
 
     seed: int | None
 
 
 @dataclass(frozen=True)
 class Text(DataConfig):
-    """Documents, tokenized once and packed into rows.
+    """Text documents, tokenized once and packed into rows.
 
-    `corpus`: "python" (the standard library's sources), "tiny_shakespeare", or the name of a data set that TFDS has
-    prepared. `path`: a file, folder or glob of text to read in place of the named `corpus`; `separator` divides its
-    files into documents. Several documents are split by a hash of their path, one document at a position;
-    `validation_fraction` of them are held out, unless a prepared data set brings its own validation split.
-    `validation_tokens` caps the validation set to its first so many predicted tokens (None: all).
+    `corpus`: "python" (the sources of the standard library), "tiny_shakespeare", or the name of a data set that TFDS
+    has prepared. `path`: a file, folder or glob of text files that replaces `corpus`; `separator` splits each file into
+    documents. `validation_fraction` of the documents, chosen by a hash of their paths, is held out; a single document
+    is split at a position, and a prepared data set with a validation split of its own keeps it. `validation_tokens`
+    limits the validation set to its first so many predicted tokens (None: all).
     """
 
     corpus: str = "python"
@@ -73,8 +73,8 @@ class Text(DataConfig):
         require_positive(self.validation_tokens, "data.validation_tokens")
         require(
             self.separator is None or (self.path is not None and self.separator != ""),
-            "data.separator divides the files of data.path into documents: give a path, "
-            "and a separator that is not empty",
+            "data.separator splits the files of data.path into documents: set data.path, and a separator that is not "
+            "empty",
         )
 
 
@@ -85,7 +85,7 @@ def _require_task(symbols: int, length: int, validation_rows: int) -> None:
 
 @dataclass(frozen=True)
 class Copy(DataConfig):
-    """Repeat `length` random symbols after a separator."""
+    """Copy a sequence: repeat `length` random symbols after a separator."""
 
     symbols: int = 32
     length: int = 16
@@ -98,8 +98,8 @@ class Copy(DataConfig):
 
 @dataclass(frozen=True)
 class Induction(DataConfig):
-    """A random sequence, its symbols all different, repeated with a period drawn anew for each row: predict what
-    followed last time (Olsson et al. 2022, arXiv:2209.11895).
+    """Induction: each row repeats a random sequence of distinct symbols, with a period drawn for the row; predict the
+    symbol that followed last time (Olsson et al. 2022, arXiv:2209.11895).
     """
 
     symbols: int = 32
@@ -114,18 +114,20 @@ class Induction(DataConfig):
         require(
             0 < self.shortest_period <= self.longest_period < self.length,
             f"data.shortest_period ({self.shortest_period}) ≤ data.longest_period ({self.longest_period}) "
-            f"< data.length ({self.length}) must hold, for a row to show its period once and ask for it",
+            f"< data.length ({self.length}) must hold, so that each row repeats some of its period",
         )
         require(
             self.longest_period <= self.symbols,
-            f"the symbols of a period differ: "
-            f"data.longest_period ({self.longest_period}) may be data.symbols ({self.symbols}) at most",
+            f"data.longest_period ({self.longest_period}) must be at most data.symbols ({self.symbols}), because the "
+            "symbols of a period are distinct",
         )
 
 
 @dataclass(frozen=True)
 class Recall(DataConfig):
-    """Multi-query associative recall: key–value pairs, later queried (Zoology, Arora et al. 2023, arXiv:2312.04927)."""
+    """Multi-query associative recall: key–value pairs, then queries for them (Zoology: Arora et al. 2023,
+    arXiv:2312.04927).
+    """
 
     symbols: int = 64
     pairs: int = 8
@@ -137,18 +139,18 @@ class Recall(DataConfig):
         _require_task(self.symbols, self.length, self.validation_rows)
         require(
             0 < self.pairs <= self.symbols // 2,
-            f"data.pairs must lie between 1 and half of data.symbols ({self.symbols}), "
-            f"whose other half are the values, not {self.pairs}",
+            f"data.pairs must be at least 1 and at most half of data.symbols ({self.symbols}), because one half of the "
+            f"symbols are keys and the other values, not {self.pairs}",
         )
         require(
             4 * self.pairs <= self.length,
-            f"{self.pairs} pairs and their queries need a data.length of {4 * self.pairs} at least, not {self.length}",
+            f"data.length must be at least {4 * self.pairs} for {self.pairs} pairs and queries, not {self.length}",
         )
 
 
 @dataclass(frozen=True)
 class Sort(DataConfig):
-    """Sort `length` letters of an alphabet of `symbols`, as the LLM Visualization page's model does."""
+    """Sort `length` letters of an alphabet of `symbols`, the task of the LLM Visualization page (Bycroft 2023)."""
 
     symbols: int = 3
     length: int = 6

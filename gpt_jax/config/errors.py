@@ -1,4 +1,4 @@
-"""Mistakes that a user can put right, and the sentences that say how."""
+"""Errors that a user can correct. Commands print their message without a traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake of the user's. The message is one sentence that says what is wrong and what to do."""
+    """A mistake of the user. Its message is "what is wrong: what to do", lower-case and without a final period."""
 
 
 class ConfigError(UserError):
@@ -15,15 +15,15 @@ class ConfigError(UserError):
 
 
 class MissingFile(UserError, FileNotFoundError):
-    """A file or a folder that the user named and that is not there."""
+    """A file or folder that the user named does not exist."""
 
 
 class Unreachable(UserError, ConnectionError):
-    """A download that this machine cannot make."""
+    """A download failed because its server cannot be reached."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean "x"?` for the nearest of `names`, or the list of them all."""
+    """A hint to append to a message: `; did you mean "x"?` with the `names` closest to `name`, or all of `names`."""
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=1)
     return f'; did you mean "{close[0]}"?' if close else f"; there are: {', '.join(known)}"

@@ -1,8 +1,9 @@
-"""A decoder: blocks, embedding, head, and the compact form that a stack is written in."""
+"""The decoder: blocks, embedding, head, and the compact form in which a stack of blocks is written."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from gpt_jax.config.adapter import AdapterConfig
 from gpt_jax.config.attention import AttentionConfig
 from gpt_jax.config.checks import require, require_positive, require_probability, require_taps
 from gpt_jax.config.conversion import convert, from_dict, join, overlay, overlay_between, to_dict
-from gpt_jax.config.errors import UserError, nearest
+from gpt_jax.config.errors import ConfigError, UserError, nearest
 from gpt_jax.config.norm import NormConfig, RmsNorm
 from gpt_jax.config.position import AbsolutePositionConfig, DynamicNtk, Learned, LongRope, Rope, Sinusoidal
 from gpt_jax.config.score import Prefix
@@ -24,12 +25,12 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "xielu"]
 
 
 class MlpConfig(Variant):
-    """The sublayer that works on each position by itself."""
+    """The sublayer that is applied to each position independently."""
 
 
 @dataclass(frozen=True)
 class Mlp(MlpConfig):
-    """down(activation(up(x))) through F = `width` hidden units."""
+    """down(activation(up(x))) with F = `width` hidden units."""
 
     width: int
     activation: Activation = "gelu_tanh"
@@ -53,12 +54,13 @@ class GatedMlp(MlpConfig):
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """One layer. `mlp=None` is an attention-only layer. `dropout` is on what each sublayer adds to the residual stream.
+    """One layer: attention (or another mixer) and an MLP. `mlp` None: attention only.
 
-    Residual arrangements: "pre" x + f(norm(x)), "post" norm(x + f(x)), "sandwich" x + norm(f(norm(x))), "output"
-    x + norm(f(x)), "parallel" x + attention(norm(x)) + mlp(norm(x)) with one norm, "parallel_norms" with two.
-    `residual_scale` multiplies what a sublayer adds (Granite). `convolution` is the taps of a short causal convolution
-    on the input of each sublayer, after its norm. Where a layer has an `adapter`, adapters alone train.
+    `residual` arranges each sublayer f: "pre" x + f(norm(x)), "post" norm(x + f(x)), "sandwich" x + norm(f(norm(x))),
+    "output" x + norm(f(x)), "parallel" x + attention(norm(x)) + mlp(norm(x)) with one norm, "parallel_norms" with two.
+    `dropout` and `residual_scale` (a factor, Granite) apply to what each sublayer adds to the residual stream.
+    `convolution` is the number of taps of a short causal convolution on the normalized input of each sublayer. If any
+    layer has an `adapter`, only adapters are trained.
     """
 
     attention: AttentionConfig
@@ -81,8 +83,8 @@ class BlockConfig:
 
 @dataclass(frozen=True)
 class Embedding:
-    """Tokens to vectors. `scale` multiplies the token's vector (Gemma: √C), `norm` follows the sum of token and
-    position.
+    """Token ids to vectors. `scale` multiplies the token vectors (Gemma: √C); `norm` is applied to the sum of token and
+    position vectors.
     """
 
     position: AbsolutePositionConfig | None = None
@@ -96,8 +98,8 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Head:
-    """Vectors to logits. `tied` uses the token embedding's table; `scale` multiplies the logits (Cohere, Granite), then
-    `softcap` c gives c·tanh(logits / c).
+    """Hidden vectors to logits. `tied` shares the token embedding's table; `scale` multiplies the logits (Cohere,
+    Granite); then `softcap` c bounds them to c · tanh(logits / c).
     """
 
     tied: bool = True
@@ -111,11 +113,11 @@ class Head:
 
 @dataclass(frozen=True)
 class Init:
-    """Initial values: normal with these standard deviations; `kernel_std` None is 1/√(fan in).
+    """Initialization: normal with these standard deviations. `kernel_std` None means 1/√(fan-in).
 
-    `output` says what becomes of the kernels that write to the residual stream: "depth" divides them by √(2L) (GPT-2),
-    "zero" starts every block as the identity, "same" treats them like the others. `head_std` is an
-    untied head's; 0.0 starts with uniform predictions.
+    `output` treats the kernels that write to the residual stream: "depth" divides them by √(2L) (GPT-2), "zero" sets
+    them to 0, so that each block starts as the identity, "same" leaves them like all others. `head_std` is for an
+    untied head; with 0.0 the initial predictions are uniform.
     """
 
     embedding_std: float = 0.02
@@ -131,13 +133,13 @@ class Init:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder: V tokens in, blocks over width C, V logits out.
+    """A decoder: token ids (B, T) → logits (B, T, V), through L blocks of width C.
 
-    `vocab_size` None is filled from the tokenizer by a training run. `context_length` sizes training rows and caches.
-    `dtype` is what the arithmetic runs in, `param_dtype` what parameters are stored in. `scan` and `remat` choose how
-    the blocks are executed and change no number: one compiled block instead of L, and what the backward pass
-    recomputes. `kernel` chooses how softmax attention is computed over whole rows (None: by platform and length, see
-    `model/attend.py`), and changes numbers by rounding only.
+    `vocab_size` None is set from the tokenizer by a training run. `context_length` is the length of training rows and
+    limits the length of generated text. `dtype` is the type of the arithmetic, `param_dtype` that of stored parameters.
+    `scan` compiles one group of layers instead of L layers, and `remat` selects what the backward pass recomputes;
+    neither changes a result. `kernel` selects the implementation of softmax attention over whole rows (None: by
+    platform and length, see `model/attend.py`); results differ by rounding only.
     """
 
     vocab_size: int | None
@@ -164,39 +166,39 @@ class ModelConfig:
         check_shared(self.attentions, self.width)
         require(
             not isinstance(self.embedding.position, Sinusoidal) or self.width % 2 == 0,
-            f"a sinusoidal code needs an even model.width, not {self.width}",
+            f"embedding.position Sinusoidal needs an even model.width, not {self.width}",
         )
         code = self.embedding.position
         require(
             not (isinstance(code, Sinusoidal) and code.endpoint) or self.width > 2,
-            "embedding.position.endpoint is about the last of several pairs, and model.width 2 holds one: unset it",
+            "embedding.position.endpoint needs at least two pairs, and a model.width of 2 has one: unset it",
         )
         positions = learned_positions(self)
         require(
             positions is None or positions >= self.context_length,
-            f"model.embedding.position.length ({positions}) is less than model.context_length ({self.context_length}),"
-            " so no row would fit: make it at least as long",
+            f"model.embedding.position.length ({positions}) must be at least model.context_length"
+            f" ({self.context_length})",
         )
 
     @property
     def layers(self) -> int:
-        """L."""
+        """L, the number of blocks."""
         return len(self.blocks)
 
     @property
     def attentions(self) -> list[AttentionConfig]:
-        """Each layer's."""
+        """The attention of each layer."""
         return [block.attention for block in self.blocks]
 
-    # A stack is written compactly: the settings of a block stand in the model's own group and hold for every layer;
-    # `letters` holds what a letter of `pattern` has otherwise. The pattern repeats until there are `layers`.
+    # The compact form of a stack: the settings of the first kind of block stand in the group of the model and apply to
+    # every layer; `letters` overrides them for single letters of `pattern`, which is repeated up to `layers` letters.
 
     def to_compact_dict(self) -> dict[str, Any]:
-        """The nested form with `layers`, `pattern`, the first block's settings, and what other letters change in
-        `letters`.
+        """Nested dicts with `layers`, `pattern`, the settings of the first block, and in `letters` the settings in
+        which the other blocks differ from it.
         """
         kinds = list(dict.fromkeys(self.blocks))
-        require(len(kinds) <= 26, f"a stack may have 26 kinds of block at most, and this one has {len(kinds)}")
+        require(len(kinds) <= 26, f"a stack must have at most 26 different blocks, not {len(kinds)}")
         spelled = "".join(chr(ord("A") + kinds.index(block)) for block in self.blocks)
         period = next(p for p in range(1, len(spelled) + 1) if (spelled[:p] * len(spelled))[: len(spelled)] == spelled)
         base = to_dict(kinds[0])
@@ -211,10 +213,14 @@ class ModelConfig:
 
     @classmethod
     def from_compact_dict(cls, values: Mapping[str, Any], path: str) -> ModelConfig:
-        """Inverse of `to_compact_dict`."""
+        """Inverse of `to_compact_dict`; `path` is the prefix of the settings' names in messages.
+
+        Raises:
+          ConfigError: an unknown or a missing setting, a wrong type, or an invalid combination.
+        """
         hints = cls.compact_hints()
-        for key in values:
-            require(key in hints, f'unknown setting "{join(path, key)}"{nearest(key, hints)}')
+        for key in [key for key in values if key not in hints]:
+            raise ConfigError(f'unknown setting "{join(path, key)}"{nearest(key, hints)}')
         for key in ("layers", "pattern", "vocab_size", "context_length", "width"):
             require(key in values, f'{path or "ModelConfig"} needs the setting "{join(path, key)}"')
         at = {key: join(path, key) for key in hints}
@@ -240,41 +246,45 @@ class ModelConfig:
         return cls(blocks=tuple(blocks[spelled[i % len(spelled)]] for i in range(layers)), **rest)
 
     @classmethod
+    @functools.cache
     def compact_hints(cls) -> dict[str, Any]:
-        """Types of the compact form's settings."""
+        """Setting → type, in the compact form."""
         own = {key: hint for key, hint in typing.get_type_hints(cls).items() if key != "blocks"}
         return {"layers": int, "pattern": str, "letters": dict} | typing.get_type_hints(BlockConfig) | own
 
 
 def has_adapter(model: ModelConfig) -> bool:
-    """Whether some layer has one, so that adapters alone train."""
+    """Whether some layer has an adapter, in which case only adapters are trained."""
     return any(block.adapter is not None for block in model.blocks)
 
 
 def has_prefix(model: ModelConfig) -> bool:
-    """Whether some layer lets the tokens of a prefix see one another."""
+    """Whether some layer has the mask Prefix."""
     return any(getattr(block.attention, "mask", None) == Prefix() for block in model.blocks)
 
 
 def depends_on_length(model: ModelConfig) -> bool:
-    """Whether some layer's rotation goes by the declared length of a row, so that room left over changes numbers."""
+    """Whether some layer's RoPE depends on the declared length of a row, so that the capacity of a cache changes
+    results.
+    """
     positions = [getattr(block.attention, "position", None) for block in model.blocks]
     return any(isinstance(p, Rope) and isinstance(p.scaling, DynamicNtk | LongRope) for p in positions)
 
 
 def pattern(letters: str, **blocks: BlockConfig) -> tuple[BlockConfig, ...]:
-    """Spells a stack of layers: `pattern("LLG" * 4, L=local, G=global_)`.
+    """A stack of layers, spelled with one letter per block: `pattern("LLG" * 4, L=local, G=global_)`.
 
     Raises:
       ConfigError: a letter that no keyword defines.
     """
     for letter in letters:
-        require(letter in blocks, f'pattern "{letters}" uses "{letter}", which is not defined{nearest(letter, blocks)}')
+        if letter not in blocks:
+            raise ConfigError(f'pattern "{letters}" uses "{letter}", which is not defined{nearest(letter, blocks)}')
     return tuple(blocks[letter] for letter in letters)
 
 
 def learned_positions(model: ModelConfig) -> int | None:
-    """Rows of a learned table of positions: the one hard limit on an input's length; None where there is no such
+    """The number of positions in the learned table, a hard limit on the length of the input; None if there is no such
     table.
     """
     if not isinstance(model.embedding.position, Learned):
@@ -283,10 +293,10 @@ def learned_positions(model: ModelConfig) -> int | None:
 
 
 def check_length(model: ModelConfig, length: int) -> None:
-    """Raises ValueError where `length` tokens exceed a learned table of positions."""
+    """Raises UserError if `length` tokens exceed the learned table of positions."""
     limit = learned_positions(model)
     if limit is not None and length > limit:
         raise UserError(
-            f"{length} tokens don't fit the learned table of {limit} positions: "
+            f"{length} tokens do not fit the learned table of {limit} positions: "
             "shorten the input or use another position scheme"
         )

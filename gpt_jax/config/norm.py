@@ -1,4 +1,4 @@
-"""Normalization."""
+"""Normalization layers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from gpt_jax.config.variant import Variant
 
 
 class NormConfig(Variant):
-    """Normalization of each position's vector."""
+    """Normalization over the last axis of each position's vector."""
 
 
 @dataclass(frozen=True)
 class LayerNorm(NormConfig):
-    """Mean 0, variance 1, then an affine map (Ba et al. 2016, arXiv:1607.06450).
+    """Subtracts the mean, divides by the standard deviation, then applies `scale` and `bias` (Ba et al. 2016,
+    arXiv:1607.06450).
 
-    `unit_offset` stores the scale less 1, so that weight decay draws it to 1 (Nemotron).
+    `unit_offset` stores scale − 1, so that weight decay pulls the scale towards 1 (Nemotron).
     """
 
     eps: float = 1e-5
@@ -31,9 +32,9 @@ class LayerNorm(NormConfig):
 
 @dataclass(frozen=True)
 class RmsNorm(NormConfig):
-    """Root mean square 1, then a scale (Zhang & Sennrich 2019, arXiv:1910.07467).
+    """Divides by the root mean square, then applies `scale` (Zhang & Sennrich 2019, arXiv:1910.07467).
 
-    `unit_offset` stores the scale less 1, so that weight decay draws it to 1 (Gemma).
+    `unit_offset` stores scale − 1, so that weight decay pulls the scale towards 1 (Gemma).
     """
 
     eps: float = 1e-6
@@ -46,4 +47,7 @@ class RmsNorm(NormConfig):
 
 
 def _require_scale(norm: LayerNorm | RmsNorm) -> None:
-    require(norm.scale or not norm.unit_offset, "norm.unit_offset is about the scale: set norm.scale, or unset it")
+    require(
+        norm.scale or not norm.unit_offset,
+        "norm.unit_offset changes how the scale is stored: set norm.scale, or unset norm.unit_offset",
+    )

@@ -1,4 +1,4 @@
-"""How the model knows where a token stands."""
+"""Position schemes: within attention (RoPE, ALiBi, T5) and added to the embedding."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from gpt_jax.config.variant import Variant
 
 
 class RopeScaling(Variant):
-    """How RoPE's frequencies are slowed down for rows longer than the model was trained at, `original_length`.
+    """How RoPE's frequencies are lowered for rows longer than `original_length`, the length of pretraining.
 
-    Where that depends on how long a row is, it is the declared length: the cache's capacity when decoding, the input's
-    in a plain forward pass.
+    Scalings that depend on the length of a row use its declared length: the capacity of the cache when decoding, the
+    length of the input otherwise.
     """
 
 
 @dataclass(frozen=True)
 class LinearScaling(RopeScaling):
-    """Position p turns like p / `factor` (position interpolation: Chen et al. 2023, arXiv:2306.15595)."""
+    """Position interpolation: position p is rotated like p / `factor` (Chen et al. 2023, arXiv:2306.15595)."""
 
     factor: float
 
@@ -29,8 +29,8 @@ class LinearScaling(RopeScaling):
 
 @dataclass(frozen=True)
 class DynamicNtk(RopeScaling):
-    """A larger theta, the longer a row is beyond `original_length` (NTK-aware scaling: section 3 of Peng et al. 2023,
-    arXiv:2309.00071).
+    """Dynamic NTK-aware scaling: theta grows with the length of the row beyond `original_length` (section 3 of Peng et
+    al. 2023, arXiv:2309.00071).
     """
 
     factor: float
@@ -42,12 +42,12 @@ class DynamicNtk(RopeScaling):
 
 @dataclass(frozen=True)
 class Yarn(RopeScaling):
-    """Leaves the pairs that turn more than `beta_fast` times in `original_length`, divides the frequencies of those
-    that turn less than `beta_slow` times by `factor`, and goes from one to the other in a line (Peng et al. 2023,
-    arXiv:2309.00071); `truncate` starts and ends that line at whole pairs.
+    """YaRN: keeps the frequencies of pairs that make more than `beta_fast` turns in `original_length`, divides those of
+    pairs that make fewer than `beta_slow` turns by `factor`, and interpolates linearly between them (Peng et al. 2023,
+    arXiv:2309.00071). `truncate` rounds the ends of that ramp to whole pairs.
 
-    `attention_factor` is on queries and keys alike. None: 1 + 0.1 ln `factor`, or with both of DeepSeek's `mscale` and
-    `mscale_all_dim` (1 + 0.1 mscale ln factor) / (1 + 0.1 mscale_all_dim ln factor).
+    `attention_factor` multiplies rotated queries and rotated keys. None: 1 + 0.1 ln `factor`, or, with DeepSeek's
+    `mscale` and `mscale_all_dim`, (1 + 0.1 mscale ln factor) / (1 + 0.1 mscale_all_dim ln factor).
     """
 
     factor: float
@@ -73,14 +73,14 @@ class Yarn(RopeScaling):
         )
         require(
             self.attention_factor is None or self.mscale is None,
-            "Yarn.attention_factor stands for what Yarn.mscale and Yarn.mscale_all_dim give: set it or them",
+            "Yarn.mscale and Yarn.mscale_all_dim determine the attention factor: set them or Yarn.attention_factor",
         )
 
 
 @dataclass(frozen=True)
 class Llama3Scaling(RopeScaling):
-    """Leaves the pairs that turn more than `high` times in `original_length`, divides the frequencies of those that
-    turn less than `low` times by `factor`, and goes smoothly from one to the other (Llama 3: Grattafiori et al. 2024,
+    """Llama 3: keeps the frequencies of pairs that make more than `high` turns in `original_length`, divides those of
+    pairs that make fewer than `low` turns by `factor`, and interpolates between them (Grattafiori et al. 2024,
     arXiv:2407.21783).
     """
 
@@ -99,11 +99,11 @@ class Llama3Scaling(RopeScaling):
 
 @dataclass(frozen=True)
 class LongRope(RopeScaling):
-    """Divides each pair's frequency by its own number: of `short` in rows up to `original_length`, of `long` in longer
-    ones (Ding et al. 2024, arXiv:2402.13753).
+    """LongRoPE: divides the frequency of each pair by a number of its own, from `short` in rows of up to
+    `original_length`, from `long` in longer rows (Ding et al. 2024, arXiv:2402.13753).
 
-    `attention_factor` is on queries and keys alike; or give `factor`, how many times longer than `original_length` rows
-    are meant to be, for √(1 + ln factor / ln original_length).
+    `attention_factor` multiplies rotated queries and rotated keys. Alternatively, `factor`, the intended length of rows
+    over `original_length`, sets it to √(1 + ln factor / ln original_length).
     """
 
     short: tuple[float, ...]
@@ -119,30 +119,31 @@ class LongRope(RopeScaling):
         require_positive(self.attention_factor, "LongRope.attention_factor")
         require(
             (self.factor is None) != (self.attention_factor is None),
-            "LongRope.attention_factor stands for what LongRope.factor gives: set one of the two",
+            "LongRope.factor determines the attention factor: set it or LongRope.attention_factor, not both",
         )
         require(
             len(self.short) == len(self.long),
-            f"LongRope.short has {len(self.short)} numbers and LongRope.long {len(self.long)}: give one a rotated pair",
+            "LongRope.short and LongRope.long must have a number for each rotated pair, not "
+            f"{len(self.short)} and {len(self.long)}",
         )
-        require(min(self.short + self.long, default=0.0) > 0, "LongRope.short and LongRope.long hold positive numbers")
+        require(min(self.short + self.long, default=0.0) > 0, "LongRope.short and LongRope.long must be positive")
 
 
 def _require_stretch(scaling: RopeScaling, factor: float, original_length: int | None = None) -> None:
     name = type(scaling).__name__
-    require(factor >= 1, f"{name}.factor must be at least 1, not {factor}: it makes rows longer")
+    require(factor >= 1, f"{name}.factor must be at least 1, not {factor}, because it extends rows")
     require_positive(original_length, f"{name}.original_length")
 
 
 class PositionConfig(Variant):
-    """How attention knows the distance between a query and a key."""
+    """How attention depends on the positions of query and key."""
 
 
 @dataclass(frozen=True)
 class Rope(PositionConfig):
-    """Rotary embedding (Su et al. 2021, arXiv:2104.09864) of the first `fraction` of each head's width.
+    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864) of the first `fraction` of each head's width.
 
-    `interleaved` rotates neighbouring pairs (GPT-J) instead of the two halves (Llama).
+    `interleaved` pairs neighbouring elements (GPT-J) instead of elements of the two halves (Llama).
     """
 
     theta: float = 10_000.0
@@ -155,32 +156,31 @@ class Rope(PositionConfig):
         require_positive(self.theta, "Rope.theta")
         require(
             self.theta > 1 or not isinstance(self.scaling, Yarn),
-            f"Yarn finds pairs by how fast they turn, and with Rope.theta {self.theta} none is slower than the first:"
-            " give a theta over 1",
+            f"Rope.theta must be over 1 with Yarn, which needs pairs of different frequencies, not {self.theta}",
         )
 
     def check(self, head_width: int) -> None:
-        """Refuses what can't be in heads of this width."""
+        """Raises ConfigError if heads of this width cannot be rotated in this way."""
         pairs = rope_width(self, head_width) // 2
         require(pairs > 0, f"Rope rotates pairs, and a fraction {self.fraction} of head width {head_width} holds none")
         if isinstance(self.scaling, DynamicNtk):
-            require(pairs > 1, "DynamicNtk leaves the fastest pair alone, and there is no other: rotate a wider part")
+            require(pairs > 1, "DynamicNtk changes all pairs but the first, and there is no other: raise Rope.fraction")
         if isinstance(self.scaling, LongRope):
             given = len(self.scaling.short)
             require(
                 given == pairs,
-                f"LongRope.short and LongRope.long need a number for each pair that is rotated, {pairs} with head width"
+                f"LongRope.short and LongRope.long need a number for each rotated pair, {pairs} with head width"
                 f" {head_width}, not {given}",
             )
 
 
 @dataclass(frozen=True)
 class Alibi(PositionConfig):
-    """A penalty proportional to the distance, one slope a head (Press et al. 2021, arXiv:2108.12409).
+    """ALiBi: a penalty proportional to the distance, with one slope per head (Press et al. 2021, arXiv:2108.12409).
 
-    With a power of two as H, head h of 1 … H has the slope `scale` · 2^(−`bias_max` · h / H). BLOOM and MPT are the
-    defaults; Falcon divides the bias, too, by √D: `scale` = D^−½. `rounded`: slopes, positions and their
-    products, whose differences are the penalties, are each rounded to bfloat16 (Falcon again).
+    If H is a power of two, head h of 1 … H has the slope `scale` · 2^(−`bias_max` · h / H). The defaults are those of
+    BLOOM and MPT. Falcon also divides the bias by √D (`scale` = D^−½), and rounds slopes, positions and their products,
+    whose differences are the penalties, to bfloat16 (`rounded`).
     """
 
     bias_max: float = 8.0
@@ -194,8 +194,9 @@ class Alibi(PositionConfig):
 
 @dataclass(frozen=True)
 class T5Bias(PositionConfig):
-    """A learned bias for each head and each of some ranges of distance, `buckets` in all: half of them hold one
-    distance each, the others ever more, `max_distance` and beyond in the last (Raffel et al. 2020, arXiv:1910.10683).
+    """T5: a learned bias for each head and each of `buckets` ranges of distance. Half of the buckets hold one distance
+    each; the others grow logarithmically, and the last holds `max_distance` and beyond (Raffel et al. 2020,
+    arXiv:1910.10683).
     """
 
     buckets: int = 32
@@ -205,19 +206,19 @@ class T5Bias(PositionConfig):
         require(self.buckets > 1, f"T5Bias.buckets must be at least 2, not {self.buckets}")
         require(
             self.max_distance > self.buckets // 2,
-            f"T5Bias.max_distance ({self.max_distance}) must be over half of T5Bias.buckets ({self.buckets}),"
-            " which hold one distance each",
+            f"T5Bias.max_distance ({self.max_distance}) must be greater than half of T5Bias.buckets ({self.buckets}),"
+            " because half of the buckets hold one distance each",
         )
 
 
 class AbsolutePositionConfig(Variant):
-    """A code of each position that is added to its token's embedding."""
+    """A position code that is added to the token embedding."""
 
 
 @dataclass(frozen=True)
 class Learned(AbsolutePositionConfig):
-    """A table for `length` positions (None: context_length), the one position scheme that is a hard limit on the
-    input's length. `offset` is the row of position 0; those before it are read by nobody (OPT: 2).
+    """A learned table of `length` positions (None: context_length), which is a hard limit on the length of the input.
+    `offset` is the row of position 0; earlier rows are unused (OPT: 2).
     """
 
     length: int | None = None
@@ -230,11 +231,11 @@ class Learned(AbsolutePositionConfig):
 
 @dataclass(frozen=True)
 class Sinusoidal(AbsolutePositionConfig):
-    """Fixed sines and cosines of pairs that turn ever slower, from 1 radian a position almost to 1/`theta` (Vaswani et
-    al. 2017, arXiv:1706.03762).
+    """Fixed sines and cosines whose frequencies fall geometrically from 1 radian per position to nearly 1/`theta`
+    (Vaswani et al. 2017, arXiv:1706.03762).
 
-    `endpoint`: the last pair turns by just 1/`theta` (as in tensor2tensor and XGLM). `offset` is the number that
-    position 0 has (XGLM: 2).
+    `endpoint` makes the last frequency exactly 1/`theta` (tensor2tensor, XGLM). `offset` is added to positions (XGLM:
+    2).
     """
 
     theta: float = 10_000.0
@@ -247,5 +248,5 @@ class Sinusoidal(AbsolutePositionConfig):
 
 
 def rope_width(rope: Rope, head_width: int) -> int:
-    """The number of elements of a head that are rotated, an even number."""
+    """The (even) number of elements of a head that are rotated."""
     return 2 * math.floor(rope.fraction * head_width / 2)

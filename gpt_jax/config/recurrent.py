@@ -1,4 +1,4 @@
-"""Mixers whose memory has one size however long the row is: no softmax, a state in place of keys and values."""
+"""Recurrent mixers: instead of a cache that grows with the row, a state of constant size, and no softmax."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from gpt_jax.config.norm import NormConfig, RmsNorm
 from gpt_jax.config.position import PositionConfig, Rope
 from gpt_jax.config.values import Projection
 
-# What is left of a head's state at the next token. "fixed": 1 − 2^(−5−h) in head h (RetNet: Sun et al. 2023,
-# arXiv:2307.08621). "gated": exp(−a · softplus(w·x + b)), as the token x decides (Mamba-2: Dao & Gu 2024,
+# The factor by which a head's state decays at each token. "fixed": 1 − 2^(−5−h) in head h (RetNet: Sun et al. 2023,
+# arXiv:2307.08621). "gated": exp(−a · softplus(w·x + b)), a function of the token x (Mamba-2: Dao & Gu 2024,
 # arXiv:2405.21060).
 Decay = Literal["fixed", "gated"]
 
 
 class _State(Heads):
-    """What the kinds have in common: H heads, each with a state of D × E numbers."""
+    """Base of the mixers with H heads, each of which has a state (D, E)."""
 
     value_width: int | None
     bias: tuple[Projection, ...]
@@ -29,7 +29,7 @@ class _State(Heads):
         return self.resolved_head_width(width) if self.value_width is None else self.value_width
 
     def check_fields(self) -> None:
-        """Refuses what no kind can have."""
+        """Raises ConfigError for values that are invalid in every subclass."""
         for name in ("heads", "head_width", "value_width"):
             require_positive(getattr(self, name), f"attention.{name}")
         require_taps(self.convolution, "attention.convolution")
@@ -38,16 +38,15 @@ class _State(Heads):
 
 @dataclass(frozen=True)
 class LinearAttention(_State, AttentionConfig):
-    """Linear attention: Σ f(q)·f(k) v over the tokens so far, from a state Σ f(k) vᵀ (Katharopoulos et al. 2020,
-    arXiv:2006.16236).
+    """Linear attention: Σ (f(q) · f(k)) v over all tokens so far, computed from a state Σ f(k) vᵀ (Katharopoulos et al.
+    2020, arXiv:2006.16236).
 
-    `head_width` None: C / H. `value_width` None: `head_width`. `feature_map` f: "elu" is elu + 1; None leaves queries
-    and keys as they are. `normalize` divides by Σ f(q)·f(k), which RoPE leaves unrotated (RoFormer: Su et al. 2021,
-    arXiv:2104.09864); without it scores are divided by √D. `decay`: what is left of the state at the next token,
-    "fixed" for each head (RetNet) or "gated" by the token (as in Mamba-2); None: all of it. `bias` names the
-    projections that have one. `convolution` is the taps of a short causal convolution on query, key and value.
-    `output_norm` is on each head's output (RetNet, Lightning Attention); then `gate`, a function of the input,
-    multiplies it.
+    `head_width` D; None: C / H. `value_width` E; None: D. `feature_map` f: "elu" is elu + 1; None is the identity.
+    `normalize` divides by Σ f(q) · f(k), without rotation if there is RoPE (RoFormer: Su et al. 2021,
+    arXiv:2104.09864); otherwise scores are divided by √D. `decay` of the state is "fixed" per head (RetNet) or "gated"
+    by the token (as in Mamba-2); None: no decay. `bias` names the projections that have one. `convolution` is the
+    number of taps of a short causal convolution on query, key and value. `output_norm` normalizes each head's output
+    (RetNet, Lightning Attention), which is then multiplied by `gate`, an activation of a projection of the input.
     """
 
     heads: int
@@ -75,7 +74,7 @@ class LinearAttention(_State, AttentionConfig):
         )
 
     def check(self, width: int) -> None:
-        """Refuses what can't be in a model of width C."""
+        """Raises ConfigError if a model of width C cannot have this mixer."""
         head_width = self.resolved_head_width(width)
         if isinstance(self.position, Rope):
             self.position.check(head_width)
@@ -83,15 +82,16 @@ class LinearAttention(_State, AttentionConfig):
 
 @dataclass(frozen=True)
 class Delta(_State, AttentionConfig):
-    """Gated DeltaNet: a state that forgets at large by α and, by β, what it had stored under the same key (Yang, Kautz
-    and Hatamizadeh 2024, arXiv:2412.06464); with `decay` None DeltaNet (Yang et al. 2024, arXiv:2406.06484).
+    """Gated DeltaNet: the whole state decays by α, and the value stored under the current key is overwritten to the
+    degree β (Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464). With `decay` None, DeltaNet (Yang et al. 2024,
+    arXiv:2406.06484).
 
-    `key_heads` None: H; else H / `key_heads` neighbouring heads share a query and a key (Qwen3-Next). `head_width`
-    None: C / H. `value_width` None: `head_width`. `decay`: what is left of the state at the next token, "gated" by it
-    or "fixed" for each head (RetNet). `negative` takes β from (0, 2) instead of (0, 1), so that the state can also
-    change its sign (Grazzi et al. 2024, arXiv:2411.12537). `convolution` is the taps of a short causal convolution on
-    query, key and value. `output_norm` is on each head's output; then `gate`, a function of the input, multiplies it.
-    `bias` names the projections that have one.
+    `key_heads` None: H; otherwise H / `key_heads` neighbouring heads share a query and a key (Qwen3-Next). `head_width`
+    D; None: C / H. `value_width` E; None: D. `decay` α is "gated" by the token or "fixed" per head (RetNet). `negative`
+    takes β from (0, 2) instead of (0, 1), which allows negative eigenvalues of the state's transition (Grazzi et al.
+    2024, arXiv:2411.12537). `convolution` is the number of taps of a short causal convolution on query, key and value.
+    `output_norm` normalizes each head's output, which is then multiplied by `gate`, an activation of a projection of
+    the input. `bias` names the projections that have one.
     """
 
     heads: int
@@ -109,23 +109,23 @@ class Delta(_State, AttentionConfig):
         self.check_fields()
         require(
             self.resolved_key_heads > 0 and self.heads % self.resolved_key_heads == 0,
-            f"attention.key_heads must divide attention.heads ({self.heads}), and {self.key_heads} does not",
+            f"attention.key_heads must divide attention.heads ({self.heads}), which {self.key_heads} does not",
         )
 
     @property
     def resolved_key_heads(self) -> int:
-        """How many queries and keys a token has."""
+        """The number of query heads and of key heads, K."""
         return self.heads if self.key_heads is None else self.key_heads
 
     def check(self, width: int) -> None:
-        """Refuses what can't be in a model of width C."""
+        """Raises ConfigError if a model of width C cannot have this mixer."""
         self.resolved_head_width(width)
 
 
 @dataclass(frozen=True)
 class Average(AttentionConfig):
-    """The mean of all values so far, of E = `value_width` elements: what is left of attention without queries and keys
-    (Zhang et al. 2018, arXiv:1805.00631).
+    """The mean of the values of all tokens so far, of E = `value_width` elements: attention with uniform weights (Zhang
+    et al. 2018, arXiv:1805.00631).
     """
 
     value_width: int

@@ -1,4 +1,4 @@
-"""A whole run."""
+"""The configuration of a run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from gpt_jax.config.training import Checkpoint, Constant, Evaluation, OptimizerC
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run. `seed` drives everything random. `wandb` names a Weights & Biases project (None: off); `prompt`
-    starts the final sample. `init_from` is the folder of the run whose parameters this one begins with (None: they are
-    drawn).
+    """The configuration of a run.
+
+    `seed` determines everything random. `prompt` is the beginning of the sample printed after training. `wandb` names a
+    Weights & Biases project (None: off). `init_from` is the folder of a run whose parameters are the initial ones of
+    this run (None: initial parameters are random).
     """
 
     model: ModelConfig
@@ -32,15 +34,15 @@ class Config:
     def __post_init__(self) -> None:
         require(
             not (has_prefix(self.model) and isinstance(self.data, Text)),
-            "a mask of type Prefix needs rows that begin with a prompt, and those of Text have none: use a task such as"
-            " Copy or Sort, or the mask Causal",
+            "the mask Prefix needs rows that begin with a prompt, which rows of Text do not: use a task such as Copy or"
+            " Sort, or the mask Causal",
         )
         require(
             self.init_from is not None or not has_adapter(self.model),
-            "model.adapter adapts a trained model: give init_from, the folder of its run, or train without an adapter",
+            "model.adapter adapts a trained model: set init_from to the folder of its run, or train without an adapter",
         )
 
     @property
     def data_seed(self) -> int:
-        """The seed of the data's order: `data.seed`, or the run's."""
+        """The seed of the order of the data: `data.seed`, or `seed` if that is None."""
         return self.seed if self.data.seed is None else self.data.seed

@@ -1,4 +1,4 @@
-"""Schedules, optimizers, and the loop around them."""
+"""Schedules, optimizers and the training loop."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from gpt_jax.config.variant import Variant
 
 
 class ScheduleConfig(Variant):
-    """The learning rate's factor over the steps. `steps` None is `train.steps` when the run begins (more where
-    warmup and decay need more), and stays what it was then.
+    """The factor on the learning rate as a function of the step.
+
+    `steps` None is `train.steps` when the run starts, or more if warmup and decay take longer; it does not change when
+    the run is continued with more steps.
     """
 
 
 @dataclass(frozen=True)
 class Constant(ScheduleConfig):
-    """1 after `warmup` linear steps."""
+    """Linear from 0 to 1 over `warmup` steps, then 1."""
 
     warmup: int = 0
 
 
 @dataclass(frozen=True)
 class WarmupCosine(ScheduleConfig):
-    """Linear from 0 over `warmup` steps, then a half cosine down to `final` at `steps`."""
+    """Linear from 0 to 1 over `warmup` steps, then half a cosine down to `final` at `steps`."""
 
     warmup: int = 0
     final: float = 0.1
@@ -33,7 +35,7 @@ class WarmupCosine(ScheduleConfig):
 
 @dataclass(frozen=True)
 class LinearDecay(ScheduleConfig):
-    """Linear from 0 over `warmup` steps, then linear down to `final` at `steps`."""
+    """Linear from 0 to 1 over `warmup` steps, then linear down to `final` at `steps`."""
 
     warmup: int = 0
     final: float = 0.0
@@ -42,8 +44,8 @@ class LinearDecay(ScheduleConfig):
 
 @dataclass(frozen=True)
 class WarmupStableDecay(ScheduleConfig):
-    """Linear over `warmup` steps, then 1, then over the last `decay` steps linear down to `final` (WSD, Hu et al.
-    2024, arXiv:2404.06395).
+    """Linear from 0 to 1 over `warmup` steps, then 1, then linear down to `final` over the last `decay` steps (WSD: Hu
+    et al. 2024, arXiv:2404.06395).
     """
 
     decay: int
@@ -54,14 +56,14 @@ class WarmupStableDecay(ScheduleConfig):
 
 @dataclass(frozen=True)
 class InverseSqrt(ScheduleConfig):
-    """Linear over `warmup` steps, then √(warmup / step)."""
+    """Linear from 0 to 1 over `warmup` steps, then √(warmup / step)."""
 
     warmup: int
 
 
 class OptimizerConfig(Variant):
-    """The update rule. `weight_decay` acts, times the learning rate, on the parameters whose path matches one of
-    `decay` (globs: `*` within a name, `**` across).
+    """The update rule. At each step, parameters whose path matches one of the globs `decay` (`*` stops at "/", `**`
+    crosses it) shrink by `weight_decay` times the learning rate.
     """
 
     learning_rate: float
@@ -81,7 +83,7 @@ class Adamw(OptimizerConfig):
 
 @dataclass(frozen=True)
 class Lion(OptimizerConfig):
-    """Sign of an interpolated momentum (Chen et al. 2023, arXiv:2302.06675)."""
+    """Lion: the sign of an interpolated momentum (Chen et al. 2023, arXiv:2302.06675)."""
 
     learning_rate: float = 1e-4
     beta1: float = 0.9
@@ -92,8 +94,8 @@ class Lion(OptimizerConfig):
 
 @dataclass(frozen=True)
 class Muon(OptimizerConfig):
-    """Orthogonalized momentum for the blocks' matrices (Jordan et al. 2024), Adam for everything else at `adam_ratio`
-    times the learning rate.
+    """Muon: orthogonalized momentum for the matrices of the blocks (Jordan et al. 2024), and Adam for all other
+    parameters at `adam_ratio` times the learning rate.
     """
 
     learning_rate: float = 0.02
@@ -108,7 +110,7 @@ class Muon(OptimizerConfig):
 
 @dataclass(frozen=True)
 class Sgd(OptimizerConfig):
-    """Stochastic gradient descent, with Nesterov `momentum` where it is not None."""
+    """Stochastic gradient descent, with Nesterov momentum unless `momentum` is None."""
 
     learning_rate: float = 0.1
     momentum: float | None = None
@@ -118,7 +120,7 @@ class Sgd(OptimizerConfig):
 
 @dataclass(frozen=True)
 class Adafactor(OptimizerConfig):
-    """Adam with factored second moments (Shazeer & Stern 2018, arXiv:1804.04235), without its relative step sizes."""
+    """Factored second moments (Shazeer & Stern 2018, arXiv:1804.04235), without the paper's relative step sizes."""
 
     learning_rate: float = 1e-2
     decay_rate: float = 0.8
@@ -128,11 +130,13 @@ class Adafactor(OptimizerConfig):
 
 @dataclass(frozen=True)
 class Train:
-    """The loop. `batch_size` counts rows over all devices and processes; `accumulate` cuts it into that many
-    micro-batches.
+    """The training loop.
 
-    `clip_norm` bounds the gradient's global norm. `z_loss` weighs the square of log Z (PaLM, arXiv:2204.02311).
-    `max_skipped` non-finite updates in a row stop the run. `log_every` thins the training lines of metrics.jsonl.
+    `batch_size` counts rows over all devices and processes; `accumulate` splits each batch into that many
+    micro-batches. `clip_norm` bounds the global norm of the gradient (None: off). `z_loss` is the weight of (log Z)² in
+    the loss (PaLM, arXiv:2204.02311). `max_skipped` consecutive updates that are not finite stop the run. `log_every`
+    is the number of steps between training lines of metrics.jsonl. `parallel` chooses how data parallelism is
+    expressed.
     """
 
     steps: int
@@ -151,14 +155,14 @@ class Train:
         require_positive(self.max_skipped, "train.max_skipped")
         require(
             self.accumulate > 0 and self.batch_size % self.accumulate == 0,
-            f"train.accumulate must divide train.batch_size ({self.batch_size}), and {self.accumulate} does not",
+            f"train.accumulate must divide train.batch_size ({self.batch_size}), which {self.accumulate} does not",
         )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Every `every` steps, and after the last, the whole validation set is read, `batch_size` rows at a time (which
-    changes no number).
+    """Evaluation on the whole validation set, every `every` steps and after the last one. `batch_size`, the rows of one
+    batch, does not change the results.
     """
 
     every: int = 500
@@ -171,7 +175,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint every `every` steps and after the last; the newest `keep` and the best by validation loss stay."""
+    """A checkpoint every `every` steps and after the last one. The newest `keep` and that of lowest validation loss
+    remain.
+    """
 
     every: int = 500
     keep: int = 1

@@ -1,1 +1,1 @@
-"""The model, one file per component of the diagram; `gpt.py` reads from top to bottom."""
+"""The model: one file per component of the transformer diagram, composed from top to bottom in `gpt.py`."""

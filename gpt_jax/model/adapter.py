@@ -1,8 +1,8 @@
-"""Low-rank adapters: what they add to a projection, and which parameters train where a model has them.
+"""Low-rank adapters: the term that they add to a projection, and the parameters that train when a model has them.
 
-A block's adapter (`BlockConfig.adapter`) reaches every `Linear` below it whose path its targets name, so a kind of
-attention or MLP has nothing to do for it. Its parameters have a scope of their own, `…/query/adapter/a/kernel`: those
-of the model keep their names and their initial values.
+A block's adapter (`BlockConfig.adapter`) applies to every `Linear` of the block whose path matches one of its targets,
+so mixers and MLPs need no code for it. Its parameters live in a scope of their own, such as
+`…/query/adapter/a/kernel`, and leave the names and initial values of all other parameters unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ SCOPE = "adapter"
 
 
 class LowRank(nn.Module):
-    """scale · dropout(x) @ A @ B over the last axis, zero at first."""
+    """x (N, C) → scale · dropout(x) @ A @ B (N, F), which is zero at initialization because B is (Hu et al. 2021,
+    arXiv:2106.09685).
+    """
 
     config: cfg.Lora
     features: int
@@ -33,7 +35,7 @@ class LowRank(nn.Module):
         c, C = self.config, x.shape[-1]
         a = Parameter("kernel", nn.initializers.normal(C**-0.5), (C, c.rank), self.param_dtype, name="a")()
         b = Parameter("kernel", nn.initializers.zeros, (c.rank, self.features), self.param_dtype, name="b")()
-        # A layer has this key in training only.
+        # The stack passes a dropout key in training only.
         x = nn.Dropout(c.dropout, name="dropout")(x, deterministic=not self.has_rng("dropout"))
         return c.scale * ((x @ a.astype(x.dtype)) @ b.astype(x.dtype))
 
@@ -42,7 +44,7 @@ ADAPTERS: dict[type[cfg.AdapterConfig], type[nn.Module]] = {cfg.Lora: LowRank}
 
 
 def adapter_of(linear: nn.Module) -> cfg.AdapterConfig | None:
-    """The adapter of the block that `linear` stands in, where its targets name it."""
+    """The adapter of the block that contains `linear` if one of its targets matches the path of `linear`, else None."""
     block = linear
     while isinstance(block.parent, nn.Module):
         block = block.parent
@@ -52,13 +54,13 @@ def adapter_of(linear: nn.Module) -> cfg.AdapterConfig | None:
 
 
 def without_adapter(model: cfg.ModelConfig) -> cfg.ModelConfig:
-    """The model that the adapter was added to."""
+    """The configuration with every adapter removed."""
     blocks = tuple(dataclasses.replace(block, adapter=None) for block in model.blocks)
     return dataclasses.replace(model, blocks=blocks)
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a parameter is one of an adapter's."""
+    """Whether the parameter at `path` belongs to an adapter."""
     return SCOPE in path.split("/")
 
 
@@ -74,12 +76,12 @@ def trainable(params: Any) -> Any:
 
 
 def replaced(params: Any, part: Any) -> Any:
-    """`params` with what `part`, a tree of the same form, has in the place of None."""
+    """`params` with each leaf replaced by that of `part` (same structure) where the latter is not None."""
     return jax.tree.map(lambda new, old: old if new is None else new, part, params, is_leaf=lambda leaf: leaf is None)
 
 
 def pruned(tree: Any) -> Any:
-    """Nested dicts without their Nones and without what is empty then."""
+    """Nested dicts without the leaves that are None and without the dicts that this leaves empty."""
     kept = {name: pruned(child) if isinstance(child, dict) else child for name, child in tree.items()}
     return {
         name: child
@@ -89,7 +91,7 @@ def pruned(tree: Any) -> Any:
 
 
 def grafted(base: Any, part: Any) -> Any:
-    """Nested dicts with the leaves of both."""
+    """`base` merged with `part`, nested dicts both; where a leaf is in both, that of `part` counts."""
     if not isinstance(part, dict):
         return part
     both = {name: grafted(base[name], part[name]) if name in base else part[name] for name in part}
@@ -97,6 +99,6 @@ def grafted(base: Any, part: Any) -> Any:
 
 
 def projections(block: Any) -> list[str]:
-    """The paths below a layer, given its parameters, of the projections that have an adapter."""
+    """The paths of the projections that have an adapter, relative to the layer whose parameters are `block`."""
     paths = [path_of(keys) for keys, _ in jax.tree.leaves_with_path(block)]
     return [path.removesuffix(f"/{SCOPE}/a/kernel") for path in paths if path.endswith(f"/{SCOPE}/a/kernel")]

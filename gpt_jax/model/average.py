@@ -11,7 +11,7 @@ from gpt_jax import config as cfg
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.linear_attention import linear_attention
 from gpt_jax.model.mixer import CacheShapes, Carry, Mixer, zeros
-from gpt_jax.model.recurrence import real
+from gpt_jax.model.recurrence import non_padding
 from gpt_jax.model.row import Row
 from gpt_jax.model.slots import LayerCache, part, write
 
@@ -27,7 +27,7 @@ class AverageAttention(Mixer):
     ) -> tuple[Float[Array, "B T C"], LayerCache | None, Carry]:
         (B, T, C), std, dtype = x.shape, self.model.init.kernel_std, self.model.param_dtype
         value = Linear(self.config.value_width, False, std, dtype, name="value")(x)
-        if (kept := real(row)) is not None:
+        if (kept := non_padding(row)) is not None:
             value = jnp.where(kept[..., None], value, 0)
         one = zeros((B, 1, T, 1), jnp.float32) + 1  # a sum is linear attention whose queries and keys are 1
         past = part(cache, "state")

@@ -1,4 +1,4 @@
-"""One layer: attention and MLP around the residual stream."""
+"""One layer: a mixer and an MLP, each added to the residual stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ MLPS: dict[type[cfg.MlpConfig], type[nn.Module]] = {cfg.Mlp: Mlp, cfg.GatedMlp: 
 
 
 class Block(nn.Module):
-    """x (B, T, C) → x (B, T, C), in one of the residual arrangements that `BlockConfig` names."""
+    """x (B, T, C) → x (B, T, C), in the residual arrangement that `BlockConfig.residual` names.
+
+    Returns x, the layer's extended cache (None without one) and `shared`, what later layers read of this one.
+    """
 
     config: cfg.BlockConfig
     model: cfg.ModelConfig
@@ -57,20 +60,20 @@ class Block(nn.Module):
             change, cache, shared = attention(to_attention, row, cache, shared, train)
             return add("mlp", add("attention", x, change), mlp(to_mlp)), cache, shared
 
-        before, inner, after = ARRANGEMENTS[c.residual]
-        y, cache = convolve("attention", norm("attention_norm", x) if before else x, cache)
+        norm_input, norm_output, norm_sum = ARRANGEMENTS[c.residual]
+        y, cache = convolve("attention", norm("attention_norm", x) if norm_input else x, cache)
         change, cache, shared = attention(y, row, cache, shared, train)
-        x = add("attention", x, norm("attention_output_norm", change) if inner else change)
-        x = norm("attention_norm", x) if after else x
+        x = add("attention", x, norm("attention_output_norm", change) if norm_output else change)
+        x = norm("attention_norm", x) if norm_sum else x
         if mlp is not None:
-            y, cache = convolve("mlp", norm("mlp_norm", x) if before else x, cache)
+            y, cache = convolve("mlp", norm("mlp_norm", x) if norm_input else x, cache)
             change = mlp(y)
-            x = add("mlp", x, norm("mlp_output_norm", change) if inner else change)
-            x = norm("mlp_norm", x) if after else x
+            x = add("mlp", x, norm("mlp_output_norm", change) if norm_output else change)
+            x = norm("mlp_norm", x) if norm_sum else x
         return x, cache, shared
 
 
-# residual arrangement → is there a norm before the sublayer, on what it adds, after the sum?
+# residual arrangement → (norm on the sublayer's input, norm on its output, norm after the sum)
 ARRANGEMENTS = {
     "pre": (True, False, False),
     "sandwich": (True, True, False),
@@ -80,5 +83,5 @@ ARRANGEMENTS = {
 
 
 def residual_scale(model: cfg.ModelConfig) -> float:
-    """What the initial kernels that write to the residual stream are multiplied by (see `Init.output`)."""
+    """The factor on the initial values of the kernels that write to the residual stream (see `Init.output`)."""
     return {"depth": (2 * model.layers) ** -0.5, "same": 1.0, "zero": 0.0}[model.init.output]

@@ -1,4 +1,4 @@
-"""A short causal convolution along the row: each channel by itself, a few steps back."""
+"""Short causal depthwise convolutions along the row."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gpt_jax.model.slots import LayerCache, read, write
 
 
 class ShortConvolution(nn.Module):
-    """x[t] + Σ_j taps[j] · x[t − j] for j < `taps`, the identity at the start ("Canon layers", Allen-Zhu 2025,
-    ssrn:5240330).
+    """x (B, T, N) → x[t] + Σ_j taps[j] · x[t − j] for 0 ≤ j < `taps`, the identity at initialization ("Canon layers",
+    Allen-Zhu 2025, ssrn:5240330).
 
-    Padding and other documents count as 0. With a cache, `past` (B, taps − 1, N) holds the inputs of the last steps,
-    and comes back with those of the steps at hand.
+    Padding and the tokens of other documents count as 0. `past` (B, P = taps − 1, N) holds the inputs of the P steps
+    before the row; None means zeros. Returns the output, and the inputs of the last P steps.
     """
 
     taps: int
@@ -51,18 +51,19 @@ def convolved(
     row: Row,
     cache: LayerCache | None,
 ) -> tuple[Float[Array, "B T N"], LayerCache | None]:
-    """x through the convolution `<name>_convolution` of the calling module, and the cache with the inputs that the
-    convolution will look back on. With `taps` None both are returned unchanged.
+    """x through the convolution `<name>_convolution` of the calling module, and the cache extended by its last inputs.
+
+    With `taps` None, both are returned unchanged.
     """
     if taps is None:
         return x, cache
-    place = f"{name}_convolution"
-    y, past = ShortConvolution(taps, param_dtype, name=place)(x, row, read(cache, place))
-    return y, write(cache, **{place: past})
+    entry = f"{name}_convolution"
+    y, past = ShortConvolution(taps, param_dtype, name=entry)(x, row, read(cache, entry))
+    return y, write(cache, **{entry: past})
 
 
 def convolution_shapes(taps: int | None, dtype: str, **widths: int) -> CacheShapes:
-    """What the convolutions on inputs of these widths look back on, by the name in a cache."""
+    """Cache entry → shape (taps − 1, N) of the inputs that each convolution keeps; `widths` gives N by name."""
     if taps is None:
         return {}
     return {f"{name}_convolution": jax.ShapeDtypeStruct((taps - 1, N), jnp.dtype(dtype)) for name, N in widths.items()}

@@ -1,4 +1,4 @@
-"""The gated delta rule: a state that is corrected where a key comes back, in place of keys and values."""
+"""The gated delta rule: a recurrent state that overwrites the value stored under a key, instead of a growing cache."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from gpt_jax import config as cfg
 from gpt_jax.model.convolution import convolution_shapes
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.mixer import CacheShapes, Carry, zeros
-from gpt_jax.model.recurrence import CHUNK, Recurrent, cut, decays, join, real
+from gpt_jax.model.recurrence import CHUNK, Recurrent, decays, join_chunks, non_padding, split_chunks
 from gpt_jax.model.row import Row
 from gpt_jax.model.slots import LayerCache, read, write
 from gpt_jax.model.taps import tap
 
-EPSILON = 1e-6  # added to the squared length that queries and keys are divided by, as in the authors' code
+EPSILON = 1e-6  # added to |x|² before queries and keys are normalized, as in the authors' code
 
 
 def gated_delta(
@@ -32,9 +32,10 @@ def gated_delta(
     """S_t = α_t (I − β_t k_t k_tᵀ) S_{t−1} + β_t k_t v_tᵀ, o_t = S_tᵀ q_t with α = exp(log_decay), in float32 (Yang,
     Kautz and Hatamizadeh 2024, arXiv:2412.06464).
 
-    The state that comes back is S after the last token; None is one of zeros. A token with β = 0 and log_decay = 0
-    leaves it as it is. It belongs to the document of the first token, and starts at zero where `segments` changes.
-    Several tokens go in chunks of `chunk` at most, one by the recurrence.
+    Returns the outputs o, and the state S after the last token. `state` None means zeros. The initial state belongs to
+    the document of the first token; where `segments` changes, the state restarts at zero. A token with β = 0 and
+    log_decay = 0 leaves the state unchanged. T > 1 tokens are computed in chunks of at most `chunk`, a single token by
+    the recurrence.
     """
     query, key, value, beta = (x.astype(jnp.float32) for x in (query, key, value, beta))
     (B, H, T, D), E = query.shape, value.shape[-1]
@@ -45,12 +46,12 @@ def gated_delta(
         now += key.swapaxes(-1, -2) * (beta[..., None] * (value - key @ now))
         return query @ now, now
 
-    # With a_ts what is left of s at t, unrolling gives S_t = a_t S_0 + Σ_{s≤t} a_ts k_s u_sᵀ, where
+    # Let a_ts be the decay from s to t. Unrolling gives S_t = a_t S_0 + Σ_{s≤t} a_ts k_s u_sᵀ, where
     # u_t = β_t (v_t − a_t S_0ᵀ k_t − Σ_{s<t} a_ts (k_s·k_t) u_s): a triangular system for all u of a chunk. Its
     # solution is linear in S_0, so all chunks are solved at once, for v and for k (the WY form of arXiv:2406.06484).
     decay = decays(log_decay, segments, T, chunk)
-    query, key, value = (cut(x, chunk) for x in (query, key, value))
-    beta = cut(beta, chunk)[..., None]
+    query, key, value = (split_chunks(x, chunk) for x in (query, key, value))
+    beta = split_chunks(beta, chunk)[..., None]
     system = beta * jnp.einsum("nbhtd,nbhsd->nbhts", key, key) * jnp.tril(decay.within, -1)
     right = beta * jnp.concatenate([value, key * decay.before[..., None]], axis=-1)
     solved = unit_inverse(system) @ right
@@ -65,16 +66,16 @@ def gated_delta(
 
     now, (before, written) = jax.lax.scan(step, now, (across, from_value, from_key, kept))
     weights = jnp.einsum("nbhtd,nbhsd->nbhts", query, key) * decay.within
-    return join(weights @ written + (query * decay.before[..., None]) @ before, T), now
+    return join_chunks(weights @ written + (query * decay.before[..., None]) @ before, T), now
 
 
 @jax.custom_jvp
 def unit_inverse(x: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
-    """(I + x)⁻¹ for x strictly lower triangular, by products of blocks of twice the size each time: the inverse of
-    [A 0; C B] is [A⁻¹ 0; −B⁻¹ C A⁻¹ B⁻¹], which rounds like substitution does.
+    """(I + x)⁻¹ for strictly lower triangular x, by inverting diagonal blocks that double in size: the inverse of
+    [A 0; C B] is [A⁻¹ 0; −B⁻¹ C A⁻¹ B⁻¹]. Its rounding error is that of forward substitution.
 
-    Not `triangular_solve`: in it matrix units have nothing to do, and on a CPU (jax 0.10.2) the gradient of a row of
-    4,096 tokens through it stood still for minutes, all of XLA's threads waiting.
+    `triangular_solve` would not use matrix units, and on a CPU (jax 0.10.2) its gradient stalled for minutes,
+    with all threads waiting, on a row of 4,096 tokens.
     """
     batch, n = x.shape[:-2], x.shape[-1]
     size = 1 << (n - 1).bit_length()
@@ -98,7 +99,7 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
 
 
 def _precise(a: Float[Array, "*batch i j"], b: Float[Array, "*batch j k"]) -> Float[Array, "*batch i k"]:
-    """The product in float32, where matrix units would round to bfloat16: in an inverse that adds up."""
+    """a @ b in full float32: matrix units would round to bfloat16, and in an inverse those errors accumulate."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -109,7 +110,7 @@ def unit(x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
 
 
 class GatedDeltaNet(Recurrent):
-    """x (B, T, C) → queries, keys (B, T, K, D), values (B, T, H, E) → (B, T, H·E) → (B, T, C)."""
+    """Gated DeltaNet: x (B, T, C) → queries, keys (B, T, K, D), values (B, T, H, E) → (B, T, H · E) → (B, T, C)."""
 
     config: cfg.Delta
 
@@ -126,7 +127,7 @@ class GatedDeltaNet(Recurrent):
         key, value = tap(self, "keys", key), tap(self, "values", value)
         beta = Linear(H, False, self.model.init.kernel_std, self.model.param_dtype, name="beta")(x)
         beta = tap(self, "betas", jax.nn.sigmoid(beta.astype(jnp.float32)) * (2 if c.negative else 1))
-        if (kept := real(row)) is not None:
+        if (kept := non_padding(row)) is not None:
             beta = jnp.where(kept[..., None], beta, 0)
 
         query, key = (jnp.repeat(y, H // K, axis=2).swapaxes(1, 2) for y in (query * D**-0.5, key))
@@ -143,7 +144,7 @@ class GatedDeltaNet(Recurrent):
 
     @staticmethod
     def cache_shapes(config: cfg.Delta, model: cfg.ModelConfig, length: int) -> CacheShapes:
-        """The state, in float32, and what the convolutions look back on: as much for any `length`."""
+        """The float32 state (H, D, E) and the convolutions' last inputs; independent of `length`."""
         H, D, E = config.heads, config.resolved_head_width(model.width), config.resolved_value_width(model.width)
         K = config.resolved_key_heads
         shapes = convolution_shapes(config.convolution, model.dtype, query=K * D, key=K * D, value=H * E)
@@ -151,9 +152,9 @@ class GatedDeltaNet(Recurrent):
 
     @staticmethod
     def mixing_flops(config: cfg.Delta, model: cfg.ModelConfig, context: int) -> int:
-        """Of the form with chunks of c tokens: products of keys, of queries with keys and with what is written, and the
-        triangular system's, c(6D + 4E) a head and token; its inverse, 2(c² − 1)/3; the state's products with key and
-        query, and its update, 6DE. One token at a time takes the latter alone.
+        """Floating-point operations per token in chunks of c tokens. Per head: c(6D + 4E) for keys · keys, queries ·
+        keys, the written values, and the right-hand side of the triangular system; 2(c² − 1)/3 for its inverse; 6DE
+        for the state's products with key and query, and its update. Decoding one token costs the last term alone.
         """
         D, E, c = config.resolved_head_width(model.width), config.resolved_value_width(model.width), min(CHUNK, context)
         return config.heads * (c * (6 * D + 4 * E) + 2 * (c * c - 1) // 3 + 6 * D * E)

@@ -1,4 +1,4 @@
-"""Token ids to vectors, the positions' code added."""
+"""Token ids to vectors, with an optional position code added."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpt_jax.model.position import LearnedPosition, sinusoidal_position
 
 
 class TokenEmbedding(nn.Module):
-    """Row `id` of a table (V, C), plus the code of its position."""
+    """tokens (B, T) → x (B, T, C): rows of a table (V, C), scaled, plus the code of their positions, then a norm."""
 
     config: cfg.ModelConfig
 
@@ -43,6 +43,6 @@ class TokenEmbedding(nn.Module):
                 pass
             case other:
                 raise ConfigError(
-                    f"TokenEmbedding knows no position {type(other).__name__}: teach it or choose another"
+                    f"TokenEmbedding has no position code {type(other).__name__}: choose Learned, Sinusoidal or None"
                 )
         return self.dropout(self.norm(x), deterministic=not train)

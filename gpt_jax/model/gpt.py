@@ -24,8 +24,8 @@ from gpt_jax.model.stack import Blocks
 
 
 class GPT(nn.Module):
-    """A GPT-style decoder (Radford et al. 2018; Brown et al. 2020, arXiv:2005.14165), pure: `params = model.init(key,
-    tokens)`, then
+    """A GPT-style decoder (Radford et al. 2018; Brown et al. 2020, arXiv:2005.14165) as a pure function of
+    its parameters, `params = model.init(key, tokens)`:
 
         logits = model.apply(params, tokens)                               # (B, T, V), float32
         logits = model.apply(params, tokens, segments=…, positions=…, train=True, rngs={"dropout": key})
@@ -33,16 +33,24 @@ class GPT(nn.Module):
         logits, captured = model.apply(params, tokens, capture="blocks/*/attention/probabilities")
         hidden = model.apply(params, tokens, method="backbone")            # (B, T, C)
 
-    `segments` (B, T) separates documents in a row, `positions` (B, T) restarts in each; None means one document from
-    position 0. `prefix` (B,) is how many tokens of each row see one another whole, in layers of mask `Prefix`; with a
-    cache, it goes to the call that reads them. `capture` is a glob over the taps' names (`*` also crosses "/"); what
-    matches comes back as a dict, the last item of the result. Attention's probabilities are among them where the einsum
-    computes it (`attend`): by itself for fewer than 1,024 tokens.
+    Args:
+      tokens: ids (B, T).
+      segments: (B, T), the document of each token; tokens of different documents never attend to one another. None:
+        each row is one document.
+      positions: (B, T), usually restarting in each document. None: 0 … T − 1.
+      prefix: (B,), how many tokens at the beginning of each row attend to one another in both directions, in layers of
+        mask `Prefix`. With a cache, pass it to the call that reads those tokens.
+      cache: a `Cache` from `init_cache`; the call appends its T tokens and also returns the extended cache.
+      train: applies dropout, which needs `rngs={"dropout": key}`.
+      capture: a glob over the names of the taps (`*` stops at "/", `**` crosses it). The matching values are returned
+        as a dict, the last item of the result. Attention probabilities exist only where the einsum kernel computes
+        them (`attend`), which by default is for fewer than 1,024 tokens.
 
     Raises:
-      ValueError: a row longer than a learned table, segments or positions with a cache, a `capture` that matches
-        nothing; in eager calls also an id outside [0, V), a position beyond a learned table, or tokens past the cache's
-        end. A compiled call can't look at values: check them at the boundary, as `generate` and the data pipeline do.
+      UserError: a row longer than a learned table, segments or positions with a cache, a `capture` that matches
+        nothing, a prefix that no layer reads; in eager calls also an id outside [0, V), a position beyond a learned
+        table, or tokens past the cache's end. A compiled call cannot inspect values: check them at the boundary, as
+        `generate` and the data pipeline do.
     """
 
     config: cfg.ModelConfig
@@ -61,7 +69,7 @@ class GPT(nn.Module):
         return _unwrap(self.head(hidden, self.embedding.table), cache, captured)
 
     def backbone(self, tokens: Int[Array, "B T"], **options: Any) -> Any:
-        """Everything below the head: hidden (B, T, C), with the same options as a plain call."""
+        """Everything below the head: tokens (B, T) → hidden (B, T, C), with the same options as a plain call."""
         return _unwrap(*self._hidden(tokens, **options))
 
     def _hidden(
@@ -94,7 +102,7 @@ class GPT(nn.Module):
 
     @nn.nowrap
     def init(self, rngs: Any, *args: Any, **options: Any) -> Any:
-        """Initial parameters, always from a compiled program: an eager one would differ in the last bit."""
+        """Initial parameters. Always compiled, because eager execution would round the last bit differently."""
         return jax.jit(partial(super().init, **options))(rngs, *args)
 
 
@@ -105,7 +113,7 @@ def make_row(
     prefix: Int[Array, " B"] | None,
     cache: Cache | None,
 ) -> Row:
-    """Where the tokens stand: from the beginning of the row, or after what the cache holds."""
+    """The `Row` of these tokens: from the beginning of the row, or after the tokens that the cache holds."""
     steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     if cache is None:
         return Row(tokens, steps, steps[None] if positions is None else positions, segments, prefix)
@@ -122,10 +130,10 @@ def check_inputs(
     prefix: Int[Array, " B"] | None,
     cache: Cache | None,
 ) -> None:
-    """Refuses what JAX would clamp or wrap without a word; values are checked where they are concrete.
+    """Refuses indices that JAX would silently clamp or wrap. Traced values are not checked.
 
     Raises:
-      ValueError: see `GPT`.
+      UserError: see `GPT`.
     """
     cfg.check_length(model, tokens.shape[1])
     check_range("token id", tokens, model.vocab_size)
@@ -135,11 +143,13 @@ def check_inputs(
         _check_prefix(model, tokens, segments, prefix, cache)
     if cache is not None:
         if segments is not None or positions is not None:
-            raise UserError("a cache holds one document a row and counts its positions: pass no segments or positions")
+            raise UserError(
+                "a cache holds one document per row and counts its positions: pass no segments or positions"
+            )
         if not isinstance(cache.step, jax.core.Tracer) and int(cache.step) + tokens.shape[1] > cache.length:
             raise UserError(
                 f"the cache has room for {cache.length} tokens and holds {int(cache.step)}, so {tokens.shape[1]} more "
-                "don't fit: give init_cache a greater length"
+                "do not fit: pass a greater length to init_cache"
             )
 
 
@@ -151,22 +161,22 @@ def _check_prefix(
     cache: Cache | None,
 ) -> None:
     if not cfg.has_prefix(model):
-        raise UserError("no layer has the mask Prefix(), so nothing reads a prefix: choose it, or pass none")
+        raise UserError("no layer has the mask Prefix(), so nothing reads the prefix: choose that mask or pass none")
     if segments is not None:
-        raise UserError("a prefix is the beginning of a row of one document: pass no segments with it")
+        raise UserError("a prefix is the beginning of a row that is one document: pass no segments with it")
     check_range("prefix", prefix, None)
     if cache is None:
         check_range("prefix", prefix, tokens.shape[1] + 1)
     elif not any(isinstance(x, jax.core.Tracer) for x in (prefix, cache.step, cache.padding)):
         if int(cache.step) > 0 or np.any(np.asarray(prefix) + np.asarray(cache.padding) > tokens.shape[1]):
             raise UserError(
-                f"a prefix sees itself whole, so it must be read at once: give its {int(np.max(prefix))} tokens to one "
-                "call with an empty cache, and none to the calls that follow"
+                f"the tokens of a prefix attend to one another: pass all {int(np.max(prefix))} of them to the first "
+                "call with this cache, and no prefix to the calls that follow"
             )
 
 
 def check_range(what: str, values: Any, stop: int | None) -> None:
-    """Raises ValueError unless all concrete `values` lie in [0, stop); `stop` None is no upper bound."""
+    """Raises UserError unless all concrete `values` lie in [0, stop); `stop` None means no upper bound."""
     if isinstance(values, jax.core.Tracer) or np.size(values) == 0:
         return
     values = np.asarray(values)
@@ -177,6 +187,6 @@ def check_range(what: str, values: Any, stop: int | None) -> None:
 
 
 def _unwrap(result: Array, cache: Cache | None, captured: dict[str, Array] | None) -> Any:
-    """`result` alone, or in a tuple with what was asked for."""
+    """`result` alone, or a tuple of it, the cache and the captured taps, without those that are None."""
     extras = [extra for extra in (cache, captured) if extra is not None]
     return (result, *extras) if extras else result

@@ -1,4 +1,4 @@
-"""Vectors to logits over the vocabulary."""
+"""Hidden vectors to logits over the vocabulary."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from gpt_jax import config as cfg
 
 
 class LmHead(nn.Module):
-    """hidden (B, T, C) → logits (B, T, V) in float32, by its own kernel (C, V) or by the transposed table of the
-    embedding.
+    """hidden (B, T, C) → logits (B, T, V) in float32, through a kernel (C, V) of its own or, if tied, the transposed
+    embedding table (V, C).
     """
 
     config: cfg.ModelConfig

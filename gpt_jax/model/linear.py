@@ -1,4 +1,4 @@
-"""The matrix product that every projection is."""
+"""The projection that mixers and MLPs are made of."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from gpt_jax.model.adapter import ADAPTERS, SCOPE, adapter_of
 
 
 class Linear(nn.Module):
-    """x @ kernel (+ bias) over the last axis; `kernel` (C, F) in `param_dtype`, the product in x's dtype.
+    """x (…, C) → x @ kernel (+ bias) (…, F), with `kernel` (C, F) stored in `param_dtype` and the product in x's dtype.
 
-    `std` · `scale` is the kernel's standard deviation at the start; `std` None is 1/√C (LeCun et al. 1998). Where the
-    adapter of its block names it, what that adds comes with it.
+    `std` · `scale` is the standard deviation of the initial kernel; `std` None means 1/√C (LeCun et al. 1998). If the
+    block's adapter targets this projection, its term is added.
     """
 
     features: int
@@ -32,8 +32,8 @@ class Linear(nn.Module):
             (x.shape[-1], self.features),
             jnp.dtype(self.param_dtype),
         )
-        # Two axes, not three: XLA on CPU computes the kernel's gradient of a (B, T, ·) product through fused
-        # transposing copies.
+        # Flattened to two axes: for a (B, T, ·) product, XLA on CPU computes the kernel's gradient through fused
+        # transposing copies, which are slow.
         flat = x.reshape(-1, x.shape[-1])
         y = flat @ kernel.astype(x.dtype)
         if (adapter := adapter_of(self)) is not None:

@@ -1,4 +1,4 @@
-"""Linear attention: no softmax, and so a state of constant size in place of keys and values."""
+"""Linear attention: without a softmax, a state of constant size replaces the cache of keys and values."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from jaxtyping import Array, Float, Int
 from gpt_jax import config as cfg
 from gpt_jax.model.convolution import convolution_shapes
 from gpt_jax.model.mixer import CacheShapes, Carry, zeros
-from gpt_jax.model.recurrence import CHUNK, Recurrent, cut, decays, join, real
+from gpt_jax.model.recurrence import CHUNK, Recurrent, decays, join_chunks, non_padding, split_chunks
 from gpt_jax.model.rope import rotate
 from gpt_jax.model.row import Row
 from gpt_jax.model.slots import LayerCache, part, read, write
 from gpt_jax.model.taps import tap
 
-EPSILON = 1e-6  # added to what is divided by, as in the authors' code: with relu, a query may see nothing
+EPSILON = 1e-6  # added to the normalizer, as in the authors' code: with relu it may be 0
 
 State = dict[str, Array]
 
@@ -34,10 +34,11 @@ def linear_attention(
     """S_t = exp(log_decay_t) S_{t−1} + k_t v_tᵀ, o_t = S_tᵀ q_t, in float32 (Katharopoulos et al. 2020,
     arXiv:2006.16236; with decay RetNet, arXiv:2307.08621).
 
-    `normalized` divides o_t by z_tᵀ q_t with z_t = exp(log_decay_t) z_{t−1} + k_t. The state, which comes back as it is
-    after the last token, is S "state" (B, H, D, E) and, where normalized, z "normalizer" (B, H, D); None is one of
-    zeros. A token with k = 0 and log_decay = 0 leaves it as it is. It belongs to the document of the first token, and
-    starts at zero where `segments` changes. Several tokens go in chunks of `chunk` at most, one by the recurrence.
+    `normalized` divides o_t by z_tᵀ q_t with z_t = exp(log_decay_t) z_{t−1} + k_t. Returns the outputs o, and the state
+    after the last token: S as "state" (B, H, D, E) and, if normalized, z as "normalizer" (B, H, D). `state` None means
+    zeros. The initial state belongs to the document of the first token; where `segments` changes, the state restarts at
+    zero. A token with k = 0 and log_decay = 0 leaves the state unchanged. T > 1 tokens are computed in chunks of at
+    most `chunk`, a single token by the recurrence.
     """
     query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
     (B, H, T, D), E = query.shape, value.shape[-1]
@@ -52,7 +53,7 @@ def linear_attention(
         return _divided(out, query, now, 0.0) if normalized else out, now
 
     decay = decays(log_decay, segments, T, chunk)
-    query, key, value = (cut(x, chunk) for x in (query, key, value))
+    query, key, value = (split_chunks(x, chunk) for x in (query, key, value))
     written = _written(key * decay.within[..., -1, :, None], value, normalized)
     across = jnp.broadcast_to(decay.before[..., -1], query.shape[:3])
 
@@ -63,29 +64,30 @@ def linear_attention(
     weights = jnp.einsum("nbhtd,nbhsd->nbhts", query, key) * decay.within
     query *= decay.before[..., None]
     out = jnp.einsum("nbhts,nbhse->nbhte", weights, value) + jnp.einsum("nbhtd,nbhde->nbhte", query, before["state"])
-    return join(_divided(out, query, before, weights.sum(-1)) if normalized else out, T), now
+    return join_chunks(_divided(out, query, before, weights.sum(-1)) if normalized else out, T), now
 
 
 def _written(key: Float[Array, "*N T D"], value: Float[Array, "*N T E"], normalized: bool) -> State:
-    """What T tokens add to the state."""
+    """The sum of the terms that T tokens add to the state, k vᵀ and k."""
     added = {"state": jnp.einsum("...td,...te->...de", key, value)}
     return added | ({"normalizer": key.sum(-2)} if normalized else {})
 
 
 def _advance(state: State, left: Float[Array, "B H"], written: State) -> State:
+    """left · state + written, for each head."""
     return jax.tree.map(lambda old, new: left.reshape(*left.shape, *(1,) * (old.ndim - 2)) * old + new, state, written)
 
 
 def _divided(out: Float[Array, "*N T E"], query: Float[Array, "*N T D"], state: State, own: Array | float) -> Array:
-    """`out` over the sum of the weights: those within the chunk, `own`, and what the state has."""
+    """`out` divided by the sum of its weights: `own`, those within the chunk, plus those of earlier tokens, z · q."""
     total = own + jnp.einsum("...td,...d->...t", query, state["normalizer"])
     return out / (total[..., None] + EPSILON)
 
 
 def feature_map(name: str | None, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """What stands for queries and keys."""
+    """The feature map f, applied to queries and keys; None is the identity."""
     match name:
-        case "elu":  # elu(x) + 1, without its rounding where x is far below 0
+        case "elu":  # elu(x) + 1, which would round to 0 for x far below 0
             return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
         case "relu":
             return jax.nn.relu(x)
@@ -96,7 +98,7 @@ def feature_map(name: str | None, x: Float[Array, "..."]) -> Float[Array, "..."]
 
 
 class LinearAttention(Recurrent):
-    """x (B, T, C) → queries, keys (B, T, H, D), values (B, T, H, E) → (B, T, H·E) → (B, T, C)."""
+    """Linear attention: x (B, T, C) → queries, keys (B, T, H, D), values (B, T, H, E) → (B, T, H · E) → (B, T, C)."""
 
     config: cfg.LinearAttention
 
@@ -110,7 +112,7 @@ class LinearAttention(Recurrent):
         key, cache = self.project(x, "key", H, D, row, cache)
         value, cache = self.project(x, "value", H, E, row, cache)
         query, key = (feature_map(c.feature_map, y.astype(jnp.float32)) for y in (query, key))
-        if (kept := real(row)) is not None:
+        if (kept := non_padding(row)) is not None:
             key = jnp.where(kept[..., None, None], key, 0)
         query, key, value = tap(self, "queries", query), tap(self, "keys", key), tap(self, "values", value)
         out, state = self._mix(query, key, value, self.log_decay(x), row, cache)
@@ -125,22 +127,22 @@ class LinearAttention(Recurrent):
         row: Row,
         cache: LayerCache | None,
     ) -> tuple[Float[Array, "B H T E"], State]:
-        """Each head's output, and its state after the last token."""
+        """Each head's output, before the output projection, and its state after the last token."""
         c, rope = self.config, self.config.position
 
         def attend(query: Array, key: Array, value: Array, past: State | None, normalized: bool) -> tuple[Array, State]:
             query, key, value = (y.swapaxes(1, 2) for y in (query, key, value))
             return linear_attention(query, key, value, log_decay, normalized, row.segments, past)
 
-        def turn(y: Array) -> Array:
+        def rotated(y: Array) -> Array:
             return rotate(y, row.positions, rope, row.context) if isinstance(rope, cfg.Rope) else y
 
         scale = 1.0 if c.normalize else query.shape[-1] ** -0.5
-        at_once = c.normalize and rope is None
-        names = ("state", "normalizer") if at_once else ("state",)
-        out, state = attend(turn(query) * scale, turn(key), value, part(cache, *names), at_once)
-        if c.normalize and not at_once:
-            # Turned, scores may be negative: what divides is the sum of those before (RoFormer, eq. 19).
+        together = c.normalize and rope is None
+        names = ("state", "normalizer") if together else ("state",)
+        out, state = attend(rotated(query) * scale, rotated(key), value, part(cache, *names), together)
+        if c.normalize and not together:
+            # Rotated scores may be negative, so the normalizer sums the unrotated ones (RoFormer, eq. 19).
             sums = read(cache, "normalizer")
             past = None if sums is None else {"state": sums[..., None]}
             total, summed = attend(query, key, jnp.ones_like(value[..., :1]), past, False)
@@ -149,7 +151,7 @@ class LinearAttention(Recurrent):
 
     @staticmethod
     def cache_shapes(config: cfg.LinearAttention, model: cfg.ModelConfig, length: int) -> CacheShapes:
-        """The state, in float32, and what the convolutions look back on: as much for any `length`."""
+        """The float32 state and the convolutions' last inputs; independent of `length`."""
         H, D, E = config.heads, config.resolved_head_width(model.width), config.resolved_value_width(model.width)
         shapes = convolution_shapes(config.convolution, model.dtype, query=H * D, key=H * D, value=H * E)
         shapes["state"] = jax.ShapeDtypeStruct((H, D, E), jnp.float32)
@@ -159,8 +161,9 @@ class LinearAttention(Recurrent):
 
     @staticmethod
     def mixing_flops(config: cfg.LinearAttention, model: cfg.ModelConfig, context: int) -> int:
-        """Of the form with chunks of c tokens: scores and sums of values within the chunk, 2c(D + E) a head, the
-        state's update and its product with the query, 2DE each. One token at a time takes the latter alone.
+        """Floating-point operations per token in chunks of c tokens. Per head: 2c(D + E) for the scores and weighted
+        values within the chunk, 2DE each for the state's update and its product with the query. Decoding one token
+        costs the last two alone.
         """
         D, E, c = config.resolved_head_width(model.width), config.resolved_value_width(model.width), min(CHUNK, context)
         return config.heads * (2 * c * (D + E) + 4 * D * E)

@@ -1,4 +1,4 @@
-"""Adapters made one with the model that they adapt."""
+"""Merging adapters into the kernels that they adapt."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gpt_jax.model.gpt import GPT
 
 
 def merge_adapter(model: GPT, params: Any) -> tuple[GPT, Any]:
-    """The model without its adapter that computes the same: each kernel W becomes W + (alpha / rank) · A @ B.
+    """An equivalent model without adapters, and its parameters: each kernel W becomes W + (alpha / rank) · A @ B.
 
-    A model that has none comes back as it is. Parameters may be per layer or stacked.
+    A model without an adapter is returned unchanged. Parameters may be per layer or stacked.
     """
     if without_adapter(model.config) == model.config:
         return model, params
@@ -27,7 +27,7 @@ def merge_adapter(model: GPT, params: Any) -> tuple[GPT, Any]:
 
 
 def _merged(tree: Any, adapter: Any) -> Any:
-    """A layer's parameters, or a part of them, with the adapters in it merged."""
+    """A layer's parameters, or a subtree of them, with its adapters merged."""
     if not isinstance(tree, dict):
         return tree
     if SCOPE not in tree:

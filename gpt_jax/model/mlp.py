@@ -1,4 +1,4 @@
-"""The MLP of a block, plain or gated: each position by itself."""
+"""The MLP of a block, plain or gated, applied at each position."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Xielu(nn.Module):
-    """α_p·x² + x/2 where x > 0, α_n·(eˣ − 1 − x) + x/2 elsewhere, with learned α_p and α_n > 1/2 (Huang & Schlag 2024,
-    arXiv:2411.13010).
+    """The xIELU activation: α_p · x² + x/2 where x > 0, α_n · (eˣ − 1 − x) + x/2 elsewhere, with learned α_p > 0 and
+    α_n > 1/2 (Huang & Schlag 2024, arXiv:2411.13010).
     """
 
     param_dtype: str
@@ -40,12 +40,12 @@ class Xielu(nn.Module):
             return jax.nn.softplus(self.param(name, initial, (), jnp.dtype(self.param_dtype))).astype(x.dtype)
 
         positive, negative = softplus("alpha_p", start), beta + softplus("alpha_n", start - beta)
-        below = jnp.minimum(x, -1e-6)  # so that the branch not taken stays finite
+        below = jnp.minimum(x, -1e-6)  # keeps the branch not taken, and so its gradient, finite
         return jnp.where(x > 0, positive * x * x, negative * (jnp.expm1(below) - x)) + beta * x
 
 
 class Mlp(nn.Module):
-    """down(activation(up(x))), or down(activation(gate(x)) · up(x)) for a GatedMlp."""
+    """x (B, T, C) → down(activation(up(x))), or down(activation(gate(x)) · up(x)) for a GatedMlp; F hidden units."""
 
     config: cfg.Mlp | cfg.GatedMlp
     model: cfg.ModelConfig

@@ -1,4 +1,4 @@
-"""Normalization of each position's vector: one module per `NormConfig`, and the table that finds it."""
+"""Normalization over the last axis: one module per `NormConfig`, and the table that maps one to the other."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gpt_jax.config.variant import implementation
 
 
 class LayerNorm(nn.Module):
-    """(x − mean) / √(variance + eps) · scale + bias, the statistics in float32.
+    """(x − mean) / √(variance + eps) · scale + bias (Ba et al. 2016, arXiv:1607.06450), computed in float32.
 
-    Statistics are those of the last axis; scale and bias cover the last `scaled_axes`.
+    Mean and variance are over the last axis; scale and bias have the shape of the last `scaled_axes` axes.
     """
 
     config: cfg.LayerNorm
@@ -33,7 +33,9 @@ class LayerNorm(nn.Module):
 
 
 class RmsNorm(nn.Module):
-    """x / √(mean of squares + eps) · scale, the statistics in float32, axes as in LayerNorm."""
+    """x / √(mean of squares + eps) · scale (Zhang & Sennrich 2019, arXiv:1910.07467), computed in float32; axes as in
+    LayerNorm.
+    """
 
     config: cfg.RmsNorm
     param_dtype: str
@@ -61,14 +63,14 @@ NORMS: dict[type[cfg.NormConfig], type[nn.Module]] = {cfg.LayerNorm: LayerNorm, 
 def make_norm(
     choice: cfg.NormConfig | None, param_dtype: str, name: str | None = None, scaled_axes: int = 1
 ) -> nn.Module:
-    """The module of a choice of norm; None leaves x as it is."""
+    """The module that implements `choice`; None gives the identity."""
     if choice is None:
         return Identity(name=name)
     return implementation(NORMS, choice)(choice, param_dtype, scaled_axes, name=name)
 
 
 class Identity(nn.Module):
-    """x."""
+    """Returns x unchanged."""
 
     def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
         return x

@@ -1,4 +1,4 @@
-"""A parameter that is no kernel, norm or table of its own file."""
+"""Single parameters: scales, sinks, factors and others that are not part of a projection, norm or embedding."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from jax import Array
 
 
 class Parameter(nn.Module):
-    """An array `leaf` in a scope of its own, so that its presence changes no other parameter's initial value."""
+    """One array named `leaf`, in a scope of its own so that adding it changes no other parameter's initial value."""
 
     leaf: str
-    initial: Any  # an initializer of jax.nn
+    initial: Any  # an initializer of jax.nn.initializers
     shape: tuple[int, ...]
     param_dtype: str
 

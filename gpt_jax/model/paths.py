@@ -1,4 +1,8 @@
-"""A parameter's path, such as `blocks/3/attention/query/kernel`, is its name in rules, tables and messages."""
+"""Paths such as `blocks/3/attention/query/kernel`, and the globs that select them.
+
+A parameter's path is its name everywhere: in optimizer and sharding rules, import tables, checkpoints and messages.
+Taps are named in the same way.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +22,22 @@ def _regex(glob: str) -> re.Pattern[str]:
 
 
 def matches(path: str, globs: Iterable[str]) -> bool:
-    """Whether one of `globs` names `path`: `*` and `?` stay within a name, `**` any number of names, even none."""
+    """Whether one of `globs` matches the whole `path`: `*` and `?` do not match "/", `**` matches any number of names,
+    including none. Brackets have no special meaning.
+    """
     return any(_regex(glob).fullmatch(path) for glob in globs)
 
 
 def path_of(keys: tuple[Any, ...]) -> str:
-    """The path of a leaf from its key path in a pytree; Linen's outer collection name `params` is no part of it."""
+    """The path of a leaf, given its key path in a pytree, without the leading `params` of Linen's collection."""
     names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", None)))) for key in keys]
     return "/".join(names[1:] if names[:1] == ["params"] else names)
 
 
 def layer_paths(path: str) -> list[str]:
-    """The paths of the layers stored under `path`: itself, unless it names a scanned stack (`blocks/0:12:1/…`)."""
+    """The per-layer paths of what is stored under `path`: [path], or one per layer of a scanned stack
+    (`blocks/0:12:1/…`).
+    """
     for name in path.split("/"):
         if ":" in name:
             return [path.replace(name, str(layer), 1) for layer in range(*map(int, name.split(":")))]
@@ -37,10 +45,10 @@ def layer_paths(path: str) -> list[str]:
 
 
 def is_stacked(path: str) -> bool:
-    """Whether the parameter carries a leading axis of layers."""
+    """Whether the parameter at `path` has a leading axis of layers."""
     return ":" in path
 
 
 def map_with_path(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """`jax.tree.map` whose function takes the path of the leaf first."""
+    """`jax.tree.map` with `function(path, leaf, *rest)`."""
     return jax.tree.map_with_path(lambda keys, *leaves: function(path_of(keys), *leaves), tree, *rest)

@@ -1,4 +1,4 @@
-"""Codes of positions, added to embeddings: learned and sinusoidal. What attention itself does with positions is in
+"""Position codes that are added to the embedding: learned and sinusoidal. Position schemes within attention are in
 `rope` and `bias`.
 """
 
@@ -10,13 +10,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
-from gpt_jax.model.rope import plain_frequencies, turns
+from gpt_jax.model.rope import plain_frequencies, rotation_angles
 
 
 class LearnedPosition(nn.Module):
-    """A table of vectors, one a position: position p has row p + `offset`.
+    """positions (b, T) → rows p + `offset` of a learned table, (b, T, C).
 
-    A position beyond the table is the caller's to refuse (`check_inputs`): JAX would gather NaN.
+    The caller must refuse positions beyond the table (`check_inputs`): JAX would silently gather NaN.
     """
 
     length: int
@@ -33,13 +33,13 @@ class LearnedPosition(nn.Module):
 
 
 def sinusoidal_position(positions: Int[Array, "b T"], width: int, code: cfg.Sinusoidal) -> Float[Array, "b T C"]:
-    """sin and cos of (position + offset) · theta^(−2i/C), or with `endpoint` theta^(−2i/(C − 2)), the sines first
-    (Vaswani et al. 2017, as tensor2tensor lays them out).
+    """sin, then cos, of (position + offset) · theta^(−2i/C), or theta^(−2i/(C − 2)) with `endpoint` (Vaswani et al.
+    2017, in the layout of tensor2tensor): (b, T, C) in float32.
     """
-    # The same numbers in float32 as the models at large were trained with, whichever way they are spaced.
+    # Computed in float32 as the published models did, so that the frequencies agree to the last bit.
     frequencies = plain_frequencies(width, code.theta)
     if code.endpoint:
         frequencies = plain_frequencies(width - 2, code.theta)
         frequencies = np.append(frequencies, np.float32(1 / code.theta))
-    angles = turns(positions + code.offset if code.offset else positions, frequencies)
+    angles = rotation_angles(positions + code.offset if code.offset else positions, frequencies)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

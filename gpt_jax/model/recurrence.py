@@ -1,9 +1,8 @@
-"""What the mixers with a state have in common: a row cut into chunks, how much of a token is left at a later one, and
-what stands around the recurrence.
+"""What the recurrent mixers share: chunks, decays, and the layers around the recurrence.
 
-Inside a chunk of c tokens all pairs meet at once, c² products a head that matrix units like; between chunks only the
-state is handed on. So T tokens cost O(T · c) and not O(T²), whatever the chunk the outcome is the same, and one token
-with a state is the recurrence itself.
+Within a chunk of c tokens, all pairs of tokens are computed at once, as c × c matrix products per head; from one chunk
+to the next, only the state is passed. T tokens therefore cost O(T · c) instead of O(T²). The result does not depend on
+c, and a single token with a state is one step of the recurrence.
 """
 
 from __future__ import annotations
@@ -24,21 +23,22 @@ from gpt_jax.model.row import Row
 from gpt_jax.model.slots import LayerCache
 from gpt_jax.model.taps import tap
 
-CHUNK = 64  # tokens, at most
+CHUNK = 64  # most tokens of a chunk
 
 
 class Decays(NamedTuple):
-    """What is left of an earlier token at a later one of its document, in (0, 1]; 0 for every other pair.
+    """The product of the decays between two tokens of a document, in (0, 1]; 0 for every other pair.
 
-    `within`[t, s]: of token s at token t of the same chunk. `before`[t]: of the state before the chunk, at token t.
+    `within[t, s]` is the factor by which token s has decayed at token t of the same chunk, `before[t]` that of the
+    state at the beginning of the chunk.
     """
 
     within: Float[Array, "#N #B #H c c"]
     before: Float[Array, "#N #B #H c"]
 
 
-def cut(x: Float[Array, "B H T *D"], chunk: int) -> Float[Array, "N B H c *D"]:
-    """The row as N chunks of like size, `chunk` at most, the last one filled up with zeros."""
+def split_chunks(x: Float[Array, "B H T *D"], chunk: int) -> Float[Array, "N B H c *D"]:
+    """Splits T tokens into N chunks of equal size c ≤ `chunk`; the last one is padded with zeros."""
     (B, H, T), rest = x.shape[:3], x.shape[3:]
     count = -(-T // chunk)
     size = -(-T // count)
@@ -46,8 +46,8 @@ def cut(x: Float[Array, "B H T *D"], chunk: int) -> Float[Array, "N B H c *D"]:
     return jnp.moveaxis(x.reshape(B, H, count, size, *rest), 2, 0)
 
 
-def join(x: Float[Array, "N B H c E"], length: int) -> Float[Array, "B H T E"]:
-    """Inverse of `cut`."""
+def join_chunks(x: Float[Array, "N B H c E"], length: int) -> Float[Array, "B H T E"]:
+    """Inverse of `split_chunks`; `length` is T."""
     N, B, H, c, E = x.shape
     return jnp.moveaxis(x, 0, 2).reshape(B, H, N * c, E)[:, :, :length]
 
@@ -55,26 +55,26 @@ def join(x: Float[Array, "N B H c E"], length: int) -> Float[Array, "B H T E"]:
 def decays(
     log_decay: Float[Array, "B H T"] | None, segments: Int[Array, "B T"] | None, length: int, chunk: int
 ) -> Decays:
-    """The decays of `length` tokens in chunks; `log_decay` is what is left of the state at each of them, ≤ 0.
+    """The decays of `length` tokens in chunks. `log_decay` ≤ 0 is the logarithm of each token's decay; None means 0.
 
-    The logarithms between two tokens are added up for each pair of them, as Mamba-2 does it: the difference of two sums
-    from the chunk's beginning would lose its digits once a token between has forgotten nearly all.
+    The logarithms are summed separately for each pair of tokens, as in Mamba-2. The difference of two sums from the
+    beginning of the chunk would cancel catastrophically after a token that forgets nearly everything.
     """
     size = -(-length // -(-length // chunk))
     causal = jnp.tril(jnp.ones((size, size), bool))
     if segments is None:
         seen, continues = causal[None, None, None], jnp.ones((1, 1, 1, size), bool)
     else:
-        # A document is a run of like numbers. Filling up repeats the last one, so that it counts as its continuation.
+        # A document is a run of equal numbers. Padding repeats the last number, which continues the last document.
         runs = jnp.cumsum(jnp.diff(segments, axis=1, prepend=segments[:, :1]) != 0, axis=1)
         count = -(-length // size)
         runs = jnp.pad(runs, ((0, 0), (0, count * size - length)), mode="edge")
         runs = jnp.moveaxis(runs.reshape(-1, count, size), 1, 0)[:, :, None]  # (N, B, 1, c)
-        last = jnp.concatenate([runs[:1, ..., :1], runs[:-1, ..., -1:]])  # the state comes from the first document
+        last = jnp.concatenate([runs[:1, ..., :1], runs[:-1, ..., -1:]])  # the first chunk's state: the first document
         seen, continues = causal & (runs[..., :, None] == runs[..., None, :]), runs == last
     if log_decay is None:
         return Decays(seen.astype(jnp.float32), continues.astype(jnp.float32))
-    logs = cut(log_decay.astype(jnp.float32), chunk)
+    logs = split_chunks(log_decay.astype(jnp.float32), chunk)
     later = jnp.tril(jnp.ones((size, size), bool), -1)
     between = jnp.cumsum(jnp.where(later, logs[..., :, None], 0.0), axis=-2)
     return Decays(jnp.where(seen, jnp.exp(between), 0.0), jnp.where(continues, jnp.exp(jnp.cumsum(logs, axis=-1)), 0.0))
@@ -83,7 +83,8 @@ def decays(
 class LogDecay(nn.Module):
     """x (B, T, C) → −a · softplus(w·x + b) (B, T, H), in float32 (Mamba-2: Dao & Gu 2024, arXiv:2405.21060).
 
-    At first, as there, a = exp(log_rate) is uniform in [1, 16] and softplus(b) log-uniform in [0.001, 0.1].
+    At initialization, as in Mamba-2, a = exp(log_rate) is uniform in [1, 16] and softplus(b) log-uniform in
+    [0.001, 0.1].
     """
 
     heads: int
@@ -117,22 +118,22 @@ GATES = {"silu": jax.nn.silu, "sigmoid": jax.nn.sigmoid}
 
 
 class Recurrent(Mixer):
-    """What stands around a recurrence: short convolutions before it; a norm, a gate and a product with a kernel after
-    it.
+    """Base of the recurrent mixers: projections with short convolutions before the recurrence; a norm, a gate and the
+    output projection after it.
 
-    Configuration, parameters and cache have the same names in all that derive from it.
+    Configuration fields, parameters and cache entries have the same names in every subclass.
     """
 
     def project(
         self, x: Float[Array, "B T C"], name: str, heads: int, width: int, row: Row, cache: LayerCache | None
     ) -> tuple[Float[Array, "B T N D"], LayerCache | None]:
-        """Queries, keys or values, and the cache with what their convolution will look back on."""
+        """Queries, keys or values of N heads, and the cache extended by the last inputs of their convolution."""
         y = self._linear(name, heads * width)(x)
         y, cache = convolved(name, y, self.config.convolution, self.model.param_dtype, row, cache)
         return y.reshape(*x.shape[:2], heads, width), cache
 
     def log_decay(self, x: Float[Array, "B T C"]) -> Float[Array, "B H T"] | None:
-        """The logarithm of what is left of each head's state at each token; None: all of it."""
+        """The logarithm of each head's decay at each token; None means no decay."""
         (B, T, _), H = x.shape, self.config.heads
         match self.config.decay:
             case None:
@@ -144,7 +145,7 @@ class Recurrent(Mixer):
                 return tap(self, "log_decay", log_decay.swapaxes(1, 2))
 
     def finish(self, x: Float[Array, "B T C"], heads: Float[Array, "B H T E"]) -> Float[Array, "B T C"]:
-        """Each head's output after norm and gate, all through the last product."""
+        """Applies norm, gate and output projection to the heads' outputs."""
         c, (B, T, C) = self.config, x.shape
         out = tap(self, "heads", heads).swapaxes(1, 2)
         out = (
@@ -159,8 +160,8 @@ class Recurrent(Mixer):
         return Linear(features, bias, model.init.kernel_std, model.param_dtype, size, name=name)
 
 
-def real(row: Row) -> Bool[Array, "B T"] | None:
-    """Mask of the tokens that are not left padding; None: all of them. Padding must not write to the state, and its
-    decay is harmless because the state is still zero.
+def non_padding(row: Row) -> Bool[Array, "B T"] | None:
+    """Mask of non-padding tokens; None if there is no padding. Padding must not write to the state; its decay is
+    harmless because the state is still zero.
     """
     return None if row.padding is None else row.steps >= row.padding[:, None]

@@ -1,7 +1,7 @@
-"""Rotations of queries and keys by an angle that grows with the position (RoPE), and what stretches it to longer rows.
+"""Rotary position embedding (RoPE: Su et al. 2021, arXiv:2104.09864), and the scalings that extend it to longer rows.
 
-A scaling is a function of one row in SCALINGS. Frequencies are constants of the program: nothing of them is computed in
-a step.
+Each scaling is a function, entered in SCALINGS. Frequencies are computed with NumPy at tracing, so that they are
+constants of the compiled program.
 """
 
 from __future__ import annotations
@@ -23,42 +23,45 @@ Frequencies = Float[np.ndarray, " pairs"]  # radians per position
 def rotate(
     x: Float[Array, "B T N D"], positions: Int[Array, "b T"], rope: cfg.Rope, length: int
 ) -> Float[Array, "B T N D"]:
-    """Turns pair i of the first `fraction` of each head's width by position · frequency i radians, in float32.
+    """Rotates each pair i of the first `fraction` of x's last axis by position · frequency i radians, in float32.
 
-    Without scaling frequency i is theta^(−2i/width). `length` is the declared length of a row, what scalings that
-    depend on one go by: a cache's capacity, or T. A scaling's attention factor multiplies what is turned.
+    Without scaling, frequency i is theta^(−2i/width). `length` is the declared length of a row (the capacity of the
+    cache, or T), on which some scalings depend. The attention factor of a scaling multiplies the rotated elements.
+
+    Raises:
+      ConfigError: heads of this width cannot be rotated in this way.
     """
     width = cfg.rope_width(rope, x.shape[-1])
     frequencies, factor = rope_frequencies(rope, x.shape[-1], length)
-    angles = turns(positions, frequencies)[:, :, None, :]
+    angles = rotation_angles(positions, frequencies)[:, :, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     if factor != 1.0:
         cos, sin = cos * factor, sin * factor
-    turned, rest = x[..., :width].astype(jnp.float32), x[..., width:]
+    rotated, rest = x[..., :width].astype(jnp.float32), x[..., width:]
     if rope.interleaved:
-        a, b = turned[..., 0::2], turned[..., 1::2]
-        turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turned.shape)
+        a, b = rotated[..., 0::2], rotated[..., 1::2]
+        rotated = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(rotated.shape)
     else:
-        a, b = jnp.split(turned, 2, axis=-1)
-        turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1) if rest.shape[-1] else turned.astype(x.dtype)
+        a, b = jnp.split(rotated, 2, axis=-1)
+        rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return jnp.concatenate([rotated.astype(x.dtype), rest], axis=-1) if rest.shape[-1] else rotated.astype(x.dtype)
 
 
-def turns(positions: Int[Array, "b T"], frequencies: Frequencies) -> Float[Array, "b T pairs"]:
-    """The angle of each pair at each position, in radians and float32."""
+def rotation_angles(positions: Int[Array, "b T"], frequencies: Frequencies) -> Float[Array, "b T pairs"]:
+    """The angle of each pair at each position: radians, in float32."""
     return positions[..., None].astype(jnp.float32) * frequencies
 
 
 def plain_frequencies(width: int, theta: float) -> Frequencies:
-    """theta^(−2i/width) for the pairs i of `width` elements, in float32 as the models at large were trained with."""
+    """theta^(−2i/width) for each pair i of `width` elements, computed in float32 as published models do."""
     return theta ** -(np.arange(0, width, 2, dtype=np.float32) / width)
 
 
 def rope_frequencies(rope: cfg.Rope, head_width: int, length: int) -> tuple[Frequencies, float]:
-    """The frequency of each pair, and the factor on what is turned, for rows of `length`.
+    """The frequency of each rotated pair, and the attention factor, for rows of `length`.
 
     Raises:
-      ConfigError: heads of this width can't be rotated so.
+      ConfigError: heads of this width cannot be rotated in this way.
     """
     rope.check(head_width)
     plain = plain_frequencies(cfg.rope_width(rope, head_width), rope.theta)
@@ -73,20 +76,20 @@ def _linear(c: cfg.LinearScaling, plain: Frequencies, theta: float, length: int)
 
 
 def _dynamic_ntk(c: cfg.DynamicNtk, plain: Frequencies, theta: float, length: int) -> tuple[Frequencies, float]:
-    """A theta with which the slowest pair turns in `length` as far as it did in `original_length` (with factor 1)."""
+    """Raises theta so that (with factor 1) the slowest pair turns as far in `length` as it did in `original_length`."""
     width = 2 * len(plain)
     stretch = c.factor * max(length, c.original_length) / c.original_length - (c.factor - 1)
     return plain_frequencies(width, theta * stretch ** (width / (width - 2))), 1.0
 
 
 def _yarn(c: cfg.Yarn, plain: Frequencies, theta: float, length: int) -> tuple[Frequencies, float]:
-    """Peng et al. 2023, section 3.2 with the ramp between pairs, not between numbers of turns, as published models have
-    it.
+    """YaRN (Peng et al. 2023, section 3.2), with a ramp that is linear in the index of the pair instead of its number
+    of turns, as published models have it.
     """
     width = 2 * len(plain)
 
     def pair(turns: float) -> float:
-        """Which pair, as a real number, turns so often in `original_length`."""
+        """The (fractional) index of the pair that makes so many turns in `original_length`."""
         return width * math.log(c.original_length / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     first, last = pair(c.beta_fast), pair(c.beta_slow)
@@ -108,8 +111,8 @@ def _yarn(c: cfg.Yarn, plain: Frequencies, theta: float, length: int) -> tuple[F
 
 
 def _llama3(c: cfg.Llama3Scaling, plain: Frequencies, theta: float, length: int) -> tuple[Frequencies, float]:
-    turned = plain * c.original_length / (2 * math.pi)  # how often, in the length trained at
-    kept = np.clip((turned - c.low) / (c.high - c.low), 0, 1)
+    turns = plain * c.original_length / (2 * math.pi)  # of each pair, within the length of pretraining
+    kept = np.clip((turns - c.low) / (c.high - c.low), 0, 1)
     return plain * kept + plain / c.factor * (1 - kept), 1.0
 
 
@@ -121,7 +124,7 @@ def _long_rope(c: cfg.LongRope, plain: Frequencies, theta: float, length: int) -
     return scaled, math.sqrt(1 + math.log(c.factor) / math.log(c.original_length))
 
 
-# scaling, unscaled frequencies, theta, declared length → frequencies, attention factor
+# (scaling, unscaled frequencies, theta, declared length) → (frequencies, attention factor)
 SCALINGS: dict[type[cfg.RopeScaling], Callable[[Any, Frequencies, float, int], tuple[Frequencies, float]]] = {
     cfg.LinearScaling: _linear,
     cfg.DynamicNtk: _dynamic_ntk,

@@ -1,4 +1,4 @@
-"""Where the tokens at hand stand."""
+"""The tokens of one call and where they stand in their rows: what every layer gets beside x."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from jaxtyping import Array, Int
 
 
 class Row(NamedTuple):
-    """What every layer knows of the T tokens at hand.
+    """The T tokens of a call.
 
-    `steps` counts along the row from its beginning, padding included; `positions` is what position schemes see;
-    `segments` separates documents; `prefix` is how many tokens of each row see one another whole; `padding` and
-    `length` (the cache's room) are None without a cache. `layer` is the layer that looks, traced in a scan.
+    `steps` (T,) counts along the row from its beginning, left padding included. `positions` (b, T) is what position
+    schemes use; b is 1 if all rows agree. `segments` (B, T) numbers the documents, `prefix` (B,) counts the tokens that
+    attend to one another. `padding` (B,), the tokens of left padding, and `length`, the capacity of the cache, are None
+    without a cache. `layer` is the index of the current layer, traced in a scan.
     """
 
     tokens: Int[Array, "B T"]
@@ -26,5 +27,5 @@ class Row(NamedTuple):
 
     @property
     def context(self) -> int:
-        """The length that is declared: the room of the cache, or of these tokens."""
+        """The declared length of a row: the capacity of the cache, or T without one."""
         return self.steps.shape[0] if self.length is None else self.length

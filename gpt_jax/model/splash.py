@@ -1,4 +1,4 @@
-"""Splash attention: JAX's own Pallas kernel for TPUs, which keeps scores in fast memory and skips hidden blocks."""
+"""Splash attention: JAX's Pallas kernel for TPUs, which keeps scores in fast memory and skips masked blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
 
-LANES = 128  # the kernel's rows come in whole vectors
+LANES = 128  # T must be a multiple of the vector width
 BLOCKS = (512, 256, LANES)
 
 
@@ -27,23 +27,23 @@ def why_not(
     is_biased: bool,
     is_watched: bool,
 ) -> str | None:
-    """Why the kernel can't do this, as a clause that follows its name; None: it can.
+    """The reason why the kernel cannot compute this attention, as a clause that follows its name; None: it can.
 
-    `is_biased`: something is added to the scores, or turns them other than by a softcap. `is_watched`: somebody wants
-    the probabilities, dropout or a tap.
+    `is_biased`: the scores are changed other than by scale, mask and softcap. `is_watched`: dropout or a tap needs the
+    probabilities.
     """
     if tokens != keys:
-        return "attends within a whole row, and reads no cache"
+        return "attends within whole rows only, and reads no cache"
     if not isinstance(mask, cfg.Causal | cfg.Window):
-        return f"knows causal masks and windows, and no {type(mask).__name__}"
+        return f"supports causal masks and windows only, not {type(mask).__name__}"
     if normalizer != "softmax":
-        return f"has a softmax, and no {normalizer}"
+        return f"supports softmax only, not {normalizer}"
     if is_biased:
-        return "adds nothing to the scores"
+        return "cannot add a bias to the scores"
     if is_watched:
-        return "never has the probabilities as a whole, which dropout and taps ask for"
+        return "never stores the probabilities, which dropout and taps need"
     if tokens % LANES:
-        return f"takes rows of a multiple of {LANES} tokens, and {tokens} is none"
+        return f"needs rows of a multiple of {LANES} tokens, not {tokens}"
     return None
 
 
@@ -57,10 +57,10 @@ def splash_attention(
     softcap: float | None,
     sinks: Float[Array, " H"] | None,
 ) -> Float[Array, "B H T E"]:
-    """Causal softmax attention of whole rows; `query` comes scaled already, and in a `window` a query sees that many
-    keys, its own included.
+    """Causal softmax attention within whole rows: (B, H, T, D) scaled queries → (B, H, T, E).
 
-    Where the program runs on anything but a TPU the kernel is interpreted: right, and very slow.
+    With a `window` of W, a query sees W keys including its own position. On platforms other than TPU the kernel is
+    interpreted, which is correct but very slow.
     """
     _, H, T, _ = query.shape
     mask = pallas.CausalMask((T, T)) if window is None else pallas.LocalMask((T, T), (window - 1, 0), 0)
@@ -80,7 +80,7 @@ def splash_attention(
     )
 
     def attend(interpret: bool, *operands: Any) -> Array:
-        """Of the rows that one device has."""
+        """Attention of the rows on one device."""
         with jax.ensure_compile_time_eval():
             kernel = make(interpret=interpret)
         *heads, segments, sinks = operands
@@ -88,20 +88,20 @@ def splash_attention(
         return jax.vmap(kernel, in_axes=(0, 0, 0, 0, None))(*heads, ids, sinks)
 
     def choose(*operands: Any) -> Array:
-        # Chosen when the program is lowered, so that one compiled on another machine for a TPU has the kernel itself.
+        # Chosen at lowering, so that a program compiled for a TPU on another machine contains the kernel itself.
         return lax.platform_dependent(*operands, tpu=partial(attend, False), default=partial(attend, True))
 
-    rows = _rows(query.shape[0])
+    rows = _row_partition(query.shape[0])
     if rows is not None:
         specs = (rows, rows, rows, rows, PartitionSpec())
         choose = jax.shard_map(choose, in_specs=specs, out_specs=rows, check_vma=False)
     return choose(query, key, value, segments, sinks).astype(value.dtype)
 
 
-def _rows(batch: int) -> PartitionSpec | None:
-    """How the rows are divided over the mesh that the program is traced under; None: there is none.
+def _row_partition(batch: int) -> PartitionSpec | None:
+    """How the rows are partitioned over the mesh in whose context the program is traced; None if there is no mesh.
 
-    XLA can't divide a Pallas kernel by itself.
+    XLA cannot partition a Pallas kernel by itself.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind is not AxisType.Manual)

@@ -1,10 +1,9 @@
-"""The stack of blocks, and how it is executed: a loop over layers, or a scan over groups of layers that share one
-compiled body.
+"""The stack of blocks, executed as a loop over layers, or as a scan over groups of layers that share one compiled body.
 
-Layer l's initial values come from `fold_in(key, l)` either way. A looped stack keeps its parameters per layer,
-`blocks/3/…`: the canonical view, which checkpoints, optimizer rules and every name outside this file speak. A scanned
-stack keeps the layers l = i, i + p, i + 2p … of each place i in the pattern stacked along a leading axis, under the
-slice's name, `blocks/i:stop:p/…`; `canonical` and `stacked` convert.
+Either way, layer l gets its initial values from `fold_in(key, l)`. A looped stack stores its parameters per layer, as
+`blocks/3/…`: the canonical form, used in checkpoints, optimizer rules and everywhere outside this file. A scanned stack
+whose pattern of blocks has period p stores, for each i < p, the layers i, i + p, i + 2p … stacked along a leading axis,
+under the name of that slice, `blocks/i:L:p/…`. `canonical` and `stacked` convert between the two.
 """
 
 from __future__ import annotations
@@ -33,8 +32,10 @@ REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_bat
 
 
 class Blocks(nn.Module):
-    """x (B, T, C) through all the layers; with caches, each layer's comes back extended; with `capture`, what the
-    blocks tap too.
+    """x (B, T, C) → x (B, T, C) through all L layers.
+
+    Also returns the extended caches of all layers (None without caches), and the values that the blocks tap, by name
+    (an empty dict unless `capture`).
     """
 
     config: cfg.ModelConfig
@@ -76,11 +77,12 @@ class Blocks(nn.Module):
 
 
 def _init(model: cfg.ModelConfig, key: Array, x: Float[Array, "B T C"], row: Row) -> Params:
-    """Initial parameters in the model's storage form; each layer's from its own key, layers of one kind by one
-    compiled body. (A loop on the device: `vmap` gives the same bits and takes XLA three times as long to compile.)
-    """
+    """Initial parameters in the model's storage form, each layer's from its own key.
 
-    shared = _nothing_shared(model, x, row)
+    Equal blocks share one compiled body, in a loop on the device (`vmap` would give the same bits, and take XLA three
+    times as long to compile).
+    """
+    shared = _initial_shared(model, x, row)
     _check_targets(model, x, row, shared)
 
     def init_layer(block: cfg.BlockConfig, layer: Array) -> Params:
@@ -101,9 +103,9 @@ def _init(model: cfg.ModelConfig, key: Array, x: Float[Array, "B T C"], row: Row
 
 
 def _check_targets(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row, shared: Carry) -> None:
-    """Refuses an adapter's target that names no projection in any of the layers that have it."""
+    """Refuses an adapter target that matches no projection in any of the layers that have it."""
     blocks = [block for block in dict.fromkeys(model.blocks) if block.adapter is not None]
-    found: dict[str, set[str]] = {}  # target → the projections of the layers that have it
+    found: dict[str, set[str]] = {}  # target → projections of the layers that have it
     for block in blocks:
         assert block.adapter is not None
         every = dataclasses.replace(block, adapter=cfg.Lora(targets=("**",)))
@@ -118,20 +120,21 @@ def _check_targets(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row, s
             raise ConfigError(f'adapter.targets has "{target}", which names no projection{nearest(target, names)}')
 
 
-def _nothing_shared(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row) -> Carry:
-    """Zeros of the shapes that layers hand on: a scan carries the same from its beginning."""
+def _initial_shared(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row) -> Carry:
+    """Zeros of the shapes of what layers share: the carry of a scan has one structure from the first step on."""
 
-    def hand_on() -> Carry:
+    def last_shared() -> Carry:
         shared: Carry = {}
         for block in dict.fromkeys(model.blocks):
             arguments = (x, row._replace(layer=model.blocks.index(block)), None, shared, False)
             (_, _, shared), _ = Block(block, model).init_with_output(jax.random.key(0), *arguments)
         return shared
 
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(hand_on))
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(last_shared))
 
 
 def _scan(model: cfg.ModelConfig, run: Any, x: Array, params: Params, row: Row) -> tuple[Array, None, dict[str, Array]]:
+    """The blocks as a scan over repetitions of the pattern; returns what `Blocks` returns without caches."""
     groups = _groups(model)
     blocks = [model.blocks[layers[0]] for layers in groups.values()]
 
@@ -144,7 +147,7 @@ def _scan(model: cfg.ModelConfig, run: Any, x: Array, params: Params, row: Row) 
         return (x, shared), taps
 
     xs = [(params[name], jnp.array(layers)) for name, layers in groups.items()]
-    (x, _), taps = jax.lax.scan(body, (x, _nothing_shared(model, x, row)), xs)
+    (x, _), taps = jax.lax.scan(body, (x, _initial_shared(model, x, row)), xs)
     place = {
         layer: (group, i) for group, layers in zip(taps, groups.values(), strict=True) for i, layer in enumerate(layers)
     }
@@ -153,18 +156,18 @@ def _scan(model: cfg.ModelConfig, run: Any, x: Array, params: Params, row: Row) 
 
 
 def period(blocks: tuple[cfg.BlockConfig, ...]) -> int:
-    """The least p that divides L with layer l like layer l + p."""
+    """The smallest p that divides L such that layers l and l + p have equal blocks."""
     return next(p for p in range(1, len(blocks) + 1) if len(blocks) % p == 0 and blocks[:-p] == blocks[p:])
 
 
 def _groups(model: cfg.ModelConfig) -> dict[str, list[int]]:
-    """Name → the layers stacked under it, of a scanned stack."""
+    """For a scanned stack: storage name → the layers stacked under it."""
     p, total = period(model.blocks), model.layers
     return {f"{i}:{total}:{p}": list(range(i, total, p)) for i in range(p)}
 
 
 def storage_names(model: cfg.ModelConfig) -> list[str]:
-    """The names below `blocks` that the model keeps its parameters under."""
+    """The names below `blocks` under which the model stores its parameters."""
     return list(_groups(model)) if model.scan else [str(layer) for layer in range(model.layers)]
 
 
@@ -181,8 +184,8 @@ def canonical_layers(model: cfg.ModelConfig, params: Params) -> list[Params]:
 
 
 def canonical(tree: Any) -> Any:
-    """Per-layer names throughout a tree (parameters, or anything that holds trees of their shape: gradients,
-    optimizer states).
+    """The canonical form of a tree: every stack within it is split into layers. Takes parameters, and any tree that
+    contains trees of their structure, such as gradients and optimizer states.
     """
 
     def unstack(node: Any) -> Any:
@@ -202,7 +205,7 @@ def canonical(tree: Any) -> Any:
 
 
 def stacked(model: cfg.ModelConfig, tree: Any) -> Any:
-    """Inverse of `canonical` for a model that scans; for one that loops, the tree itself."""
+    """Inverse of `canonical` if `model` scans; otherwise returns the tree unchanged."""
     if not model.scan:
         return tree
     per_layer = {str(layer) for layer in range(model.layers)}

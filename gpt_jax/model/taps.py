@@ -1,5 +1,5 @@
-"""Taps: named values inside the model that a caller may ask for with `capture`. Asked for nothing, they leave no
-trace in the program.
+"""Taps: named values inside the model that a caller can ask for with `capture`. Without `capture`, they add nothing to
+the compiled program.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ COLLECTION = "intermediates"
 
 
 def tap(module: nn.Module, name: str, value: Array) -> Array:
-    """Offers `value` as `<path of module>/<name>`, and returns it."""
+    """Makes `value` available to `capture` as `<path of module>/<name>`, and returns it."""
     module.sow(COLLECTION, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
     return value
 
 
 def is_tapped(module: nn.Module) -> bool:
-    """Whether somebody asked for taps: what is computed for a tap alone goes behind this."""
+    """Whether this call captures taps; guards what is computed for a tap alone."""
     return module.is_mutable_collection(COLLECTION)
 
 
 def tapped(variables: Any, prefix: str) -> dict[str, Array]:
-    """What was tapped in one `apply`, by path below `prefix`."""
+    """The values tapped in one `apply`, as `<prefix>/<path>` → value."""
     if COLLECTION not in variables:
         return {}
     flat = traverse_util.flatten_dict(variables[COLLECTION], sep="/")

@@ -1,6 +1,6 @@
-"""Tiles of tokens: cut out of what attention is computed from, added back, laid side by side.
+"""Tiles of tokens: slicing them from the operands of attention, adding them back, and joining them.
 
-A part is an array (…, N, width) or a `Side`, all of whose arrays have their tokens last.
+A part is an array (…, tokens, width), or a `Side`, whose arrays all have their tokens on the last axis.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gpt_jax.model.mask import Side
 
 
 def cut(parts: tuple[Any, ...], start: Int[Array, ""] | int, size: int) -> tuple[Any, ...]:
-    """`size` tokens of each part, from token `start` on."""
+    """Slices `size` tokens of each part, from token `start` on."""
 
     def tile(x: Array, from_end: int) -> Array:
         return lax.dynamic_slice_in_dim(x, start, size, axis=x.ndim - from_end)
@@ -25,7 +25,7 @@ def cut(parts: tuple[Any, ...], start: Int[Array, ""] | int, size: int) -> tuple
 
 
 def padded(parts: tuple[Any, ...], size: int) -> tuple[Any, ...]:
-    """Whole tiles of `size` tokens. Tokens that are added have step −1: nobody sees them, and they see nothing."""
+    """Pads each part to whole tiles of `size` tokens. Tokens added have step −1, which hides them from all others."""
 
     def pad(x: Array, from_end: int, fill: int = 0) -> Array:
         axis = x.ndim - from_end
@@ -39,7 +39,7 @@ def padded(parts: tuple[Any, ...], size: int) -> tuple[Any, ...]:
 
 
 def add_at(sums: Any, terms: Any, start: Int[Array, ""]) -> Any:
-    """The sums with the terms added from token `start` on; tokens come last in both."""
+    """`sums` with `terms` added from token `start` on; the last axis of both is tokens."""
 
     def add(total: Array, term: Array) -> Array:
         axis = total.ndim - 1
@@ -50,6 +50,6 @@ def add_at(sums: Any, terms: Any, start: Int[Array, ""]) -> Any:
 
 
 def joined(tiles: Array, axis: int) -> Array:
-    """Tiles (n, …) side by side along the axis of one tile that holds its tokens."""
+    """Concatenates tiles (n, …) along `axis`, the axis of a single tile that holds its tokens."""
     moved = jnp.moveaxis(tiles, 0, axis)
     return moved.reshape(*moved.shape[:axis], -1, *moved.shape[axis + 2 :])

@@ -151,7 +151,7 @@ class TestFiles:
         assert data.train_tokens + data.validation_tokens == 3 + 3 + 10 + 20 + 22
 
     def test_a_separator_needs_a_path(self) -> None:
-        with pytest.raises(ConfigError, match="data.separator divides the files of data.path"):
+        with pytest.raises(ConfigError, match="data.separator splits the files of data.path"):
             Text(separator="\n\n")
 
 

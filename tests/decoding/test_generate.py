@@ -1,6 +1,7 @@
-"""Generation against the plain way: the whole text through the model, the last row of logits, one token more."""
+"""Generation equals the plain loop: all tokens through the model without a cache, the next one from the last logits."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -23,22 +24,27 @@ from gpt_jax.config import (
     pattern,
 )
 from gpt_jax.decoding import generate as programs
-from gpt_jax.decoding.stages import append, choose, forward, init_state, is_unfinished, prefill, step_keys
+from gpt_jax.decoding.stages import State, append, choose, forward, init_state, is_unfinished, prefill, step_keys
 from gpt_jax.model.stack import stacked
-from tests.tiny import VOCABULARY, random_params, tiny
+from tests.tiny import VOCABULARY, apply, random_params, tiny
 
-W, CONTEXT, KEY = 5, 32, jax.random.key(7)
+# `NEW` tokens for prompts of up to 16, and one kind of sampler, wherever a test needs no other: so they share programs.
+W, CONTEXT, NEW, KEY = 5, 32, 16, jax.random.key(7)
 SAMPLER = Sampler(1.3, top_k=20, top_p=0.95)
-apply = jax.jit(lambda gpt, params, tokens: gpt.apply(params, tokens), static_argnums=0)
-draw = jax.jit(lambda sampler, keys, logits: sampler(keys, logits), static_argnums=0)
 step = jax.jit(forward, static_argnums=0)
+read = jax.jit(prefill, static_argnums=(0, 4))
 
 
-def build(scan: bool = False, learned: bool = False) -> tuple[GPT, Any]:
-    """Windows, full attention, grouped heads, RoPE and ALiBi in one stack of four; parameters per layer."""
+@functools.partial(jax.jit, static_argnums=0)
+def draw(sampler: Any, key: jax.Array, i: int, logits: jax.Array) -> jax.Array:
+    return sampler(jax.random.fold_in(key, i)[None], logits[None])[0]
+
+
+def build(scan: bool = False, learned: bool = False, letters: str = "LF") -> tuple[GPT, Any]:
+    """A window and full attention, grouped heads, RoPE and ALiBi in one stack; parameters per layer."""
     window = Attention(heads=4, kv_heads=2, head_width=4, mask=Window(W), position=Rope())
     full = Attention(heads=4, head_width=4, position=None if learned else Alibi())
-    blocks = pattern("LFLF", L=BlockConfig(window, GatedMlp(width=12)), F=BlockConfig(full, GatedMlp(width=12)))
+    blocks = pattern(letters, L=BlockConfig(window, GatedMlp(width=12)), F=BlockConfig(full, GatedMlp(width=12)))
     embedding = Embedding(position=Learned()) if learned else Embedding()
     c = ModelConfig(VOCABULARY, CONTEXT, 8, blocks, embedding)
     # Logits of order 1, as trained models have: 1e-5 is 100 roundings of those.
@@ -64,11 +70,16 @@ def by_hand(
         seen = text[-gpt.config.context_length :]
         # Behind the last token, where it changes nothing, there is what makes one shape of them all.
         padded = np.array([seen + [0] * (gpt.config.context_length - len(seen))])
-        logits = apply(gpt, params, padded)[:, len(seen) - 1]
-        chosen = int(draw(sampler, jax.random.fold_in(key, i)[None], logits)[0])
-        logprobs.append(float(jax.nn.log_softmax(logits[0])[chosen]))
+        logits = np.asarray(apply(gpt, params, padded))[0, len(seen) - 1]
+        chosen = int(draw(sampler, key, i, logits))
+        logprobs.append(float(log_softmax(logits)[chosen]))
         text.append(chosen)
     return text[len(prompt) :], logprobs
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = np.float64(logits) - np.max(logits, axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 def check(out: Generation, gpt: GPT, params: Any, prompts: list[list[int]], sampler: Any) -> None:
@@ -86,10 +97,10 @@ def test_cached_logits_equal_the_full_forward_at_every_position(
     model: tuple[GPT, Any], length: int, chunk: int | None
 ) -> None:
     gpt, params = model
-    tokens = jnp.asarray(ids(2, CONTEXT))
-    full = apply(gpt, params, tokens)
+    tokens = ids(2, CONTEXT).astype(np.int32)
+    full = np.asarray(apply(gpt, params, tokens))
     cache = init_cache(gpt.config, 2, CONTEXT)
-    logits, cache = jax.jit(prefill, static_argnums=(0, 4))(gpt, params, tokens[:, :length], cache, chunk)
+    logits, cache = read(gpt, params, tokens[:, :length], cache, chunk)
     np.testing.assert_allclose(logits, full[:, length - 1], atol=1e-5)
     for t in range(length, CONTEXT):
         logits, cache = step(gpt, params, tokens[:, t : t + 1], cache)
@@ -100,28 +111,28 @@ def test_cached_logits_equal_the_full_forward_at_every_position(
 @pytest.mark.parametrize("sampler", [Greedy(), SAMPLER], ids=["greedy", "sampled"])
 def test_text_past_the_window_equals_that_without_a_cache(model: tuple[GPT, Any], length: int, sampler: Any) -> None:
     prompts = ids(1, length).tolist()
-    check(generate(*model, prompts, key=KEY, max_new_tokens=16, sampler=sampler), *model, prompts, sampler)
+    check(generate(*model, prompts, key=KEY, max_new_tokens=NEW, sampler=sampler), *model, prompts, sampler)
 
 
 def test_unequal_prompts_in_one_batch_equal_each_alone(model: tuple[GPT, Any]) -> None:
     prompts = [ids(n, seed=n).tolist() for n in (1, 12, W, 3)]
-    out = generate(*model, prompts, key=KEY, max_new_tokens=12, sampler=SAMPLER)
+    out = generate(*model, prompts, key=KEY, max_new_tokens=NEW, sampler=SAMPLER)
     check(out, *model, prompts, SAMPLER)
     for chunk in (1, 7):
-        parts = generate(*model, prompts, key=KEY, max_new_tokens=12, sampler=SAMPLER, chunk=chunk)
+        parts = generate(*model, prompts, key=KEY, max_new_tokens=NEW, sampler=SAMPLER, chunk=chunk)
         np.testing.assert_array_equal(parts.tokens, out.tokens)
         np.testing.assert_allclose(parts.logprobs, out.logprobs, atol=2e-5)
 
 
-def test_rotations_go_by_the_tokens_that_were_asked_for_not_by_what_they_are_padded_to() -> None:
+def test_scaled_rotations_depend_on_the_tokens_asked_for_and_not_on_padding() -> None:
     scaling = LongRope((1.0, 1.2), (3.0, 9.0), original_length=12, factor=4.0)
     gpt = GPT(tiny(Attention(2, head_width=4, position=Rope(scaling=scaling)), context_length=CONTEXT))
     params, prompts = random_params(gpt), ids(2, 8).tolist()
     out = generate(gpt, params, prompts, key=KEY, max_new_tokens=4, sampler=Greedy())
     text = np.concatenate([prompts, out.tokens], axis=1)
-    full = gpt.apply(params, jnp.asarray(text))  # 12 tokens: still the short factors
-    np.testing.assert_array_equal(full[:, 7:-1].argmax(-1), out.tokens)
-    chosen = np.take_along_axis(jax.nn.log_softmax(full[:, 7:-1]), out.tokens[..., None], -1)[..., 0]
+    full = np.asarray(apply(gpt, params, text))[:, 7:-1]  # 12 tokens: still the short factors
+    np.testing.assert_array_equal(full.argmax(-1), out.tokens)
+    chosen = np.take_along_axis(log_softmax(full), out.tokens[..., None], -1)[..., 0]
     np.testing.assert_allclose(chosen, out.logprobs, atol=2e-5)
 
 
@@ -132,8 +143,8 @@ def test_a_prompt_that_fills_the_context(model: tuple[GPT, Any]) -> None:
         generate(*model, prompts, key=KEY, max_new_tokens=4)
 
 
-@pytest.mark.parametrize("lengths", [(3, 20, 1), (CONTEXT, 2), (CONTEXT + 9, CONTEXT - 1)])
-def test_sliding_reads_the_last_context_anew(model: tuple[GPT, Any], lengths: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("lengths", [(3, 20, 1), (CONTEXT, 2, 5), (CONTEXT + 9, CONTEXT - 1, 7)])
+def test_sliding_reads_the_last_context_again_for_each_token(model: tuple[GPT, Any], lengths: tuple[int, ...]) -> None:
     prompts = [ids(n, seed=n).tolist() for n in lengths]
     out = generate(*model, prompts, key=KEY, max_new_tokens=CONTEXT + 6, sampler=SAMPLER, slide=True)
     check(out, *model, prompts, SAMPLER)
@@ -141,7 +152,7 @@ def test_sliding_reads_the_last_context_anew(model: tuple[GPT, Any], lengths: tu
 
 def test_sliding_changes_nothing_within_the_context(model: tuple[GPT, Any]) -> None:
     prompts = [[1, 2, 3], [4]]
-    options = {"key": KEY, "max_new_tokens": 10, "sampler": SAMPLER}
+    options = {"key": KEY, "max_new_tokens": NEW, "sampler": SAMPLER}
     plain, slid = generate(*model, prompts, **options), generate(*model, prompts, slide=True, **options)
     np.testing.assert_array_equal(plain.tokens, slid.tokens)
 
@@ -149,28 +160,29 @@ def test_sliding_changes_nothing_within_the_context(model: tuple[GPT, Any]) -> N
 def test_logprobs_are_the_full_forwards_before_temperature_and_filters(model: tuple[GPT, Any]) -> None:
     gpt, params = model
     prompt = ids(6).tolist()
-    out = generate(gpt, params, [prompt], key=KEY, max_new_tokens=20, sampler=Sampler(0.2, top_k=2))
-    text = np.array([prompt + out.tokens[0].tolist()])
-    logprobs = jax.nn.log_softmax(apply(gpt, params, text))[0, 5:-1]
-    np.testing.assert_allclose(out.logprobs[0], logprobs[np.arange(20), text[0, 6:]], atol=2e-5)
+    out = generate(gpt, params, [prompt], key=KEY, max_new_tokens=NEW, sampler=Sampler(0.2, top_k=20, top_p=0.5))
+    text = np.zeros((1, CONTEXT), int)
+    text[0, : 6 + NEW] = prompt + out.tokens[0].tolist()
+    logprobs = log_softmax(np.asarray(apply(gpt, params, text))[0, 5 : 5 + NEW])
+    np.testing.assert_allclose(out.logprobs[0], logprobs[np.arange(NEW), out.tokens[0]], atol=2e-5)
 
 
 def test_a_row_ends_with_its_stop_token_and_padding_follows(model: tuple[GPT, Any]) -> None:
-    prompts, options = ids(3, 4).tolist(), {"key": KEY, "max_new_tokens": 20, "sampler": SAMPLER}
+    prompts, options = ids(3, 4).tolist(), {"key": KEY, "max_new_tokens": NEW, "sampler": SAMPLER}
     free = generate(*model, prompts, **options)
-    assert (free.lengths == 20).all()
+    assert (free.lengths == NEW).all()
     stop = {int(free.tokens[0, 4]), int(free.tokens[2, 9])}
     out = generate(*model, prompts, stop=stop, **options)
     for b in range(3):
         hits = [i for i, token in enumerate(free.tokens[b]) if int(token) in stop]
-        length = hits[0] + 1 if hits else 20
+        length = hits[0] + 1 if hits else NEW
         assert out.lengths[b] == length
-        np.testing.assert_array_equal(out.tokens[b], np.where(np.arange(20) < length, free.tokens[b], 0))
-        np.testing.assert_allclose(out.logprobs[b], np.where(np.arange(20) < length, free.logprobs[b], 0), atol=1e-6)
+        np.testing.assert_array_equal(out.tokens[b], np.where(np.arange(NEW) < length, free.tokens[b], 0))
+        np.testing.assert_allclose(out.logprobs[b], np.where(np.arange(NEW) < length, free.logprobs[b], 0), atol=1e-6)
     assert out.lengths[0] <= 5
 
 
-def test_the_loop_ends_once_all_rows_have(model: tuple[GPT, Any]) -> None:
+def test_the_loop_ends_once_every_row_has_stopped(model: tuple[GPT, Any]) -> None:
     state = init_state(jnp.zeros((2, 3), jnp.int32), 5)
     assert is_unfinished(state, 5) and not is_unfinished(state, 0)
     state = append(state, jnp.array([4, 6]), jnp.array([-1.0, -2.0]), jnp.array([4]))
@@ -183,22 +195,27 @@ def test_the_loop_ends_once_all_rows_have(model: tuple[GPT, Any]) -> None:
     assert int(run.advance(run.begin(), 9).new) == 1
 
 
-def test_the_stages_called_by_hand_are_generate(model: tuple[GPT, Any]) -> None:
+def test_calling_the_stages_by_hand_gives_the_text_of_generate(model: tuple[GPT, Any]) -> None:
     gpt, params = model
-    prompt, new = jnp.asarray(ids(2, 6)), 7
+    prompt = jnp.asarray(ids(2, 6))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(2))
-    state, cache, tokens = init_state(prompt, new), init_cache(gpt.config, 2, 6 + new), prompt
-    while is_unfinished(state, new):
-        logits, cache = step(gpt, params, tokens, cache)
+
+    @jax.jit
+    def one_more(state: State, logits: jax.Array) -> tuple[State, jax.Array]:
         chosen, logprobs = choose(SAMPLER, step_keys(keys, state), logits)
-        state, tokens = append(state, chosen, logprobs, jnp.array([], jnp.int32)), chosen[:, None]
-    out = generate(gpt, params, prompt, key=KEY, max_new_tokens=new, sampler=SAMPLER)
+        return append(state, chosen, logprobs, jnp.array([], jnp.int32)), chosen[:, None]
+
+    state, cache, tokens = init_state(prompt, NEW), init_cache(gpt.config, 2, 6 + NEW), prompt
+    while is_unfinished(state, NEW):
+        logits, cache = step(gpt, params, tokens, cache)
+        state, tokens = one_more(state, logits)
+    out = generate(gpt, params, prompt, key=KEY, max_new_tokens=NEW, sampler=SAMPLER)
     np.testing.assert_array_equal(state.tokens[:, 6:], out.tokens)
 
 
 def test_same_key_same_text_and_another_key_another(model: tuple[GPT, Any]) -> None:
     def text(key: jax.Array) -> list:
-        return generate(*model, [[1, 2]] * 3, key=key, max_new_tokens=20).tokens.tolist()
+        return generate(*model, [[1, 2]] * 3, key=key, max_new_tokens=NEW, sampler=SAMPLER).tokens.tolist()
 
     first = text(KEY)
     assert first == text(KEY) == text(jax.random.key(7)) == text(jax.random.PRNGKey(7))
@@ -206,10 +223,10 @@ def test_same_key_same_text_and_another_key_another(model: tuple[GPT, Any]) -> N
     assert first[0] != first[1] != first[2]
 
 
-def test_order_and_company_of_rows_change_nothing(model: tuple[GPT, Any]) -> None:
+def test_a_rows_text_depends_neither_on_its_place_nor_on_the_other_rows(model: tuple[GPT, Any]) -> None:
     prompts = [ids(n, seed=n).tolist() for n in (3, 9, 1, 6)]
     keys, order = jax.random.split(KEY, 4), [2, 0, 3, 1]
-    options = {"max_new_tokens": 12, "sampler": SAMPLER}
+    options = {"max_new_tokens": NEW, "sampler": SAMPLER}
     together = generate(*model, prompts, key=keys, **options).tokens
     turned = generate(*model, [prompts[i] for i in order], key=keys[np.array(order)], **options).tokens
     np.testing.assert_array_equal(turned, together[order])
@@ -219,7 +236,7 @@ def test_order_and_company_of_rows_change_nothing(model: tuple[GPT, Any]) -> Non
 
 @pytest.mark.parametrize(("every", "slide"), [(1, False), (50, False), (3, True)])
 def test_streamed_pieces_join_to_the_same_text(model: tuple[GPT, Any], every: int, slide: bool) -> None:
-    prompts, new = [ids(n, seed=n).tolist() for n in (3, 9)], 40 if slide else 12
+    prompts, new = [ids(n, seed=n).tolist() for n in (3, 9)], 40 if slide else NEW
     options = {"key": KEY, "max_new_tokens": new, "sampler": SAMPLER, "slide": slide}
     stop = (int(generate(*model, prompts, **options).tokens[0, 7]),)
     out = generate(*model, prompts, stop=stop, **options)
@@ -229,11 +246,11 @@ def test_streamed_pieces_join_to_the_same_text(model: tuple[GPT, Any], every: in
         assert sum((piece[b] for piece in pieces), []) == out.tokens[b, : out.lengths[b]].tolist()
 
 
-def test_a_scanned_model_decodes_alike_from_stacked_parameters() -> None:
-    plain, params = build()
-    scanned, _ = build(scan=True)
+def test_a_scanned_model_generates_the_loops_text_from_stacked_parameters() -> None:
+    plain, params = build(letters="LFLF")
+    scanned, _ = build(scan=True, letters="LFLF")
     assert scanned.config.scan and "0:4:2" in stacked(scanned.config, params)["params"]["blocks"]
-    prompts, options = [[1, 2, 3], [4]], {"key": KEY, "max_new_tokens": 10, "sampler": SAMPLER}
+    prompts, options = [[1, 2, 3], [4]], {"key": KEY, "max_new_tokens": NEW, "sampler": SAMPLER}
     expected = generate(plain, params, prompts, **options)
     out = generate(scanned, stacked(scanned.config, params), prompts, **options)
     np.testing.assert_array_equal(out.tokens, expected.tokens)
@@ -265,6 +282,7 @@ def test_programs_are_compiled_once_a_shape() -> None:
     assert compiled([[1]], Greedy(), stop=(2,)) == (0, 0)
 
 
+@pytest.mark.optimized
 def test_decoding_one_row_does_not_copy_its_cache() -> None:
     gpt = GPT(tiny(layers=3, context_length=2048))
     params = random_params(gpt)
@@ -303,7 +321,7 @@ def test_any_callable_of_keys_and_logits_is_a_sampler(model: tuple[GPT, Any]) ->
         ({"key": jax.random.split(KEY, 3)}, "one key, or one for each of the 1 prompts"),
     ],
 )
-def test_what_can_not_work_is_refused_before_anything_runs(
+def test_invalid_arguments_are_refused_before_anything_compiles(
     model: tuple[GPT, Any], change: dict, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(programs, "begin", None)

@@ -1,4 +1,4 @@
-"""Decoding from parameters that were laid out anew computes what the model computes."""
+"""Parameters laid out for decoding give the model's own logits."""
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +10,21 @@ from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.layout import with_untied_head
 from gpt_jax.decoding.sampling import Greedy
 from gpt_jax.model.gpt import GPT
+from tests.tiny import apply, random_params
 
 BLOCK = BlockConfig(Attention(heads=2, position=Rope()), GatedMlp(32))
 
 
 @pytest.mark.parametrize("head", [Head(), Head(bias=True, scale=0.5, softcap=3.0), Head(tied=False)])
-def test_a_head_of_its_own_gives_the_tables_logits(head: Head) -> None:
+def test_an_untied_copy_of_the_head_gives_the_same_logits_and_token(head: Head) -> None:
     model = GPT(ModelConfig(61, 32, 16, (BLOCK,) * 2, head=head))
     tokens = jnp.arange(12)[None] % 61
-    params = model.init(jax.random.key(0), tokens)
-    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    params = random_params(model)
     before = jax.tree.map(np.asarray, params)
     laid, moved = with_untied_head(model, params)
     assert not laid.config.head.tied
-    wanted = model.apply(params, tokens)
-    np.testing.assert_allclose(laid.apply(moved, tokens), wanted, atol=1e-5)
+    wanted = np.asarray(apply(model, params, tokens))
+    np.testing.assert_allclose(apply(laid, moved, tokens), wanted, atol=1e-5)
     made = generate(model, params, np.asarray(tokens), key=jax.random.key(0), max_new_tokens=1, sampler=Greedy())
     assert made.tokens[0, 0] == wanted[0, -1].argmax()
     np.testing.assert_allclose(made.logprobs[0, 0], jax.nn.log_softmax(wanted[0, -1]).max(), atol=1e-5)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax.interop import load_pretrained
+from gpt_jax.interop.hf import load_pretrained
 from gpt_jax.runs.evaluate import evaluate_run
 from gpt_jax.runs.load import load_run
 from tests.experiments.test_train_cli import ROOT, environment, many

@@ -29,7 +29,7 @@ def test_the_whole_way_in_real_processes(corpus: Path) -> None:
 
     folder = corpus / "tokens"
     trained = run("train", f"--input={corpus}/corpus/**/*.txt", "--vocab_size=300", f"--output={folder}")
-    assert trained.returncode == 0 and b"Saved 300 tokens" in trained.stdout and b"100%" in trained.stderr
+    assert trained.returncode == 0 and b"saved 300 tokens" in trained.stdout and b"100%" in trained.stderr
     text = "Überhaupt not to be 😉\r\n".encode()
     encoded = run("encode", f"--tokenizer={folder}", input=text)
     assert list(map(int, encoded.stdout.split())) == load_tokenizer(folder).encode(text.decode())
@@ -77,8 +77,8 @@ def test_show_tells_what_it_is_and_how_it_cuts(corpus: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["train", "--input={0}/none/*", "--output={0}/t", "--vocab_size=300"], "No file matches --input="),
-        (["train", "--input={0}/corpus/**", "--output={0}/t"], "Say how many tokens to learn"),
+        (["train", "--input={0}/none/*", "--output={0}/t", "--vocab_size=300"], "no file matches --input="),
+        (["train", "--input={0}/corpus/**", "--output={0}/t"], "--vocab_size is required for bpe"),
         (["train", "--input={0}/corpus/**", "--output={0}/corpus", "--vocab_size=300"], "exists already"),
         (["train", "--input={0}/corpus/**", "--output={0}/t", "--vocab_size=9"], "vocab_size must be at least 257"),
         (["train", "--input={0}/latin", "--output={0}/t", "--vocab_size=300"], "latin is not UTF-8 text"),
@@ -88,7 +88,7 @@ def test_show_tells_what_it_is_and_how_it_cuts(corpus: Path, capsys: pytest.Capt
         (["encode", "--tokenizer={0}/corpus", "--text=a"], "holds no tokenizer"),
         (["encode", "--tokenizer={0}/latin", "--text=a"], "is not a tokenizer"),
         (["encode", "--tokenizer=bytes", "--text=a", "--allowed_special=<x>"], "'<x>' is not a special token"),
-        (["decode", "--tokenizer=bytes", "1", "two"], "'two' is no token id"),
+        (["decode", "--tokenizer=bytes", "1", "two"], "'two' is not a token id"),
         (["decode", "--tokenizer=bytes", "-1"], "token id -1 is outside the vocabulary"),
     ],
 )

@@ -104,7 +104,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["--workdir={run}", "--config={place}/none.py"], 2, "none.py does not exist"),
     (["--workdir={run}", "--config={place}/broken.py"], 2, "must return a ConfigDict"),
     (["--workdri={run}", "--config={place}/tiny.py"], 2, 'did you mean "--workdir"?'),
-    (["--workdir={run}", "--config={place}/tiny.py", "more"], 2, '"more" is no flag'),
+    (["--workdir={run}", "--config={place}/tiny.py", "more"], 2, '"more" is not a flag'),
     (["--workdir={run}", "--config={place}/tiny.py", "--config.train.step=3"], 2, 'did you mean "steps"?'),
     (["--workdir={run}", "--config={place}/tiny.py", "--config.trian.steps=3"], 2, 'Did you mean "train"'),
     (["--workdir={run}", "--config={place}/tiny.py", "--config.trian.steps=None"], 2, 'Did you mean "train"'),
@@ -219,7 +219,7 @@ def test_metrics_carry_what_scripts_rely_on(trained: tuple[Path, subprocess.Comp
 
 def test_a_finished_run_says_so(place: Path, trained: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     done = command(place, "train", f"--config={place}/tiny.py", f"--workdir={trained[0]}")
-    assert done.returncode == 0 and "finished already" in done.stdout
+    assert done.returncode == 0 and "already finished" in done.stdout
     assert len(lines(trained[0])) == 14
 
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config import depends_on_length
-from gpt_jax.interop import load_pretrained
 from gpt_jax.interop.families import FAMILIES
+from gpt_jax.interop.hf import load_pretrained
 from tests.interop.make_fixtures import FIXTURES
 
 ROOT = Path(__file__).resolve().parents[2]

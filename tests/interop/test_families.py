@@ -1,6 +1,7 @@
-"""Each family's fixtures, made and computed by `transformers` (`make_fixtures.py`): read, and written to be read."""
+"""Each family against fixtures that `transformers` computed (`make_fixtures.py`): logits, greedy text, files."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import shutil
@@ -8,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import Greedy, generate
+from gpt_jax import GPT, Greedy, generate
 from gpt_jax.config import depends_on_length
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.interop import load_pretrained, save_pretrained
 from gpt_jax.interop.families import FAMILIES
-from gpt_jax.interop.hf import choose_family
+from gpt_jax.interop.hf import choose_family, load_pretrained, save_pretrained
 from gpt_jax.interop.normal import normal_form
 from tests.interop.make_fixtures import FIXTURES
 
@@ -29,12 +28,19 @@ needs_transformers = pytest.mark.skipif(
 )
 
 
+@functools.cache
 def model_type(name: str) -> str:
     return settings(FIXTURES / name)["model_type"]
 
 
 def settings(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())
+
+
+@functools.cache
+def loaded(name: str) -> tuple[GPT, Any, Any]:
+    """Model, parameters and tokenizer of a fixture, read once a process."""
+    return load_pretrained(FIXTURES / name)
 
 
 def expected(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -48,31 +54,33 @@ def test_every_family_has_fixtures() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_and_greedy_tokens_are_those_of_transformers(name: str) -> None:
-    model, params, tokenizer = load_pretrained(FIXTURES / name)
+    model, params, tokenizer = loaded(name)
     assert tokenizer is None
     ids, logits, greedy = expected(name)
     T = ids.shape[1]
-    longer = jax.jit(model.apply)(params, jnp.asarray(np.concatenate([ids, greedy], axis=1), jnp.int32))
-    ours = model.apply(params, jnp.asarray(ids, jnp.int32)) if depends_on_length(model.config) else longer[:, :T]
+    apply = jax.jit(model.apply)
+    longer = np.asarray(apply(params, np.concatenate([ids, greedy], axis=1).astype(np.int32)))
+    ours = apply(params, ids.astype(np.int32)) if depends_on_length(model.config) else longer[:, :T]
     np.testing.assert_allclose(ours, logits, atol=TOLERANCE)
     np.testing.assert_array_equal(longer[:, T - 1 : -1].argmax(-1), greedy)
 
 
+@functools.cache
 def first_of(family: str) -> str:
     return next(name for name in NAMES if model_type(name) == family and expected(name)[2].size)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_from_a_cache_are_those_of_transformers(family: str) -> None:
-    model, params, _ = load_pretrained(FIXTURES / first_of(family))
+    model, params, _ = loaded(first_of(family))
     ids, _, greedy = expected(first_of(family))
     ours = generate(model, params, ids, key=jax.random.key(0), max_new_tokens=greedy.shape[1], sampler=Greedy())
     np.testing.assert_array_equal(ours.tokens, greedy)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_saved_is_read_again_bit_for_bit(name: str, tmp_path: Path) -> None:
-    model, params, _ = load_pretrained(FIXTURES / name)
+def test_saved_parameters_are_read_back_bit_for_bit(name: str, tmp_path: Path) -> None:
+    model, params, _ = loaded(name)
     save_pretrained(tmp_path, model, params, family=model_type(name))
     assert settings(tmp_path)["model_type"] == model_type(name)
     again, back, _ = load_pretrained(tmp_path)
@@ -87,7 +95,7 @@ def test_transformers_opens_what_is_saved_with_equal_logits(name: str, tmp_path:
     """As the model's own family, and as the one that is chosen for it."""
     from tests.interop.make_fixtures import logits_of, reopened
 
-    model, params, _ = load_pretrained(FIXTURES / name)
+    model, params, _ = loaded(name)
     ids, logits, _ = expected(name)
     for family in {model_type(name), choose_family(model.config)[0].model_type}:
         save_pretrained(tmp_path / family, model, params, family=family)
@@ -141,7 +149,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("name, key, value, message", REFUSED, ids=lambda x: str(x)[:20])
-def test_what_cannot_be_done_is_refused(name: str, key: str, value: Any, message: str, tmp_path: Path) -> None:
+def test_settings_that_gpt_jax_lacks_are_refused(name: str, key: str, value: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         load_pretrained(with_settings(tmp_path, name, **{key: value}))
 
@@ -159,8 +167,8 @@ def test_what_cannot_be_done_is_refused(name: str, key: str, value: Any, message
         ("falcon_7b", {"hidden_size": None, "n_embed": 16}),
     ],
 )  # fmt: skip
-def test_older_spellings_are_read_alike(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
-    new, _, _ = load_pretrained(FIXTURES / name)
+def test_older_spellings_give_the_same_model(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    new, _, _ = loaded(name)
     old, _, _ = load_pretrained(with_settings(tmp_path, name, **changes))
     assert normal_form(old.config) == normal_form(new.config)
 
@@ -184,8 +192,8 @@ def test_falcon_reads_which_attention_its_alibi_is_for(tmp_path: Path) -> None:
         assert scale(attn_implementation=None, transformers_version="5.23.0") == 2 * once
 
 
-def test_a_dropout_that_the_family_lacks_keeps_nothing_from_being_saved(tmp_path: Path) -> None:
-    model, params, _ = load_pretrained(FIXTURES / "nemotron")
+def test_a_dropout_that_the_family_lacks_does_not_prevent_saving(tmp_path: Path) -> None:
+    model, params, _ = loaded("nemotron")
     block = dataclasses.replace(model.config.blocks[0], dropout=0.1)
     dropped = type(model)(dataclasses.replace(model.config, blocks=(block,) * model.config.layers))
     save_pretrained(tmp_path, dropped, params, family="nemotron")
@@ -200,7 +208,7 @@ def test_dropout_is_where_transformers_has_it(tmp_path: Path) -> None:
     assert (block.dropout, config.embedding.dropout, block.attention.dropout) == (0.2, 0.3, 0.4)
 
 
-def test_the_page_has_every_family() -> None:
+def test_the_documentation_lists_every_family() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
     assert [
         line.split("`")[1] for line in text.splitlines() if line.startswith("| `") and "model_type" not in line

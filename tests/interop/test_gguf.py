@@ -10,8 +10,8 @@ import pytest
 
 from gpt_jax.config import Llama3Scaling, LongRope
 from gpt_jax.config.errors import ConfigError, UserError
-from gpt_jax.interop import load_pretrained
 from gpt_jax.interop.gguf_file import read_header
+from gpt_jax.interop.hf import load_pretrained
 from gpt_jax.interop.weights import write_weights
 from tests.interop.gguf_files import BPE, TEXT, C, D, F, H, K, L, permuted, tensors, write
 

@@ -9,8 +9,8 @@ import pytest
 
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.data.tokenizer.chat import render_chat
-from gpt_jax.interop import load_pretrained
 from gpt_jax.interop.families import FAMILIES
+from gpt_jax.interop.hf import load_pretrained
 from gpt_jax.runs.load import load_run
 from tests.interop.make_fixtures import FIXTURES
 

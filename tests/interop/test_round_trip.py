@@ -21,7 +21,7 @@ from tests.interop.test_families import needs_transformers
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_settings_survive_the_way_there_and_back(name: str) -> None:
+def test_settings_survive_writing_and_reading(name: str) -> None:
     family, kinds = FAMILIES[name], set()
     for seed in range(12):
         model = family.read(family.settings(SETTINGS[name](Draw(seed))))
@@ -63,7 +63,7 @@ def test_random_models_are_those_of_transformers(name: str, tmp_path: Path) -> N
             np.testing.assert_allclose(logits_of(reopened(folder, "eager"), ids), wanted, atol=1e-4)
 
 
-def test_a_family_refuses_what_it_cannot_say() -> None:
+def test_a_family_refuses_models_it_cannot_represent() -> None:
     """Every pair of families: written as another, a model either comes back as it was or is refused."""
     written = refused = 0
     some = list(SETTINGS)[::4]

@@ -1,4 +1,4 @@
-"""However attention is computed, by name or by length, a model gives the same numbers; and what can't be is refused."""
+"""Every kernel, chosen by name or by length, gives the einsum's logits and gradients; what it lacks is refused."""
 
 import dataclasses
 from typing import Any
@@ -30,7 +30,7 @@ from gpt_jax.config import (
 )
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.model import attend as attend_module
-from tests.tiny import random_params
+from tests.tiny import apply, random_params
 
 T = 300  # more than the 256² scores that the chunked kernel computes at once
 TOKENS = jax.random.randint(jax.random.key(0), (2, T), 0, 17)
@@ -62,7 +62,7 @@ def run(model: GPT, params: Any, **given: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_chunked_is_the_einsum(name: str) -> None:
+def test_chunked_attention_gives_the_einsums_logits_and_gradients(name: str) -> None:
     einsum, chunked = (model_of(VARIANTS[name], kernel) for kernel in ("einsum", "chunked"))
     params = random_params(einsum, size=0.5)
     given = {"segments": SEGMENTS, "positions": POSITIONS}
@@ -72,7 +72,7 @@ def test_chunked_is_the_einsum(name: str) -> None:
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients)) > 1e-3
 
 
-def test_chunked_reads_a_prefix_whole() -> None:
+def test_chunked_attention_sees_the_whole_prefix() -> None:
     einsum, chunked = (model_of(Attention(2, mask=Prefix()), kernel) for kernel in ("einsum", "chunked"))
     params = random_params(einsum, size=0.5)
     prefix = jnp.array([280, 5])
@@ -87,7 +87,7 @@ def test_long_prompts_go_through_the_cache_in_chunks(mask: MaskConfig, monkeypat
     """As long a row does in training, wherever it begins in the cache."""
     model = model_of(Attention(2, 1, 8, mask=mask, position=Rope()))
     params = random_params(model, size=0.5)
-    wanted = model.apply(params, TOKENS)
+    wanted = apply(model, params, TOKENS)
     monkeypatch.setattr(attend_module, "LONG", 100)
     cache = init_cache(model.config, 2, T + 50, jnp.zeros(2, jnp.int32))
     parts, programs = [], []
@@ -99,7 +99,7 @@ def test_long_prompts_go_through_the_cache_in_chunks(mask: MaskConfig, monkeypat
     assert ["custom_vjp" in program for program in programs] == [False, True, False]
 
 
-def test_by_length_without_a_name() -> None:
+def test_without_a_named_kernel_the_length_chooses_it() -> None:
     def program(kernel: Any, length: int, attention: Any = VARIANTS["plain"]) -> str:  # noqa: B008
         model = model_of(attention, kernel)
         params = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
@@ -116,10 +116,10 @@ def test_by_length_without_a_name() -> None:
 @pytest.mark.parametrize(
     "kernel, attention, reason",
     [
-        ("splash", VARIANTS["window and alibi"], 'model.kernel is "splash", which adds nothing to the scores'),
-        ("splash", VARIANTS["sigmoid"], "which has a softmax, and no sigmoid"),
-        ("splash", Attention(2, mask=Chunk(3)), "which knows causal masks and windows, and no Chunk"),
-        ("splash", Attention(2), "which takes rows of a multiple of 128 tokens, and 300 is none"),
+        ("splash", VARIANTS["window and alibi"], 'model.kernel is "splash", which cannot add a bias to the scores'),
+        ("splash", VARIANTS["sigmoid"], "which supports softmax only, not sigmoid"),
+        ("splash", Attention(2, mask=Chunk(3)), "which supports causal masks and windows only, not Chunk"),
+        ("splash", Attention(2), "which needs rows of a multiple of 128 tokens, not 300"),
         ("chunked", Attention(2, dropout=0.1), 'set it to 0, or choose "einsum"'),
     ],
 )
@@ -132,7 +132,7 @@ def test_a_kernel_that_cannot_do_a_variant_says_why(kernel: Any, attention: Any,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "sinks", "latent"])
-def test_splash_is_the_einsum(name: str) -> None:
+def test_splash_attention_gives_the_einsums_logits_and_gradients(name: str) -> None:
     """Interpreted, as it is off TPUs."""
     tokens = TOKENS[:, :128]
     einsum, splash = (model_of(VARIANTS[name], kernel) for kernel in ("einsum", "splash"))

@@ -1,3 +1,5 @@
+"""Softmax attention by its properties: sums, masks, scales, shared key heads, sinks, dropout, and spans."""
+
 from functools import partial
 from typing import Any
 

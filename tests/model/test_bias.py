@@ -1,3 +1,5 @@
+"""ALiBi's slopes and T5's buckets against the published tables, and the biases that follow from them."""
+
 import math
 from dataclasses import dataclass
 
@@ -99,7 +101,7 @@ def test_a_learned_bias_learns_from_each_pair() -> None:
     np.testing.assert_array_equal(gradient, np.array([[21, 5, 4, 6]] * 2).T)
 
 
-def test_schemes_that_act_elsewhere_have_none() -> None:
+def test_positions_that_act_elsewhere_add_no_bias() -> None:
     assert position_bias(None, None, QUERIES, KEYS, 2) is None
     assert position_bias(Rope(), None, QUERIES, KEYS, 2) is None
 
@@ -112,7 +114,7 @@ class Recent(PositionConfig):
 PositionConfig.choices.pop("Recent")  # no other test is to find it
 
 
-def test_a_scheme_from_outside_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_scheme_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="Recent has no implementation"):
         position_bias(Recent(), None, QUERIES, KEYS, 2)
 
@@ -134,6 +136,6 @@ def test_a_scheme_from_outside_is_one_row(monkeypatch: pytest.MonkeyPatch) -> No
         (lambda: T5Bias(32, 16), r"T5Bias.max_distance \(16\) must be over half of T5Bias.buckets \(32\)"),
     ],
 )
-def test_nonsense_is_refused(make, message: str) -> None:
+def test_invalid_settings_are_refused(make, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()

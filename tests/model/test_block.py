@@ -1,3 +1,5 @@
+"""A block's residual arrangements: which norms it has, what it adds, and how its kernels are initialised."""
+
 import dataclasses
 from typing import Any
 

@@ -1,3 +1,5 @@
+"""Token and position embeddings against rows of their tables; ids and positions out of range raise."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from gpt_jax.config import AbsolutePositionConfig, Embedding, Learned, RmsNorm, 
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.model.embedding import TokenEmbedding
 from gpt_jax.model.position import sinusoidal_position
-from tests.tiny import tiny
+from tests.tiny import apply, random_params, tiny
 
 TOKENS = jnp.array([[3, 3, 0, 31], [5, 1, 3, 2]])
 POSITIONS = jnp.array([[0, 1, 0, 1], [3, 2, 1, 0]])
@@ -16,9 +18,10 @@ POSITIONS = jnp.array([[0, 1, 0, 1], [3, 2, 1, 0]])
 
 def embed(embedding: Embedding, train: bool = False, **model: object) -> tuple[dict, jax.Array]:
     module = TokenEmbedding(tiny(embedding=embedding, **model))
-    params = module.init(jax.random.key(0), TOKENS, POSITIONS, False)
+    params = jax.jit(module.init, static_argnums=3)(jax.random.key(0), TOKENS, POSITIONS, False)
     rngs = {"dropout": jax.random.key(1)} if train else None
-    return params["params"], module.apply(params, TOKENS, POSITIONS, train, rngs=rngs)
+    out = jax.jit(module.apply, static_argnums=3)(params, TOKENS, POSITIONS, train, rngs=rngs)
+    return jax.tree.map(np.asarray, (params["params"], out))
 
 
 def test_an_id_is_a_row_of_the_table() -> None:
@@ -39,13 +42,15 @@ def test_learned_and_sinusoidal_codes_are_added() -> None:
     np.testing.assert_array_equal(out, params["table"][TOKENS] + params["position"]["table"][POSITIONS])
     params, out = embed(Embedding(Sinusoidal(theta=100.0)))
     assert set(params) == {"table"}
-    np.testing.assert_array_equal(out, params["table"][TOKENS] + sinusoidal_position(POSITIONS, 8, Sinusoidal(100.0)))
+    np.testing.assert_array_equal(
+        out, params["table"][TOKENS] + np.asarray(sinusoidal_position(POSITIONS, 8, Sinusoidal(100.0)))
+    )
 
 
 def test_the_norm_follows_the_sum() -> None:
     _, out = embed(Embedding(Learned(), RmsNorm(scale=False)))
     params, plain = embed(Embedding(Learned()))
-    np.testing.assert_allclose(out, plain / jnp.sqrt(jnp.square(plain).mean(-1, keepdims=True) + 1e-6), rtol=1e-5)
+    np.testing.assert_allclose(out, plain / np.sqrt(np.square(plain).mean(-1, keepdims=True) + 1e-6), rtol=1e-5)
 
 
 def test_dropout_zeroes_and_rescales_in_training_only() -> None:
@@ -66,27 +71,27 @@ def test_compute_in_bfloat16_from_parameters_in_float32() -> None:
 def test_an_id_outside_the_vocabulary_raises_in_an_eager_call(token: int) -> None:
     """JAX itself would gather NaN or the last row."""
     model = GPT(tiny())
-    params = model.init(jax.random.key(0), TOKENS)
+    params = random_params(model)
     with pytest.raises(ValueError, match=rf"token id {token} is out of range: it must lie in \[0, 32\)"):
         model.apply(params, TOKENS.at[0, 1].set(token))
 
 
 def test_a_row_or_a_position_beyond_a_learned_table_raises() -> None:
     model = GPT(tiny(embedding=Embedding(Learned())))
-    params = model.init(jax.random.key(0), TOKENS)
-    model.apply(params, jnp.zeros((1, 16), jnp.int32))
+    params = random_params(model)
+    apply(model, params, jnp.zeros((1, 16), jnp.int32))
     for call in (model.apply, jax.jit(model.apply)):  # a length is known when compiling
-        with pytest.raises(ValueError, match="17 tokens don't fit the learned table of 16 positions"):
+        with pytest.raises(ValueError, match="17 tokens do not fit the learned table of 16 positions"):
             call(params, jnp.zeros((1, 17), jnp.int32))
     with pytest.raises(ValueError, match=r"position 16 is out of range: it must lie in \[0, 16\)"):
         model.apply(params, TOKENS, positions=POSITIONS.at[0, 0].set(16))
     shifted = GPT(tiny(embedding=Embedding(Learned(offset=2))))  # its last two rows are no further positions
-    params = shifted.init(jax.random.key(0), TOKENS)
+    params = random_params(shifted)
     assert params["params"]["embedding"]["position"]["table"].shape == (18, 8)
-    with pytest.raises(ValueError, match="17 tokens don't fit the learned table of 16 positions"):
+    with pytest.raises(ValueError, match="17 tokens do not fit the learned table of 16 positions"):
         shifted.apply(params, jnp.zeros((1, 17), jnp.int32))
     longer = GPT(tiny(embedding=Embedding(Learned(length=20))))
-    assert longer.apply(longer.init(jax.random.key(0), TOKENS), jnp.zeros((1, 20), jnp.int32)).shape == (1, 20, 32)
+    assert apply(longer, random_params(longer), jnp.zeros((1, 20), jnp.int32)).shape == (1, 20, 32)
 
 
 def test_a_position_that_the_embedding_does_not_know_is_refused() -> None:
@@ -94,5 +99,5 @@ def test_a_position_that_the_embedding_does_not_know_is_refused() -> None:
         pass
 
     AbsolutePositionConfig.choices.pop("Unknown")
-    with pytest.raises(ConfigError, match="TokenEmbedding knows no position Unknown"):
+    with pytest.raises(ConfigError, match="TokenEmbedding has no position code Unknown"):
         embed(Embedding(Unknown()))

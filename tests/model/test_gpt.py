@@ -1,3 +1,5 @@
+"""The whole model's contract: calls, captures, packed documents, and a gradient for every parameter."""
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -8,7 +10,7 @@ import gpt_jax
 from gpt_jax import GPT, init_cache
 from gpt_jax.config import PROJECTIONS, Attention, Embedding, Head, Learned, Rope
 from gpt_jax.model.chunked import scores
-from tests.tiny import random_params, tiny
+from tests.tiny import apply, random_params, tiny
 
 TOKENS = jnp.arange(16).reshape(2, 8)
 MODEL = GPT(tiny(Attention(4, position=Rope())))
@@ -23,12 +25,12 @@ def test_the_library_contract(params: dict) -> None:
     assert gpt_jax.GPT is GPT and gpt_jax.init_cache is init_cache
     logits = MODEL.apply(params, TOKENS)
     assert (logits.shape, logits.dtype) == ((2, 8, 32), jnp.float32)
-    assert MODEL.apply(params, TOKENS, method="backbone").shape == (2, 8, 8)
-    assert isinstance(MODEL.apply(params, TOKENS, train=True, rngs={"dropout": jax.random.key(0)}), jax.Array)
+    assert apply(MODEL, params, TOKENS, method="backbone").shape == (2, 8, 8)
+    assert isinstance(apply(MODEL, params, TOKENS, train=True, rngs={"dropout": jax.random.key(0)}), jax.Array)
     cache = init_cache(MODEL.config, 2, 8)
-    logits, cache, taps = MODEL.apply(params, TOKENS, cache=cache, capture="hidden")
+    logits, cache, taps = apply(MODEL, params, TOKENS, cache=cache, capture="hidden")
     assert logits.shape == (2, 8, 32) and int(cache.step) == 8 and set(taps) == {"hidden"}
-    hidden, taps = MODEL.apply(params, TOKENS, method="backbone", capture="hidden")
+    hidden, taps = apply(MODEL, params, TOKENS, method="backbone", capture="hidden")
     np.testing.assert_array_equal(hidden, taps["hidden"])
 
 
@@ -42,15 +44,15 @@ def test_initial_values_are_a_function_of_the_key_alone() -> None:
 
 
 def test_capture_is_a_glob_over_names(params: dict) -> None:
-    _, taps = MODEL.apply(params, TOKENS, capture="blocks/*/attention/probabilities")
+    _, taps = apply(MODEL, params, TOKENS, capture="blocks/*/attention/probabilities")
     assert {name: value.shape for name, value in taps.items()} == {
         f"blocks/{layer}/attention/probabilities": (2, 4, 8, 8) for layer in (0, 1)
     }
     with pytest.raises(ValueError, match=r'"blocks/0/attention/probability" matches nothing; did you mean "blocks/0'):
-        MODEL.apply(params, TOKENS, capture="blocks/0/attention/probability")
+        apply(MODEL, params, TOKENS, capture="blocks/0/attention/probability")
 
 
-def test_taps_nobody_asks_for_leave_no_trace_in_the_program(params: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_taps_that_are_not_captured_leave_the_program_unchanged(params: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     with_taps = str(jax.make_jaxpr(MODEL.apply)(params, TOKENS))
     for module in ("attention", "block", "mlp"):
         monkeypatch.setattr(f"gpt_jax.model.{module}.tap", lambda module, name, value: value)
@@ -59,21 +61,22 @@ def test_taps_nobody_asks_for_leave_no_trace_in_the_program(params: dict, monkey
 
 
 def test_no_segments_means_one_document_and_no_positions_means_from_0(params: dict) -> None:
-    logits = MODEL.apply(params, TOKENS)
-    explicit = MODEL.apply(params, TOKENS, segments=jnp.ones_like(TOKENS), positions=jnp.tile(jnp.arange(8), (2, 1)))
+    logits = apply(MODEL, params, TOKENS)
+    explicit = apply(MODEL, params, TOKENS, segments=jnp.ones_like(TOKENS), positions=jnp.tile(jnp.arange(8), (2, 1)))
     np.testing.assert_array_equal(logits, explicit)
 
 
 def test_documents_packed_into_a_row_score_as_if_alone(params: dict) -> None:
     segments, positions = jnp.array([[0] * 3 + [1] * 5] * 2), jnp.array([[0, 1, 2, 0, 1, 2, 3, 4]] * 2)
-    packed = MODEL.apply(params, TOKENS, segments=segments, positions=positions)
-    np.testing.assert_allclose(packed[:, :3], MODEL.apply(params, TOKENS[:, :3]), atol=1e-5)
-    np.testing.assert_allclose(packed[:, 3:], MODEL.apply(params, TOKENS[:, 3:]), atol=1e-5)
+    packed = apply(MODEL, params, TOKENS, segments=segments, positions=positions)
+    packed = np.asarray(packed)
+    np.testing.assert_allclose(packed[:, :3], apply(MODEL, params, TOKENS[:, :3]), atol=1e-5)
+    np.testing.assert_allclose(packed[:, 3:], apply(MODEL, params, TOKENS[:, 3:]), atol=1e-5)
 
 
 def test_a_context_length_is_no_limit_without_a_learned_table(params: dict) -> None:
     assert MODEL.config.context_length == 16
-    assert MODEL.apply(params, jnp.zeros((1, 20), jnp.int32)).shape == (1, 20, 32)
+    assert apply(MODEL, params, jnp.zeros((1, 20), jnp.int32)).shape == (1, 20, 32)
 
 
 def test_a_negative_position_raises_in_an_eager_call(params: dict) -> None:

@@ -1,3 +1,5 @@
+"""The head's logits against products by hand: tied or not, bias, scale and softcap, in float32."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

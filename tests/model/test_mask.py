@@ -1,3 +1,5 @@
+"""Masks against brute force over every pair of a query and a key (hypothesis)."""
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ def row(length: int) -> Side:
 
 @settings(max_examples=60)
 @given(st.data())
-def test_equals_brute_force(data: st.DataObject) -> None:
+def test_masks_equal_brute_force_over_every_pair(data: st.DataObject) -> None:
     """Any queries against any slots (negative: not yet written), with documents, left padding and prefixes."""
     B, T, S = 2, data.draw(st.sampled_from([1, 3])), 5
     mask = data.draw(MASKS)

@@ -1,3 +1,5 @@
+"""MLPs and their activations against the papers' formulas."""
+
 from typing import Any
 
 import jax

@@ -1,3 +1,5 @@
+"""Norms against the papers' equations, in float32 whatever the input's type."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

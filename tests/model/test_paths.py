@@ -1,3 +1,5 @@
+"""One language of globs over parameter paths, against a second implementation."""
+
 import re
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase

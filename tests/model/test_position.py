@@ -1,3 +1,5 @@
+"""Absolute position codes against their formulas."""
+
 import math
 
 import jax.numpy as jnp

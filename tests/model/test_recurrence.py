@@ -1,4 +1,4 @@
-"""The mixers with a state as sublayers, in a model: the papers' numbers, training, and decoding from their state."""
+"""Mixers with a state as sublayers of a model, against the papers' equations: decoding, training, copying."""
 
 import dataclasses
 import math
@@ -30,6 +30,7 @@ from gpt_jax.config import (
     Rope,
     pattern,
 )
+from gpt_jax.model.cache import Cache
 from gpt_jax.model.delta import gated_delta
 from gpt_jax.model.linear_attention import linear_attention
 from gpt_jax.model.paths import map_with_path
@@ -41,10 +42,10 @@ from gpt_jax.runs.train import train
 from tests import reference_recurrent
 from tests.reference import as_float64
 from tests.reference_attention import Row as ReferenceRow
-from tests.tiny import random_params, tiny, tiny_config
+from tests.tiny import apply, random_params, tiny, tiny_config
 
 T = 8
-TOKENS = jax.random.randint(jax.random.key(0), (2, T), 0, 32)
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, T)), jnp.int32)
 SEGMENTS = np.array([[0, 0, 0, 1, 1, 1, 1, 2], [5] * T])
 POSITIONS = np.array([[0, 1, 2, 0, 1, 2, 3, 0], list(range(T))])
 KINDS: dict[str, LinearAttention | Delta] = {
@@ -66,8 +67,8 @@ def alone(c: LinearAttention | Delta, **model: Any) -> ModelConfig:
     return tiny(c, None, 1, **model)
 
 
-def hybrid(letters: str = "DLDA", **model: Any) -> ModelConfig:
-    """Three layers with a state and one with softmax attention."""
+def hybrid(letters: str = "DLA", **model: Any) -> ModelConfig:
+    """Layers with a state of both kinds, and one with softmax attention."""
     blocks = pattern(
         letters,
         D=BlockConfig(KINDS["gated delta"], None, RmsNorm(eps=0.1), convolution=2),
@@ -78,13 +79,13 @@ def hybrid(letters: str = "DLDA", **model: Any) -> ModelConfig:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_sublayer_is_the_papers(name: str) -> None:
+def test_a_sublayer_computes_the_papers_equations(name: str) -> None:
     c, model = KINDS[name], alone(KINDS[name])
     mixer = mixer_of(c)(c, model, 1.0)
     row = Row(TOKENS, jnp.arange(T), jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, T, 8)), jnp.float32)
-    shapes = jax.jit(mixer.init, static_argnums=5)(jax.random.key(0), x, row, None, {}, False)
+    shapes = jax.eval_shape(lambda: mixer.init(jax.random.key(0), x, row, None, {}, False))
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.5, jnp.float32), shapes)
     y, cache, shared = jax.jit(mixer.apply, static_argnums=5)(params, x, row, None, {}, False)
     assert cache is None and shared == {}
@@ -98,29 +99,36 @@ def test_a_sublayer_is_the_papers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*KINDS, "hybrid"])
-def test_cached_is_the_full_forward_and_left_padding_is_nothing(name: str) -> None:
+def test_decoding_in_pieces_is_the_full_forward_and_left_padding_writes_nothing(name: str) -> None:
     """Row 0 is full, row 1 has two tokens of left padding; the state after them is that of the row alone."""
     c = hybrid() if name == "hybrid" else alone(KINDS[name])
-    model, tokens, padding = GPT(c), jax.random.randint(jax.random.key(1), (2, 13), 0, 32), (0, 2)
+    model, padding = GPT(c), (0, 2)
+    tokens = np.random.default_rng(1).integers(0, 32, (2, 13)).astype(np.int32)
     params = random_params(model, size=0.5)
-    forward = jax.jit(lambda params, tokens: model.apply(params, tokens))
-    step = jax.jit(lambda params, tokens, cache: model.apply(params, tokens, cache=cache))
-    cache, out, at = init_cache(c, 2, 13, jnp.array(padding)), [], 0
-    for piece in (1, 3, 1, 1, 6, 1):  # the first two are nothing but padding in row 1, or begin with it
-        logits, cache = step(params, tokens[:, at : at + piece], cache)
-        out.append(logits)
-        at += piece
+
+    def decode(tokens: np.ndarray, cache: Cache, pieces: tuple[int, ...]) -> tuple[np.ndarray, Cache]:
+        out, at = [], 0
+        for piece in pieces:
+            logits, cache = apply(model, params, tokens[:, at : at + piece], cache=cache)
+            out.append(logits)
+            at += piece
+        return np.concatenate(out, axis=1), cache
+
+    # Of the first two pieces, row 1 has nothing but padding in one, and begins in the other.
+    out, cache = decode(tokens, init_cache(c, 2, 13, jnp.array(padding)), (1, 3, 1, 3, 1, 3, 1))
     for b, start in enumerate(padding):
-        row = tokens[b : b + 1, start:]
-        np.testing.assert_allclose(np.concatenate(out, axis=1)[b : b + 1, start:], forward(params, row), atol=1e-5)
-    _, only = step(params, row, init_cache(c, 1, 11))
+        row = np.zeros((1, 13), np.int32)  # zeros to its right, which no earlier token sees, make one shape of both
+        row[0, : 13 - start] = tokens[b, start:]
+        full = np.asarray(apply(model, params, row))[0, : 13 - start]
+        np.testing.assert_allclose(out[b, start:], full, atol=1e-5)
+    _, only = decode(np.repeat(tokens[1:, 2:], 2, axis=0), init_cache(c, 2, 13), (1, 3, 1, 3, 3))
     for layer, other in zip(cache.layers, only.layers, strict=True):
         for leaf in {"state", "normalizer"} & layer.keys():
             np.testing.assert_allclose(layer[leaf][1], other[leaf][0], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_what_is_cached_has_one_size_however_long_the_row_is(name: str) -> None:
+def test_a_cache_has_the_same_size_for_rows_of_any_length(name: str) -> None:
     c, model = KINDS[name], alone(KINDS[name])
     shapes = [jax.tree.map(jnp.shape, init_cache(model, 3, length).layers) for length in (1, 16, 5000)]
     assert shapes[0] == shapes[1] == shapes[2]
@@ -158,13 +166,15 @@ def test_mixing_flops_are_the_products_of_the_chunks(c: LinearAttention | Delta)
         assert mixer_of(c).mixing_flops(c, tiny(c), T) * T == products(program.jaxpr)
 
 
-def test_documents_see_nothing_of_each_other() -> None:
+def test_packed_documents_score_as_if_each_were_alone() -> None:
     model = GPT(hybrid())
     params = random_params(model, size=0.5)
     options = {"segments": jnp.asarray(SEGMENTS[:1]), "positions": jnp.asarray(POSITIONS[:1])}
-    together = jax.jit(model.apply)(params, TOKENS[:1], **options)
-    each = [jax.jit(model.apply)(params, TOKENS[:1, a:b]) for a, b in ((0, 3), (3, 7), (7, 8))]
-    np.testing.assert_allclose(together, jnp.concatenate(each, axis=1), atol=1e-5)
+    together = np.asarray(apply(model, params, TOKENS[:1], **options))
+    for a, b in ((0, 3), (3, 7), (7, 8)):
+        alone = np.zeros((1, T), np.int32)  # padded to one shape, to the right of the document
+        alone[0, : b - a] = TOKENS[0, a:b]
+        np.testing.assert_allclose(together[:, a:b], np.asarray(apply(model, params, alone))[:, : b - a], atol=1e-5)
 
 
 def test_scan_and_remat_change_no_initial_value_and_no_gradient() -> None:
@@ -183,16 +193,16 @@ def test_scan_and_remat_change_no_initial_value_and_no_gradient() -> None:
 def test_the_state_is_float32_in_bfloat16_too() -> None:
     full, half = GPT(hybrid()), GPT(hybrid(dtype="bfloat16"))
     params = random_params(full, size=0.5)
-    logits, narrow = (jax.jit(model.apply)(params, TOKENS) for model in (full, half))
+    logits, narrow = (np.asarray(apply(model, params, TOKENS)) for model in (full, half))
     assert 1e-4 < np.abs(logits - narrow).max() < 0.2
-    cached, cache = jax.jit(lambda cache: half.apply(params, TOKENS, cache=cache))(init_cache(half.config, 2, T))
+    cached, cache = apply(half, params, TOKENS, cache=init_cache(half.config, 2, T))
     np.testing.assert_allclose(cached, narrow, atol=2e-2)
     assert cache.layers[0]["state"].dtype == jnp.float32
     gradients = jax.jit(jax.grad(lambda params: half.apply(params, TOKENS).std()))(params)
     assert all(leaf.dtype == jnp.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
-def test_switches_move_no_other_parameter() -> None:
+def test_switches_leave_the_other_initial_values_unchanged() -> None:
     plain = Delta(2, decay=None, convolution=None, output_norm=None, gate=None)
     changed = Delta(2, decay="gated", convolution=4, output_norm=RmsNorm(), gate="silu", bias=("query",))
     a, b = (GPT(alone(c)).init(jax.random.key(1), TOKENS) for c in (plain, changed))
@@ -203,7 +213,7 @@ def test_switches_move_no_other_parameter() -> None:
     assert "blocks/0/attention/beta/kernel" in names and len(flat) > len(names)
 
 
-def test_a_decay_starts_where_mamba_starts_it() -> None:
+def test_decays_are_initialised_as_in_mamba_2() -> None:
     x = jnp.zeros((1, 1, 3))
     module = LogDecay(1000, 0.02, "float32")
     params = module.init(jax.random.key(0), x)

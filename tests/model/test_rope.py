@@ -1,3 +1,5 @@
+"""RoPE as a product of complex numbers, and its scalings against published factors and limits."""
+
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +25,7 @@ from gpt_jax.config.errors import ConfigError
 from gpt_jax.model import rope as module
 from gpt_jax.model.rope import rope_frequencies, rotate
 from tests import reference_positions as reference
-from tests.tiny import random_params, tiny
+from tests.tiny import apply, random_params, tiny
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(2, 5, 3, 8)), jnp.float32)  # B T N D
@@ -75,7 +77,7 @@ def test_scores_under_rope_depend_on_the_distance_alone(rope: Rope) -> None:
     assert not np.allclose(score(9, 4), score(4, 9), atol=1e-2)  # the order counts
 
 
-def test_rope_turns_in_float32() -> None:
+def test_rope_rotates_in_float32() -> None:
     far = jnp.full((1, 5), 3001)  # in bfloat16 it would be 3008, another angle
     wide = rotate(X[:1].astype(jnp.bfloat16).astype(jnp.float32), far, Rope(), 4096)
     narrow = rotate(X[:1].astype(jnp.bfloat16), far, Rope(), 4096)
@@ -161,12 +163,12 @@ def test_the_declared_length_is_the_caches_room_or_the_inputs(scaling: RopeScali
     params, tokens = random_params(model), jnp.asarray(RNG.integers(32, size=(2, 10)))
     cache, parts = init_cache(model.config, 2, 10), []
     for part in (tokens[:, :3], tokens[:, 3:9], tokens[:, 9:]):
-        logits, cache = model.apply(params, part, cache=cache)
+        logits, cache = apply(model, params, part, cache=cache)
         parts.append(logits)
-    full = model.apply(params, tokens)
-    np.testing.assert_allclose(jnp.concatenate(parts, 1), full, atol=1e-5)
-    short, _ = model.apply(params, tokens[:, :5], cache=init_cache(model.config, 2, 6))
-    np.testing.assert_allclose(short, model.apply(params, tokens[:, :5]), atol=1e-5)
+    full = np.asarray(apply(model, params, tokens))
+    np.testing.assert_allclose(np.concatenate(parts, 1), full, atol=1e-5)
+    short, _ = apply(model, params, tokens[:, :5], cache=init_cache(model.config, 2, 6))
+    np.testing.assert_allclose(short, apply(model, params, tokens[:, :5]), atol=1e-5)
     assert not np.allclose(short, full[:, :5], atol=1e-2)
 
 
@@ -202,7 +204,7 @@ class Halved(RopeScaling):
 RopeScaling.choices.pop("Halved")  # no other test is to find it
 
 
-def test_a_scaling_from_outside_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_scaling_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="Halved has no implementation"):
         frequencies(Halved())
     monkeypatch.setitem(module.SCALINGS, Halved, lambda c, plain, theta, length: (plain / 2, 1.0))
@@ -219,17 +221,19 @@ REFUSED: dict[str, Any] = {
     ),
     "Yarn.attention_factor must be positive": lambda: Yarn(2.0, 16, attention_factor=0.0),
     "set both or neither": lambda: Yarn(2.0, 16, mscale=1.0),
-    "Yarn.attention_factor stands for": lambda: Yarn(2.0, 16, attention_factor=1.0, mscale=1.0, mscale_all_dim=1.0),
-    "a theta over 1": lambda: Rope(theta=1.0, scaling=Yarn(2.0, 16)),
+    "set them or Yarn.attention_factor": lambda: Yarn(2.0, 16, attention_factor=1.0, mscale=1.0, mscale_all_dim=1.0),
+    "Rope.theta must be over 1 with Yarn": lambda: Rope(theta=1.0, scaling=Yarn(2.0, 16)),
     r"Llama3Scaling.low \(4.0\) must be positive and less than": lambda: Llama3Scaling(8.0, 4.0, 4.0, 16),
     "Llama3Scaling.original_length must be positive": lambda: Llama3Scaling(8.0, 1.0, 4.0, -1),
     "LongRope.original_length must be over 1": lambda: LongRope(SHORT, LONG, 1, factor=2.0),
     "LongRope.factor must be at least 1": lambda: LongRope(SHORT, LONG, 16, factor=0.5),
-    "set one of the two": lambda: LongRope(SHORT, LONG, 16),
-    "stands for what LongRope.factor gives": lambda: LongRope(SHORT, LONG, 16, factor=2.0, attention_factor=1.0),
-    "LongRope.short has 3 numbers and LongRope.long 4": lambda: LongRope(SHORT[:3], LONG, 16, factor=2.0),
-    "hold positive numbers": lambda: LongRope((0.0,), (1.0,), 16, factor=2.0),
-    "a number for each pair that is rotated, 8 with head width 16, not 4": lambda: Rope(
+    "set it or LongRope.attention_factor": lambda: LongRope(SHORT, LONG, 16),
+    "LongRope.factor determines the attention factor": lambda: LongRope(
+        SHORT, LONG, 16, factor=2.0, attention_factor=1.0
+    ),
+    "a number for each rotated pair, not 3 and 4": lambda: LongRope(SHORT[:3], LONG, 16, factor=2.0),
+    "LongRope.short and LongRope.long must be positive": lambda: LongRope((0.0,), (1.0,), 16, factor=2.0),
+    "a number for each rotated pair, 8 with head width 16, not 4": lambda: Rope(
         scaling=LongRope(SHORT, LONG, 16, factor=2.0)
     ).check(16),
     "there is no other": lambda: Rope(scaling=DynamicNtk(2.0, 16)).check(2),
@@ -238,12 +242,12 @@ REFUSED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_nonsense_is_refused(message: str) -> None:
+def test_invalid_settings_are_refused(message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         REFUSED[message]()
 
 
 def test_a_head_that_a_scaling_does_not_fit_is_refused_by_the_rotation_itself() -> None:
     """One number would be broadcast to all pairs without a word."""
-    with pytest.raises(ConfigError, match="a number for each pair"):
+    with pytest.raises(ConfigError, match="a number for each rotated pair"):
         rotate(X, POSITIONS, Rope(scaling=LongRope((2.0,), (3.0,), 16, factor=2.0)), 16)

@@ -1,4 +1,6 @@
-"""A row longer than a span is attended to in several, and nothing but the work changes."""
+"""Attention of a long row in several spans of queries gives the logits, gradients and probabilities of one span."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from gpt_jax import GPT
 from gpt_jax.config import Alibi, Attention, BlockConfig, Causal, MaskConfig, Mlp, ModelConfig, Rope, Window
 from gpt_jax.model import mask as mask_module
 from gpt_jax.model.mask import Side, allowed, spans
+from tests.tiny import apply, random_params
 
 T = 150
 
@@ -33,7 +36,7 @@ def test_spans_of_a_long_row_leave_out_at_least_a_third_of_the_work() -> None:
 
 @pytest.mark.parametrize("mask", [Causal(), Window(70)])
 @pytest.mark.parametrize("position", [Rope(), Alibi()])
-def test_in_spans_or_at_once_the_same_logits_gradients_and_probabilities(
+def test_spans_change_no_logit_gradient_or_probability(
     mask: MaskConfig, position: Rope | Alibi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attention = Attention(heads=4, kv_heads=2, mask=mask, position=position)
@@ -42,23 +45,25 @@ def test_in_spans_or_at_once_the_same_logits_gradients_and_probabilities(
     segments = jnp.arange(T)[None] // jnp.array([[40], [110]])
     params = model.init(jax.random.key(1), tokens)
 
-    def run(params: dict) -> tuple[jax.Array, dict]:
-        logits, captured = model.apply(params, tokens, segments=segments, capture="**/probabilities")
-        return jnp.sum(jnp.sin(logits)), captured
+    def run() -> Any:
+        def loss(params: dict) -> tuple[jax.Array, dict]:
+            logits, captured = model.apply(params, tokens, segments=segments, capture="**/probabilities")
+            return jnp.sum(jnp.sin(logits)), captured
 
-    (loss, captured), gradient = jax.value_and_grad(run, has_aux=True)(params)
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    (loss, captured), gradient = run()
     monkeypatch.setattr(mask_module, "SHORTEST_SPAN", 10 * T)
-    (loss_at_once, captured_at_once), gradient_at_once = jax.value_and_grad(run, has_aux=True)(params)
+    (loss_at_once, captured_at_once), gradient_at_once = run()
     assert len(spans(mask, T)) == 1
     np.testing.assert_allclose(loss, loss_at_once, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), captured, captured_at_once)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradient, gradient_at_once)
 
 
-def test_dropout_on_probabilities_draws_anew_in_each_span() -> None:
+def test_dropout_draws_differ_with_the_key_in_every_span() -> None:
     attention = Attention(heads=1, dropout=0.5)
     model = GPT(ModelConfig(17, T, 16, (BlockConfig(attention, None),)))
-    params = model.init(jax.random.key(1), jnp.zeros((1, T), int))
-    tokens = jnp.zeros((1, T), int)
-    first, second = (model.apply(params, tokens, train=True, rngs={"dropout": jax.random.key(k)}) for k in (0, 1))
-    assert not np.allclose(first[:, 100:], second[:, 100:])
+    params, tokens = random_params(model), jnp.zeros((1, T), int)
+    first, second = (apply(model, params, tokens, train=True, rngs={"dropout": jax.random.key(k)}) for k in (0, 1))
+    assert not np.allclose(np.asarray(first)[:, 100:], np.asarray(second)[:, 100:])

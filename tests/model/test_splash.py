@@ -121,11 +121,11 @@ def test_forward_and_backward_compile_for_tpus_without_moving_rows(kv_heads: int
         (None, 256, Causal(), "softmax", False, False),
         (None, 256, Window(100), "softmax", False, False),
         ("reads no cache", 512, Causal(), "softmax", False, False),
-        ("multiple of 128 tokens, and 200", 200, Causal(), "softmax", False, False),
-        ("no Chunk", 256, Chunk(64), "softmax", False, False),
-        ("no sigmoid", 256, Causal(), "sigmoid", False, False),
-        ("adds nothing", 256, Causal(), "softmax", True, False),
-        ("never has the probabilities", 256, Causal(), "softmax", False, True),
+        ("multiple of 128 tokens, not 200", 200, Causal(), "softmax", False, False),
+        ("not Chunk", 256, Chunk(64), "softmax", False, False),
+        ("not sigmoid", 256, Causal(), "sigmoid", False, False),
+        ("cannot add a bias", 256, Causal(), "softmax", True, False),
+        ("never stores the probabilities", 256, Causal(), "softmax", False, True),
     ],
 )
 def test_it_says_in_a_clause_what_it_cannot_do(

@@ -1,3 +1,5 @@
+"""Stacks of blocks: scanned and looped agree in names, values, caches and dropout; remat recomputes as asked."""
+
 import dataclasses
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from gpt_jax import GPT, init_cache
 from gpt_jax.config import Attention, BlockConfig, GatedMlp, Mlp, Window, pattern
 from gpt_jax.model.stack import canonical, period, stacked, storage_names
-from tests.tiny import random_params, tiny
+from tests.tiny import apply, random_params, tiny
 
 A, B = BlockConfig(Attention(4, mask=Window(3)), GatedMlp(12)), BlockConfig(Attention(4), Mlp(6), dropout=0.1)
 TOKENS = jnp.arange(16).reshape(2, 8)
@@ -77,8 +79,8 @@ def test_a_scanned_model_decodes_with_the_same_cache_as_a_looped_one() -> None:
     scanned, looped = GPT(stack("ABAB", scan=True)), GPT(stack("ABAB"))
     params = random_params(looped)
     caches = [init_cache(model.config, 2, 8) for model in (looped, scanned)]
-    a, cache_a = looped.apply(params, TOKENS, cache=caches[0])
-    b, cache_b = scanned.apply(stacked(scanned.config, params), TOKENS, cache=caches[1])
+    a, cache_a = apply(looped, params, TOKENS, cache=caches[0])
+    b, cache_b = apply(scanned, stacked(scanned.config, params), TOKENS, cache=caches[1])
     np.testing.assert_array_equal(a, b)
     jax.tree.map(np.testing.assert_array_equal, cache_a, cache_b)
 
@@ -88,7 +90,7 @@ def test_each_layer_draws_its_own_dropout(scan: bool) -> None:
     model = GPT(tiny(block={"dropout": 0.5}, scan=scan))
     params = stacked(model.config, random_params(GPT(tiny())))
     rngs = {"dropout": jax.random.key(0)}
-    _, taps = model.apply(params, TOKENS, train=True, rngs=rngs, capture="**/*_change")
+    _, taps = apply(model, params, TOKENS, train=True, rngs=rngs, capture="**/*_change")
     kept = [np.asarray(taps[f"blocks/{layer}/{name}_change"] != 0) for layer in (0, 1) for name in ("attention", "mlp")]
     for i, a in enumerate(kept):
         assert 0.2 < a.mean() < 0.8

@@ -169,7 +169,7 @@ def test_another_tokenizer_is_refused(base: Path, tmp_path: Path) -> None:
 def test_no_run_to_begin_with_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
         quietly(begun_from(tmp_path / "nowhere"), tmp_path / "a")
-    with pytest.raises(ConfigError, match="model.adapter adapts a trained model: give init_from"):
+    with pytest.raises(ConfigError, match="model.adapter adapts a trained model: set init_from"):
         dataclasses.replace(begun_from("a run", LORA), init_from=None)
 
 
