@@ -33,6 +33,8 @@ from gpt_jax.runs.evaluate import evaluate_run
 from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.record import recorded
 
+pytestmark = pytest.mark.optimized
+
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "fixtures" / "earlier"
 RTOL, ATOL = 2e-5, 1e-5
@@ -204,8 +206,6 @@ from gpt_jax.ablation.study import Study, vary
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import from_dict, to_config_dict
 from gpt_jax.config.upgrade import upgraded
-
-pytestmark = pytest.mark.optimized
 
 def get_config():
     written = json.loads((Path(__file__).parent / "before.json").read_text())
