@@ -26,15 +26,15 @@ PAGE, ORACLES = ROOT / "docs" / "families.md", ROOT / "../shared/oracles"
 HEAD = """\
 # Families of published models
 
-`gpt_jax.load_pretrained(folder)` reads these families and `gpt_jax.save_pretrained(folder, model, params)` writes them for
-`transformers`. The table gives the largest difference of any logit from `transformers`, in float32, on tiny random models
-that use every switch of the family (logits are of order 1; the tests allow 1e-4). "Fixtures" are those in
-`tests/interop/fixtures`; "oracles" were made independently of them. "Greedy" counts the rows whose greedy continuation
-equals that of `transformers`, token by token.
+`gpt_jax.load_pretrained(folder)` reads these families and `gpt_jax.save_pretrained(folder, model, params)` writes
+them for `transformers`. The table gives the largest difference of any logit from `transformers`, in float32, on tiny
+random models that use every switch of the family (logits are of order 1; the tests allow 1e-4). "Fixtures" are those
+in `tests/interop/fixtures`; "oracles" were made independently of them. "Greedy" counts the rows whose greedy
+continuation equals that of `transformers`, token by token.
 
-Falcon with ALiBi is two models: the "eager" attention of `transformers` 5 adds the penalties twice, its "sdpa" attention
-once, as Falcon was trained. `attn_implementation` in config.json decides. Without it, a file that `transformers` 5 wrote is
-read as "eager", with a warning, and an older file as "sdpa".
+Falcon with ALiBi is two models: the "eager" attention of `transformers` 5 adds the penalties twice, its "sdpa"
+attention once, as Falcon was trained. `attn_implementation` in config.json decides. Without it, a file that
+`transformers` 5 wrote is read as "eager", with a warning, and an older file as "sdpa".
 
 `python -m tests.interop.make_page` writes this page.
 
