@@ -121,7 +121,7 @@ def reachable(c: config.ModelConfig, segments: np.ndarray, positions: np.ndarray
     for block in c.blocks:
         attention, before = block.attention, back(block.convolution)
         inside = back(getattr(attention, "convolution", None)) @ before @ reach
-        keys = keys if isinstance(getattr(attention, "values", None), config.Shared) else inside
+        keys = keys if isinstance(getattr(attention, "value", None), config.Shared) else inside
         attend = attended(attention) @ keys + inside + reach
         feed = np.eye(T, dtype=int) if block.mlp is None else before
         reach = attend + feed @ reach if block.residual.startswith("parallel") else feed @ attend

@@ -159,6 +159,7 @@ def base() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_a_switch_leaves_every_other_initial_value(switch: str, base: dict[str, np.ndarray]) -> None:
+    """Both models are initialised from one key. What is not listed is equal bit for bit; what is listed differs."""
     changed_model, own = SWITCHES[switch]
     changed = initial(changed_model)
     for path in sorted(base.keys() | changed.keys()):
@@ -173,7 +174,7 @@ def test_a_switch_leaves_every_other_initial_value(switch: str, base: dict[str, 
         ), glob
 
 
-def test_more_layers_leave_the_first_ones() -> None:
+def test_initial_values_of_a_layer_do_not_depend_on_the_number_of_layers() -> None:
     def layers(n: int, output: Any) -> dict[str, np.ndarray]:
         return initial(dataclasses.replace(BASE, blocks=(BLOCK,) * n, init=Init(output=output)))
 
@@ -187,7 +188,7 @@ def test_more_layers_leave_the_first_ones() -> None:
         np.testing.assert_allclose(deep[path], value / 8**0.5 if shrinks else value, rtol=1e-6 if shrinks else 0)
 
 
-def test_one_layer_of_another_kind_leaves_the_others() -> None:
+def test_initial_values_of_a_layer_do_not_depend_on_the_kinds_of_other_layers() -> None:
     other = dataclasses.replace(BLOCK, mlp=Mlp(5), attention=Attention(2))
     mixed = initial(dataclasses.replace(BASE, blocks=(BLOCK, other, BLOCK, BLOCK)))
     alike = initial(dataclasses.replace(BASE, blocks=(BLOCK,) * 4))
@@ -197,7 +198,8 @@ def test_one_layer_of_another_kind_leaves_the_others() -> None:
         np.testing.assert_array_equal(mixed[path], alike[path], err_msg=path)
 
 
-def test_no_two_parameters_start_alike(base: dict[str, np.ndarray]) -> None:
+def test_no_two_parameters_are_drawn_from_the_same_numbers(base: dict[str, np.ndarray]) -> None:
+    """No two have parallel first values, which a shared key would give them."""
     drawn = [value.ravel()[:6] for value in base.values() if value.std() > 0]
     assert len(drawn) == 1 + 2 * 7
     directions = np.array([x / np.linalg.norm(x) for x in drawn])

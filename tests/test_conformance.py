@@ -1,4 +1,7 @@
-"""What every legal model must do, on a covering set of them: each pair of choices occurs together in some case."""
+"""Every valid model equals the papers' equations, is causal, and decodes through its cache as in a full forward pass.
+
+Models come from a covering array: each valid pair of choices occurs in some case. References are in NumPy.
+"""
 
 import dataclasses
 import itertools
@@ -117,7 +120,7 @@ CHOICES: OrderedDict[str, list[Any]] = OrderedDict(
 
 
 def is_legal(c: dict[str, Any]) -> bool:
-    """Whether choices can be together: the rules that the configuration's classes refuse by."""
+    """Whether the configuration's classes accept these choices together."""
 
     def has(name: str, *choices: Any) -> bool:
         return name in c and c[name] in choices
@@ -127,7 +130,7 @@ def is_legal(c: dict[str, Any]) -> bool:
 
     bias, projected = c["bias"] if "bias" in c else (), "convolution" in c and c["convolution"][1] is not None
     values = c["values"] if "values" in c else Projected()
-    # What multi-head latent attention has not.
+    # What multi-head latent attention lacks.
     beyond_latent = (
         has("position", *BIASES, PARTIAL)
         or has("kv_heads", 2, 1)
@@ -137,7 +140,7 @@ def is_legal(c: dict[str, Any]) -> bool:
         or bool(values != Projected() or switched("qk_norm") or projected)
         or bias not in ((), PROJECTIONS)
     )
-    # What mixers with a state have not.
+    # What mixers with a recurrent state lack.
     beyond_state = (
         bool(values != Projected() or switched("qk_norm") or switched("score"))
         or has("kv_heads", 2, 1)
@@ -225,7 +228,7 @@ def build(case: dict[str, Any]) -> ModelConfig:
 
 
 def covering(choices: OrderedDict[str, list[Any]]) -> list[dict[str, Any]]:
-    """Cases in which each legal pair of choices occurs."""
+    """Cases in which each valid pair of choices occurs: {name of the choice: value}."""
 
     indices = {name: list(range(len(options))) for name, options in choices.items()}
     rules = []
@@ -249,7 +252,7 @@ def canonical_params(params: Any) -> Any:
     return canonical(jax.tree.map(np.asarray, params["params"]))
 
 
-def test_the_covering_set_is_one() -> None:
+def test_every_valid_pair_of_choices_occurs_in_a_valid_case() -> None:
     for case in CASES:
         assert is_legal(case)
     for a, b in itertools.combinations(CHOICES, 2):
@@ -359,7 +362,7 @@ def decode(
 
 
 def check_cached(c: ModelConfig, chunks: tuple[int, ...]) -> None:
-    """Row 0 is full, row 1 has two tokens of left padding; each must score as if it stood alone."""
+    """Requires the logits of the NumPy reference, of a full row and of one with two tokens of left padding."""
     params = random_params(GPT(c))
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, (2, sum(chunks)), np.int32)
     total, prefix = sum(chunks), None
@@ -394,12 +397,13 @@ CACHED_CASES = [FIXED | case for case in covering(VARIED)]
 
 @pytest.mark.parametrize("i", range(len(CACHED_CASES)))
 def test_cached_decoding_equals_the_full_forward_at_every_position(i: int) -> None:
+    """Logits of a row read in chunks through a cache equal those of the whole row, by the NumPy reference."""
     case = CACHED_CASES[i]
     check_cached(build(case), case["chunks"])
 
 
 @pytest.mark.parametrize("i", range(0, len(CACHED_CASES), 4))
-def test_cached_decoding_in_bfloat16_is_the_full_forward_in_bfloat16(i: int) -> None:
+def test_cached_decoding_equals_the_full_forward_in_bfloat16(i: int) -> None:
     c = build(CACHED_CASES[i] | {"dtype": "bfloat16", "scan": False})
     if any(getattr(block.attention, "mask", None) == Prefix() for block in c.blocks):
         pytest.skip("the full forward pass declares another length than the cache's")
@@ -413,7 +417,8 @@ def test_cached_decoding_in_bfloat16_is_the_full_forward_in_bfloat16(i: int) -> 
 
 @pytest.mark.parametrize("chunks", [(1,) * 8, (2, 1, 1, 1, 1, 1, 1), (3, 1, 1, 1, 1, 1), (4, 1, 1, 1, 1), (5, 3)])
 @pytest.mark.parametrize("position", [Rope(), Alibi()], ids=["rope", "alibi"])
-def test_a_ring_of_w_slots_serves_prompts_of_every_length(position: Any, chunks: tuple[int, ...]) -> None:
+def test_a_window_cache_of_w_slots_decodes_after_prompts_of_every_length(position: Any, chunks: tuple) -> None:
+    """Prompts shorter than W, of W tokens and longer, so that a write wraps around before, at and after the prompt."""
     check_cached(tiny(Attention(4, 2, 4, Window(W), position)), chunks)
 
 
@@ -465,7 +470,10 @@ FEATURES = {
 @pytest.mark.optimized
 @pytest.mark.parametrize("name", FEATURES)
 def test_scan_and_remat_change_no_initial_value_no_loss_and_no_gradient(name: str) -> None:
-    """Under dropout too: a layer's mask comes from its own key however the layers are executed."""
+    """Initial values are equal bit for bit; logits and gradients, under dropout, to 1e-5.
+
+    A layer's dropout mask comes from its own key however the layers are executed.
+    """
     loop = FEATURES[name]
     key, params = jax.random.key(3), {}
     results = {}
@@ -501,7 +509,8 @@ def assert_trees_equal(a: Any, b: Any) -> None:
 
 @pytest.mark.optimized
 @pytest.mark.parametrize("scan", [False, True])
-def test_seeds_can_be_vmapped(scan: bool) -> None:
+def test_vmapped_seeds_equal_each_seed_alone(scan: bool) -> None:
+    """`init` bit for bit, logits to 1e-5."""
     model = GPT(dataclasses.replace(FEATURES["period 2"], scan=scan))
     keys = jax.random.split(jax.random.key(0), 3)
     together = jax.jit(jax.vmap(model.init, (0, None)))(keys, TOKENS)
@@ -513,8 +522,8 @@ def test_seeds_can_be_vmapped(scan: bool) -> None:
 
 @pytest.mark.parametrize("name", ["period 2"])
 @pytest.mark.parametrize("scan", [False, True])
-def test_two_devices_compute_what_one_does(name: str, scan: bool) -> None:
-    """Rows over two devices with parameters replicated (data parallel), and wide kernels cut over them."""
+def test_loss_and_gradients_on_two_devices_equal_those_of_one(name: str, scan: bool) -> None:
+    """Rows are sharded over two devices, with parameters replicated and with the columns of kernels sharded too."""
     model = GPT(dataclasses.replace(FEATURES[name], scan=scan))
     params = random_params(model)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
@@ -538,7 +547,7 @@ def test_two_devices_compute_what_one_does(name: str, scan: bool) -> None:
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), other_gradients, gradients)
 
 
-def test_bfloat16_trains_and_decodes_with_finite_numbers_close_to_float32() -> None:
+def test_bfloat16_logits_and_gradients_are_finite_and_close_to_float32() -> None:
     """Softmax, statistics and logits stay float32, so that only products round."""
     full = FEATURES["period 2"]
     half = dataclasses.replace(full, dtype="bfloat16")

@@ -366,7 +366,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> typing.Iterator[None]:
 
 
 @pytest.mark.parametrize("name", all_fields())
-def test_a_knob_is_live(name: str, tmp_path: Path) -> None:
+def test_changing_a_field_alone_changes_what_is_observed(name: str, tmp_path: Path) -> None:
+    """Observed are the data and the jaxprs of `init` and of a training step, or what the run does (`IN_THE_RUN`)."""
     kind = getattr(knobs, name.split(".")[0])
     field = name.split(".")[1]
     if name in IN_THE_RUN:
@@ -390,16 +391,16 @@ def test_a_knob_is_live(name: str, tmp_path: Path) -> None:
     assert observe(place(BASE, start)) != observe(place(BASE, dataclasses.replace(start, **{field: value})))
 
 
-def test_what_is_observed_is_the_same_for_the_same() -> None:
-    """Or the tests here could not fail: built anew, or with a field changed that they rightly can't see, nothing
+def test_equal_configurations_have_equal_observations() -> None:
+    """Observations are functions of the configuration: made twice, or with a field changed that they exclude, nothing
     differs.
     """
     assert observe.__wrapped__(BASE) == observe.__wrapped__(BASE)
     assert observe(dataclasses.replace(BASE, prompt="other")) == observe(BASE)
 
 
-def test_every_type_is_live() -> None:
-    """Of each kind, every two choices differ in something."""
+def test_every_two_types_that_a_field_accepts_differ() -> None:
+    """In the data, or in the jaxprs of the initial values and of a training step."""
     for holder, place in PLACES.items():
         if not issubclass(holder, Variant):
             continue

@@ -1,4 +1,4 @@
-"""An attention that a notebook's cell defines is one like the package's own: nothing in the package knows it."""
+"""An attention defined in a notebook cell trains, decodes and loads as the package's own do."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from tests.tiny import tiny_config
 
 @pytest.fixture
 def cell() -> Iterator[type]:
-    """What a user types: each token sees the one before it, mixed in by a learned product."""
+    """The attention that a user defines: each token adds a learned projection of the token before it."""
 
     @dataclass(frozen=True)
     class Previous(AttentionConfig):
@@ -57,7 +57,7 @@ def cell() -> Iterator[type]:
 
 
 def forget(kind: type) -> None:
-    """A kernel that was started anew."""
+    """Unregisters the type, as in a restarted notebook kernel."""
     AttentionConfig.choices.pop(kind.__name__, None)
     ATTENTIONS.pop(kind, None)
 
@@ -67,7 +67,7 @@ def config_of(kind: type) -> Config:
     return tiny_config(model={"blocks": blocks})
 
 
-def test_it_converts_trains_decodes_and_loads(cell: type, tmp_path: Path) -> None:
+def test_a_registered_attention_converts_trains_decodes_and_loads(cell: type, tmp_path: Path) -> None:
     config = config_of(cell)
     assert from_dict(Config, to_dict(config)) == config
     assert from_config_dict(Config, to_config_dict(config)) == config
@@ -86,14 +86,14 @@ def test_it_converts_trains_decodes_and_loads(cell: type, tmp_path: Path) -> Non
     assert scanned.init_with_output(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))[0].shape == (1, 4, 9)
 
 
-def test_a_run_is_loaded_only_after_the_cell_was_run_again(cell: type, tmp_path: Path) -> None:
+def test_loading_a_run_requires_that_its_attention_is_registered(cell: type, tmp_path: Path) -> None:
     train(config_of(cell), tmp_path / "run", console=Console(quiet=True))
     forget(cell)
     with pytest.raises(ConfigError, match='"Previous", which is not known.*notebook or script must be defined again'):
         load_run(tmp_path / "run")
 
 
-def test_settings_without_a_module_are_refused(cell: type) -> None:
+def test_a_configuration_without_an_implementation_is_refused(cell: type) -> None:
     ATTENTIONS.pop(cell)
     with pytest.raises(ConfigError, match="Previous has no implementation beside those of Attention"):
         GPT(dataclasses.replace(config_of(cell).model, vocab_size=9)).init(jax.random.key(0), jnp.zeros((1, 4), int))

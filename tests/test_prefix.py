@@ -29,15 +29,15 @@ def test_the_prefix_of_a_row_is_what_stands_before_its_first_target() -> None:
     assert set(model_arguments(GPT(tiny()), batch)) == {"segments", "positions"}
 
 
-def test_it_trains_on_a_task_and_text_is_refused(tmp_path: Path) -> None:
+def test_a_prefix_model_trains_on_a_task_and_refuses_text(tmp_path: Path) -> None:
     outcome = train(CONFIG, tmp_path / "run", console=Console(quiet=True), programs=PROGRAMS)
     assert outcome.status == "finished"
     with pytest.raises(ConfigError, match="those of Text have none: use a task such as Copy"):
         Config(CONFIG.model, Text(), CONFIG.optimizer, CONFIG.train)
 
 
-def test_the_prompt_of_a_generation_is_the_prefix() -> None:
-    """Prompts of two lengths, against whole forward passes with their prefix."""
+def test_generate_uses_the_prompt_as_prefix() -> None:
+    """Tokens equal those of full forward passes with the prefix given, for prompts of two lengths."""
     model = GPT(dataclasses.replace(CONFIG.model, vocab_size=32))
     params = random_params(model)
     prompts = [[3, 1, 4, 1, 5], [9, 2]]
@@ -52,7 +52,7 @@ def test_the_prompt_of_a_generation_is_the_prefix() -> None:
             tokens.append(int(token))
 
 
-def test_what_would_cut_a_prefix_is_refused() -> None:
+def test_options_that_would_split_a_prefix_are_refused() -> None:
     model = GPT(dataclasses.replace(CONFIG.model, vocab_size=32))
     params = random_params(model)
     tokens, prefix = jnp.arange(6)[None], jnp.array([4])

@@ -69,6 +69,16 @@ def make_config(data: Text, changes: dict[str, Any]) -> Config:
     )
 
 
+@pytest.fixture(scope="module")
+def whole(text: Text, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run of the plain configuration."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPT_JAX_CACHE", str(tmp_path_factory.getbasetemp() / "resume-cache"))
+        train(make_config(text, {}), folder, console=Console(quiet=True))
+    return folder
+
+
 def measured(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
@@ -96,20 +106,21 @@ def assert_same_run(left: Path, right: Path) -> None:
     ],
 )
 def test_a_run_stopped_three_times_equals_the_uninterrupted_run(
-    tmp_path: Path, text: Text, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, text: Text, whole: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(text, changes)
     quiet = Console(quiet=True)
-    train(config, tmp_path / "whole", console=quiet)
-    rows = measured(tmp_path / "whole")[0]["tokens"]
-    assert rows > 0
+    config = make_config(text, dict(changes))
+    if changes:
+        whole = tmp_path / "whole"
+        train(config, whole, console=quiet)
+    assert measured(whole)[0]["tokens"] > 0
     with monkeypatch.context() as patch:
         for stop in STOPS:
             patch.setattr(Interrupts, "requested", lambda self, step, stop=stop: step == stop)
             outcome = train(config, tmp_path / "pieces", console=quiet)
             assert (outcome.status, outcome.step) == ("interrupted", stop)
     assert train(config, tmp_path / "pieces", console=quiet).status == "finished"
-    assert_same_run(tmp_path / "whole", tmp_path / "pieces")
+    assert_same_run(whole, tmp_path / "pieces")
 
 
 def test_the_stops_lie_on_both_sides_of_the_end_of_an_epoch(text: Text) -> None:
@@ -134,11 +145,10 @@ train(from_dict(Config, json.load(open(sys.argv[1]))), sys.argv[2], console=Cons
 """
 
 
-def test_a_killed_run_equals_the_uninterrupted_run(tmp_path: Path, text: Text) -> None:
+def test_a_killed_run_equals_the_uninterrupted_run(tmp_path: Path, text: Text, whole: Path) -> None:
     """Steps recorded after the newest checkpoint are computed again, with equal metrics, and recorded once."""
     config = make_config(text, {})
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
-    train(config, tmp_path / "whole", console=Console(quiet=True))
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "config.json"), str(tmp_path / "killed")]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[1], env=dict(os.environ))
     deadline = time.monotonic() + 120
@@ -149,4 +159,4 @@ def test_a_killed_run_equals_the_uninterrupted_run(tmp_path: Path, text: Text) -
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert train(config, tmp_path / "killed", console=Console(quiet=True)).status == "finished"
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    assert_same_run(whole, tmp_path / "killed")
