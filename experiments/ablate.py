@@ -74,7 +74,7 @@ def main() -> int:
     results = write_results(workdir)
     print(f"\n{results.verdict}\nreport: {write_report(workdir)}")
     if status == "interrupted":
-        print(f"interrupted; to go on:\n  {cli.command()}")
+        print(f"interrupted; to resume:\n  {cli.command()}")
     return {"finished": 0, "failed": cli.FAILURE, "interrupted": cli.SAVED}[status]
 
 

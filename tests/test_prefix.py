@@ -32,7 +32,7 @@ def test_the_prefix_of_a_row_is_what_stands_before_its_first_target() -> None:
 def test_a_prefix_model_trains_on_a_task_and_refuses_text(tmp_path: Path) -> None:
     outcome = train(CONFIG, tmp_path / "run", console=Console(quiet=True), programs=PROGRAMS)
     assert outcome.status == "finished"
-    with pytest.raises(ConfigError, match="those of Text have none: use a task such as Copy"):
+    with pytest.raises(ConfigError, match="which rows of Text do not: use a task such as Copy"):
         Config(CONFIG.model, Text(), CONFIG.optimizer, CONFIG.train)
 
 
@@ -66,5 +66,5 @@ def test_options_that_would_split_a_prefix_are_refused() -> None:
         model.apply(params, tokens, prefix=jnp.array([7]))
     with pytest.raises(ValueError, match="pass no segments with it"):
         model.apply(params, tokens, prefix=prefix, segments=jnp.zeros_like(tokens))
-    with pytest.raises(ValueError, match="nothing reads a prefix"):
+    with pytest.raises(ValueError, match="nothing reads the prefix"):
         GPT(tiny()).apply(random_params(GPT(tiny())), tokens, prefix=prefix)

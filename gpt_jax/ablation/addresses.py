@@ -7,6 +7,7 @@ have an address of their own: where only it changed they are made again from the
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from gpt_jax.ablation import results
 from gpt_jax.ablation.study import Study
@@ -15,27 +16,32 @@ from gpt_jax.config.code import code_hashes, digest
 from gpt_jax.config.conversion import to_dict
 from gpt_jax.runs.address import DECIDING, Address, run_address
 from gpt_jax.runs.folder import RunFolder
+from gpt_jax.runs.pieces import pieces
 
 MEASURING = "gpt_jax.ablation.measure"
 
 
 def planned_address(
-    resolved: Config, data_hash: str, base: str | None, is_copy: bool, together: tuple[int, ...]
+    resolved: Config, data_hash: str, base: str | None, is_copy: bool, group: tuple[int, ...]
 ) -> Address:
-    """The address of a planned run; two purposes of one arm may share a run, but an A/A copy must run again."""
-    study = {"is a copy": is_copy, "seeds together": list(together) if len(together) > 1 else None}
+    """The address of a run that trains together with the seeds of its `group`.
+
+    Two purposes of one arm may share a run, but an A/A copy must run again.
+    """
+    study = {"is a copy": is_copy, "seeds together": list(group) if len(group) > 1 else None}
     return run_address(resolved, data_hash, base).with_part("study", study)
 
 
 def measurement_address(run: Address, study: Study, is_first: bool) -> str:
     """The address of a run's measurements: the run's, what is measured, and the code that measures."""
     probe = study.probe
-    asked = {
+    asked: dict[str, Any] = {
         "extrapolation": list(study.extrapolation),
         "probe": None if probe is None else [probe.label, {str(x): to_dict(data) for x, data in probe.data.items()}],
         "speed and memory": is_first,
     }
     decided = code_hashes(*DECIDING)
+    asked["pieces"] = [] if probe is None else [pieces(data, decided) for data in probe.data.values()]
     code = {name: value for name, value in code_hashes(MEASURING).items() if name not in decided}
     return digest(json.dumps([run.hash, asked, code], sort_keys=True))
 

@@ -28,7 +28,7 @@ TIMED = 4
 GAIN = 0.9  # two compilations of one program differ in speed by a few percent
 
 
-def recorded(plan: StudyPlan, workdir: Workdir) -> Grouping | None:
+def recorded_grouping(plan: StudyPlan, workdir: Workdir) -> Grouping | None:
     """The grouping recorded in the folder; None if it holds no study, or a study of another baseline."""
     folder = RunFolder(workdir)
     if not folder.exists(STUDY):
@@ -49,7 +49,7 @@ def choose(plan: StudyPlan, workdir: Workdir, asked: int | None, is_part: bool, 
     Raises:
       ConfigError: another grouping is recorded than asked for, or the runs can't train together.
     """
-    config, earlier = plan.runs[0].resolved, recorded(plan, workdir)
+    config, earlier = plan.runs[0].resolved, recorded_grouping(plan, workdir)
     is_possible = config.train.parallel == "jit" and config.wandb is None
     if earlier is not None:
         if asked is not None and asked != earlier.count:

@@ -191,7 +191,7 @@ def _positions(results: StudyResults) -> Picture | None:
     found = [p[0] for arm in results.arms for p in arm.loss_by_position or () if p[0] is not None]
     shift = 1 - min(found) if found and min(found) < 1 else 0
     lines = lines_of(results, lambda a: [(x + shift, y, lo, hi) for x, y, lo, hi in banded(a.loss_by_position)])
-    note = "How much an arm gains from a longer context: a line that goes on falling uses it."
+    note = "How much an arm gains from a longer context: a line that keeps falling uses it."
     plane = Plane("position in the context (tokens, log scale)", "validation loss (nats)", log_x=2, cut=True)
     return _picture("position", "Loss by position", note, lines, plane)
 

@@ -31,7 +31,7 @@ Purpose = Literal["arm", "noise", "aa"]
 class PlannedRun:
     """One run: `config` as `gpt_jax.train` takes it, `resolved` with all that is derived, `folder` below the study's
     `runs/`. `purpose` is to measure its arm, the noise of the baseline, or that a copy of the baseline is bit-equal.
-    `together` are the seeds that train in one program with it, its own included. `measured_by` is the address of its
+    `group` are the seeds that train in one program with it, its own included. `measured_by` is the address of its
     measurements; speed and memory are measured of an arm's first run (`is_first`).
     """
 
@@ -42,7 +42,7 @@ class PlannedRun:
     config: Config
     resolved: Config
     folder: str
-    together: tuple[int, ...]
+    group: tuple[int, ...]
     address: Address
     measured_by: str
     is_first: bool
@@ -158,19 +158,19 @@ def _rate(config: Config) -> float:
 
 
 def _run(
-    study: Study, arm: str, config: Config, seed: int, together: tuple[int, ...], rate: float, purpose: Purpose,
+    study: Study, arm: str, config: Config, seed: int, group: tuple[int, ...], rate: float, purpose: Purpose,
     opened: _Opened,
 ) -> PlannedRun:  # fmt: skip
     data = opened.of(config)
     config = change(config, {"seed": seed, RATE: rate})
     resolved = resolve(config, data)
     base = None if config.init_from is None else opened.content_of(config.init_from)
-    address = planned_address(resolved, data.content_hash, base, purpose == "aa", together)
+    address = planned_address(resolved, data.content_hash, base, purpose == "aa", group)
     slug = re.sub(r"[^A-Za-z0-9.+_-]+", "-", arm)
     folder = f"{slug}-seed{seed}-lr{rate:g}-{address.hash}"
     is_first = seed == study.seeds[0] and purpose == "arm"
     measured_by = measurement_address(address, study, is_first)
-    return PlannedRun(arm, seed, rate, purpose, config, resolved, folder, together, address, measured_by, is_first)
+    return PlannedRun(arm, seed, rate, purpose, config, resolved, folder, group, address, measured_by, is_first)
 
 
 def describe(plan: StudyPlan, origin: Origin, grouping: Grouping, forced: bool) -> StudyRecord:
@@ -209,7 +209,7 @@ def describe(plan: StudyPlan, origin: Origin, grouping: Grouping, forced: bool) 
                 folder=f"{RUNS}/{run.folder}",
                 steps=run.config.train.steps,
                 config_hash=config_hash(run.resolved),
-                together=len(run.together),
+                together=len(run.group),
             )
             for run in plan.runs
         ),

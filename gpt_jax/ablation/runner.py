@@ -61,9 +61,8 @@ class Runner:
             is_done = all(is_measured(self.folder(run), run.measured_by) for run in group)
             try:
                 if not is_done:
-                    with self.console.status(
-                        escape(f"[{number}/{count}] {_name(group)} …")
-                    ):  # shown on a terminal only
+                    # Shown on a terminal only.
+                    with self.console.status(escape(f"[{number}/{count}] {_name(group)} …")):
                         has_ended = self._finish(group)
                     if not has_ended:
                         return "interrupted"

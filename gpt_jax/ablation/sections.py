@@ -55,7 +55,7 @@ def warnings(results: StudyResults) -> list[str]:
 
 
 def facts(results: StudyResults) -> list[tuple[str, str]]:
-    """The study in a few figures."""
+    """The study in a few figures, as pairs of a name and a text."""
     counts = statuses(results.arms)
     seeds = "–" if results.seeds is None else str(len(results.seeds))
     found = [("Baseline", str(results.baseline)), ("Arms", str(len(results.arms)))]
@@ -103,7 +103,7 @@ def arms_html(results: StudyResults) -> str:
             small = f"<small>{escape(more[0].rstrip(')'))}</small>" if more else ""
             cells.append(f'<td{kind} data-value="{sort}"{_title(column.tip(arm))}>{escape(words)}{small}</td>')
         rows.append(f"<tr{' class=baseline' if is_baseline else ''}>{''.join(cells)}</tr>")
-    notes = '<p class="note">Sort by any column; hover over a cell, or tap it, for what lies behind it.</p>'
+    notes = '<p class="note">Sort by any column; hover over a cell, or tap it, for details.</p>'
     if absent:
         notes += f'<p class="missing">Not measured: {escape(", ".join(absent))}.</p>'
     return (
@@ -162,7 +162,7 @@ READINGS = (
         "largest logit", "largest absolute attention score before the softmax", _diagnostic(lambda d: d.largest_logit)
     ),
     Reading("gradient norm", "global norm before clipping", _diagnostic(lambda d: d.gradient_norm)),
-    Reading("skipped steps", "updates that were skipped, as not finite", _diagnostic(lambda d: d.skipped_steps)),
+    Reading("skipped steps", "updates that were not finite and were skipped", _diagnostic(lambda d: d.skipped_steps)),
     Reading(
         "LR sensitivity",
         "mean over the grid of min(loss, initial loss) − best loss, nats",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import enum
 import functools
 import importlib.metadata
 import inspect
@@ -18,18 +19,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt_jax.config import Config
 from gpt_jax.config.code import PACKAGE, digest, meaning
 
 # The libraries whose versions decide numbers.
 NUMERIC = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "tokenizers")
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
+# Methods that dataclasses write, with no file of their own; their fields say all that they do.
+GENERATED = ("init", "repr", "eq", "hash", "setattr", "delattr", "lt", "le", "gt", "ge", "replace")
 
 
-def pieces(config: Config, modules: Iterable[str]) -> dict[str, str]:
-    """Name → hash of the code of each function and class from outside that a run of `config` uses.
+def pieces(config: Any, modules: Iterable[str]) -> dict[str, str]:
+    """Name → hash of the code of each function and class from outside that a configuration uses.
 
-    They are the types in the configuration, and what the tables of `modules` (dicts such as `ATTENTIONS`) hold for its
+    They are the types in it, and what the tables of `modules` (dicts such as `ATTENTIONS`) hold for its
     types and its words. A library that they use counts by its version.
     """
     types_, words = set(_types(config)), set(_words(config))
@@ -81,18 +83,30 @@ class _Walk:
 
     def __init__(self) -> None:
         self.texts: dict[str, set[str]] = {}
-        self._seen: dict[int, Any] = {}  # holds the objects, so that an id is not given twice
+        self._seen: dict[int, Any] = {}  # holds the objects, so that no id is given to another
+        self._open: set[int] = set()  # what is being visited: it may hold itself
 
     def visit(self, value: Any) -> str:
         """Adds the code behind `value`; returns a text that stands for it where it is used."""
         if isinstance(value, PLAIN):
             return repr(value)
+        if id(value) in self._open:
+            return "…"
+        self._open.add(id(value))
+        try:
+            return self._visit(value)
+        finally:
+            self._open.remove(id(value))
+
+    def _visit(self, value: Any) -> str:
         if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer):
             return digest(repr((value.shape, str(value.dtype), np.asarray(value).tobytes())))
         if isinstance(value, functools.partial):
             return " ".join(map(self.visit, (value.func, value.args, value.keywords)))
         if isinstance(value, list | tuple):
             return " ".join(map(self.visit, value))
+        if isinstance(value, set | frozenset):
+            return " ".join(sorted(map(self.visit, value)))
         if isinstance(value, Mapping):
             return " ".join(f"{self.visit(key)}: {self.visit(item)}" for key, item in value.items())
         if isinstance(value, types.ModuleType):
@@ -105,7 +119,7 @@ class _Walk:
         self._code(kind)
         if kind is not value and dataclasses.is_dataclass(value):
             return " ".join(self.visit(getattr(value, f.name)) for f in dataclasses.fields(value))
-        return kind.__qualname__
+        return f"{kind.__qualname__} {value.name}" if isinstance(value, enum.Enum) else kind.__qualname__
 
     def _code(self, kind: Any) -> None:
         if id(kind) in self._seen or not self._is_outside(kind.__module__):
@@ -127,16 +141,18 @@ class _Walk:
     def _class(self, kind: type) -> str:
         parts = [kind.__qualname__.split(".")[-1], *(self.visit(base) for base in kind.__bases__)]
         if dataclasses.is_dataclass(kind):
-            parts += [f"{f.name}: {f.type} = {self.visit(f.default)}" for f in dataclasses.fields(kind)]
+            for field in dataclasses.fields(kind):
+                parts.append(f"{field.name}: {field.type} = {self.visit([field.default, field.default_factory])}")
         for name, value in sorted(vars(kind).items()):
-            members = [getattr(value, m, None) for m in ("__func__", "fget", "fset")]
+            members = [getattr(value, wrapped, None) for wrapped in ("__func__", "fget", "fset", "func")]
             for member in [m for m in members if m is not None] or [value]:
-                member = inspect.unwrap(member) if callable(member) else member
-                if isinstance(member, types.FunctionType):
-                    if member.__module__ == kind.__module__ and member.__code__.co_filename != "<string>":
-                        parts.append(f"{name} {self._function(member)}")
-                elif not name.startswith("__") and isinstance(member, PLAIN):
-                    parts.append(f"{name} = {member!r}")
+                member = inspect.unwrap(member) if callable(member) and not isinstance(member, type) else member
+                if not isinstance(member, types.FunctionType):
+                    parts += [] if name.startswith("__") else [f"{name} = {self.visit(member)}"]
+                elif member.__module__ != kind.__module__:
+                    parts.append(f"{name} = {self.visit(member)}")
+                elif member.__code__.co_filename != "<string>" or name.strip("_") not in GENERATED:
+                    parts.append(f"{name} {self._function(member)}")
         return "\n".join(parts)
 
     def _function(self, function: types.FunctionType) -> str:

@@ -44,7 +44,7 @@ class Programs:
     def step_together(self, config: Config, mesh: Mesh) -> StepTogether:
         """The training step of several runs at once, see `compile_together`."""
         return self._get(
-            ("together", *_decisive(config, mesh)),
+            ("together", *_step_key(config, mesh)),
             lambda: compile_together(make_train_step(GPT(config.model), config), mesh),
         )
 
@@ -64,11 +64,11 @@ class Programs:
         sharding = state_sharding(mesh)
         drawn, name = (init_params, "params") if base is None else (_init_adapters, "adapters")
         draw = self._get(
-            (name, *_decisive(config, mesh)),
+            (name, *_state_key(config, mesh)),
             lambda: jax.jit(partial(drawn, GPT(config.model), config), out_shardings=sharding),
         )
         begin = self._get(
-            ("moments", *_decisive(config, mesh)),
+            ("moments", *_state_key(config, mesh)),
             lambda: jax.jit(partial(_state_without_params, config), out_shardings=sharding),
         )
         params = draw(jax.random.key(config.seed))
@@ -79,7 +79,7 @@ class Programs:
     def templates(self, config: Config, mesh: Mesh) -> dict[str, Any]:
         """Shapes, types and shardings of the items of the run's checkpoints."""
         return self._get(
-            ("templates", *_decisive(config, mesh)), lambda: shape_structs(tree_shapes(config), state_sharding(mesh))
+            ("templates", *_state_key(config, mesh)), lambda: shape_structs(tree_shapes(config), state_sharding(mesh))
         )
 
     def peak_bytes(self, config: Config, mesh: Mesh, rows: Batch) -> int | None:
@@ -101,7 +101,7 @@ class Programs:
 
     def _step(self, config: Config, mesh: Mesh) -> Any:
         return self._get(
-            ("step", *_decisive(config, mesh)),
+            ("step", *_step_key(config, mesh)),
             lambda: compile_step(make_train_step(GPT(config.model), config), mesh, "jit"),
         )
 
@@ -111,10 +111,14 @@ class Programs:
         return self._compiled[key]
 
 
-def _decisive(config: Config, mesh: Mesh) -> tuple[Any, ...]:
-    """What decides a program: the mesh, and the configuration but for seeds, learning rate and data."""
-    optimizer = dataclasses.replace(config.optimizer, learning_rate=1.0)  # type: ignore[type-var]
-    return (mesh, config.model, config.train, optimizer, config.schedule)
+def _state_key(config: Config, mesh: Mesh) -> tuple[Any, ...]:
+    """What decides the programs that make a state; seeds and the learning rate do not."""
+    return (mesh, config.model, dataclasses.replace(config.optimizer, learning_rate=1.0))  # type: ignore[type-var]
+
+
+def _step_key(config: Config, mesh: Mesh) -> tuple[Any, ...]:
+    """What decides the program of a step; seeds, the learning rate and the data do not."""
+    return (*_state_key(config, mesh), config.train, config.schedule)
 
 
 def _init_adapters(model: GPT, config: Config, key: jax.Array) -> Any:

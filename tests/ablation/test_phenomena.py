@@ -1,5 +1,5 @@
-"""What is known about attention must come out of the studies that ship, at their own sizes or below: whoever does not
-see the effect that is there will not be believed about the one that isn't.
+"""The shipped studies, at their own sizes or smaller, reproduce known effects of attention: a study that missed an
+effect that exists would prove nothing by finding none.
 """
 
 import dataclasses

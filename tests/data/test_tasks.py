@@ -118,9 +118,9 @@ def test_the_content_hash_is_the_definition_without_the_seed() -> None:
         (Sort, {"validation_rows": 0}, "data.validation_rows must be positive"),
         (Induction, {"shortest_period": 25}, "data.shortest_period"),
         (Induction, {"longest_period": 48}, "data.longest_period"),
-        (Induction, {"symbols": 23}, "may be data.symbols"),
+        (Induction, {"symbols": 23}, "must be at most data.symbols"),
         (Recall, {"pairs": 33, "length": 200}, "half of data.symbols"),
-        (Recall, {"pairs": 17}, "data.length of 68"),
+        (Recall, {"pairs": 17}, "data.length must be at least 68"),
     ],
 )
 def test_impossible_tasks_are_refused_at_construction(kind: type, settings: dict[str, int], reason: str) -> None:

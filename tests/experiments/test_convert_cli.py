@@ -40,7 +40,7 @@ def test_in_and_out_and_all_that_works_on_it(place: Path, tmp_path: Path) -> Non
     results = dict(zip(convert, many(place, tmp_path / "convert", "convert", list(convert.values())), strict=True))
     for name, code, message in [
         ("again", 1, "holds a run already"),
-        ("both", 2, "exactly one of them"),
+        ("both", 2, "either --from=PATH"),
         ("no tokenizer", 2, "--tokenizer=PATH"),
         ("absent", 1, "hf download org/name"),
         ("family", 2, "gpt2 cannot represent this model"),

@@ -26,17 +26,17 @@ PAGE, ORACLES = ROOT / "docs" / "families.md", ROOT / "../shared/oracles"
 HEAD = """\
 # Families of published models
 
-`gpt_jax.load_pretrained(folder)` reads them and `gpt_jax.save_pretrained(folder, model, params)` writes them, for
-`transformers` to open. The largest difference of any logit, in float32, from what `transformers` computes, on tiny
-random models with every switch of the family in use (logits are of order 1; the tests allow 1e-4): on the fixtures in
-`tests/interop/fixtures`, and on oracles that were made apart from them. "Greedy" says of how many rows the greedy
-continuation is the same token by token.
+`gpt_jax.load_pretrained(folder)` reads these families and `gpt_jax.save_pretrained(folder, model, params)` writes
+them for `transformers`. The table gives the largest difference of any logit from `transformers`, in float32, on tiny
+random models that use every switch of the family (logits are of order 1; the tests allow 1e-4). "Fixtures" are those
+in `tests/interop/fixtures`; "oracles" were made independently of them. "Greedy" counts the rows whose greedy
+continuation equals that of `transformers`, token by token.
 
-Falcon with ALiBi is two models: the "eager" attention of `transformers` 5 adds the penalties twice, its "sdpa" once, as
-Falcon was trained. `attn_implementation` in config.json decides; without it a file that `transformers` 5 wrote is read
-as "eager", with a warning, and an older one as trained.
+Falcon with ALiBi is two models: the "eager" attention of `transformers` 5 adds the penalties twice, its "sdpa"
+attention once, as Falcon was trained. `attn_implementation` in config.json decides. Without it, a file that
+`transformers` 5 wrote is read as "eager", with a warning, and an older file as "sdpa".
 
-This page is written by `python -m tests.interop.make_page`.
+`python -m tests.interop.make_page` writes this page.
 
 | `model_type` | fixtures | max \\|Δ logit\\| | oracles | max \\|Δ logit\\| | greedy |
 |---|---|---|---|---|---|

@@ -133,7 +133,7 @@ def test_a_registered_scheme_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: Alibi(0.0), "Alibi.bias_max must be positive"),
         (lambda: Alibi(scale=-1.0), "Alibi.scale must be positive"),
         (lambda: T5Bias(1), "T5Bias.buckets must be at least 2"),
-        (lambda: T5Bias(32, 16), r"T5Bias.max_distance \(16\) must be over half of T5Bias.buckets \(32\)"),
+        (lambda: T5Bias(32, 16), r"T5Bias.max_distance \(16\) must be greater than half of T5Bias.buckets \(32\)"),
     ],
 )
 def test_invalid_settings_are_refused(make, message: str) -> None:

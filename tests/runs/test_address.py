@@ -116,6 +116,8 @@ class Twice(AttentionConfig):
 class TwiceAttention(Mixer):
     """Doubles."""
 
+    TABLE = {"a": (1, 2)}
+
     def __call__(self, x, row, cache, shared, train):
         return helper(x), cache, shared
 '''
@@ -134,7 +136,7 @@ def registered() -> Iterator[None]:
 
 def run_cell(text: str, has_source: bool = True) -> Address:
     """The address of a run of `Twice` after a notebook's cell ran; without source, as after exec of a text."""
-    name = f"<cell {hash(text)}>"
+    name = f"<cell {hash(text)}>" if has_source else "<string>"
     if has_source:
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     module = types.ModuleType("__main__")
@@ -150,6 +152,7 @@ def run_cell(text: str, has_source: bool = True) -> Address:
         ("return helper(x), cache", "return helper(x) + x, cache", "TwiceAttention"),
         ("x * FACTOR", "x + FACTOR", "helper"),
         ("FACTOR = 2.0", "FACTOR = 3.0", "helper"),
+        ('{"a": (1, 2)}', '{"a": (1, 3)}', "TwiceAttention"),
         ("width: int = 8", "width: int = 8\n    other: float = 1.0", "Twice"),
     ],
 )

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from gpt_jax.config import Checkpoint, Config, Evaluation, LinearDecay, Sgd
 from gpt_jax.config.conversion import from_dict
+from gpt_jax.data import Batch
 from gpt_jax.runs import metrics, session
 from gpt_jax.runs.folder import RunFolder, RunLocked
 from gpt_jax.runs.interrupt import Interrupts
@@ -23,6 +24,7 @@ from gpt_jax.runs.record import ConfigChanged
 from gpt_jax.runs.session import Outcome
 from gpt_jax.runs.train import train
 from gpt_jax.training.programs import Programs
+from gpt_jax.training.state import TrainState
 from tests.tiny import PROGRAMS, tiny_config
 
 
@@ -74,16 +76,26 @@ class Noting:
 
 
 def test_the_loop_tells_its_observer_of_each_step_until_it_ends() -> None:
-    """A step adds the batch to the state; its metrics are the sum's negative."""
+    """A step adds a number, its batch, to another, its state; its metrics are the negative sum."""
+
+    def state(number: int) -> TrainState:
+        return TrainState(number, None, None, None, None)
+
+    def step_fn(before: TrainState, batch: Batch) -> tuple[TrainState, int]:
+        return state(before.step + batch.tokens), -(before.step + batch.tokens)
+
+    def run(first: int, start: int, observer: Noting) -> int:
+        return run_steps(step_fn, state(first), [Batch(i, None, None) for i in (1, 2, 3)], start, observer).step
+
     observer = Noting(last=4)
-    assert run_steps(lambda state, batch: (state + batch, -(state + batch)), 100, [1, 2, 3, 4], 2, observer) == 103
+    assert run(100, 2, observer) == 103
     assert observer.calls == [
-        ("begin", 100),
+        ("begin", state(100)),
         *[("before", 3), ("after", 3, -101)],
-        *[("before", 4), ("after", 4, -103), ("state", 4, 103)],
+        *[("before", 4), ("after", 4, -103), ("state", 4, state(103))],
     ]
-    assert run_steps(lambda state, batch: (state + batch, None), 0, [1, 2, 3], 0, Noting(last=9)) == 6
-    assert run_steps(lambda state, batch: (state + batch, None), 7, [1, 2, 3], 0, Noting(last=0)) == 7
+    assert run(0, 0, Noting(last=9)) == 6
+    assert run(7, 0, Noting(last=0)) == 7
 
 
 def test_a_run_records_every_step_once(finished: tuple[Path, Outcome, str]) -> None:
