@@ -242,7 +242,7 @@ def covering(choices: OrderedDict[str, list[Any]]) -> list[dict[str, Any]]:
 
 
 CASES = covering(CHOICES)
-TOKENS = np.random.default_rng(0).permutation(VOCABULARY)[: 2 * T].reshape(2, T).astype(np.int32)  # no two alike
+TOKENS = jnp.asarray(np.random.default_rng(0).permutation(VOCABULARY)[: 2 * T].reshape(2, T))  # no two alike
 SEGMENTS = jnp.array([[0, 0, 0, 1, 1, 1, 1, 2], [5] * T])
 POSITIONS = jnp.array([[0, 1, 2, 0, 1, 2, 3, 0], list(range(T))])
 PREFIX = jnp.array([3, 0])
@@ -284,7 +284,7 @@ def test_logits_are_the_papers_and_no_gradient_comes_from_later_or_another_docum
     given = jax.tree.map(np.asarray, given)
     assert together.shape == (2, 2, T, VOCABULARY) and together.dtype == np.float32
     for logits, one in zip(together, params, strict=True):
-        wanted = reference.logits(c, canonical_params(one), TOKENS, **given)
+        wanted = reference.logits(c, canonical_params(one), np.asarray(TOKENS), **given)
         np.testing.assert_allclose(logits, wanted, atol=1e-5 * max(1.0, np.abs(wanted).max()))
     expected = np.zeros((2 * T, 2 * T), bool)
     for b in range(2):
@@ -318,7 +318,7 @@ def run_two_seeds(model: GPT, params: list[Any], given: dict[str, Any]) -> tuple
         each = jnp.eye(2 * T).reshape(2 * T, 2, T, 1)
         direction = np.random.default_rng(1).normal(size=hidden.shape).astype(np.float32)
         (gradients,) = jax.vmap(lambda one: pullback(one * direction))(each)
-        return logits, jnp.abs(gradients).sum(-1)[:, TOKENS.reshape(-1)]
+        return logits, jnp.abs(gradients).sum(-1)[:, TOKENS.ravel()]
 
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     stacked_params = jax.tree.map(lambda *leaves: np.stack(leaves), *params)
@@ -555,7 +555,7 @@ def test_bfloat16_logits_and_gradients_are_finite_and_close_to_float32() -> None
     logits, narrow = (jax.jit(GPT(c).apply)(params, TOKENS) for c in (full, half))
     assert narrow.dtype == jnp.float32
     assert 1e-4 < np.abs(logits - narrow).max() < 0.3
-    cached = decode(half, params, TOKENS, (4, 4), [0, 0])
+    cached = decode(half, params, np.asarray(TOKENS), (4, 4), [0, 0])
     np.testing.assert_allclose(cached, narrow, atol=0.3)
     gradients = jax.jit(jax.grad(lambda p: GPT(half).apply(p, TOKENS).std()))(params)
     assert all(g.dtype == jnp.float32 and np.isfinite(g).all() for g in jax.tree.leaves(gradients))
