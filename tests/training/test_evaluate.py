@@ -91,9 +91,13 @@ def test_no_number_depends_on_batch_size_or_devices(text: Text) -> None:
     for batch_size, devices in ((1, 1), (7, 1), (8, 4), (13, 2), (1000, 4)):
         mesh = make_mesh(jax.devices()[:devices])
         results.append(make_evaluate(model, data, batch_size, mesh)(replicate(params, mesh)))
+    # A standard error is made of differences between rows, which keep the rounding of the losses that they are made of.
+    first, sizes = results[0], {f"{name}_standard_error": value for name, value in results[0].items()}
+    bounds = {name: 2e-6 * (sizes[name] if name in sizes else value) for name, value in first.items()}
     for result in results[1:]:
-        assert result == pytest.approx(results[0], rel=2e-6)
-        assert result["tokens"] == results[0]["tokens"]
+        assert result.keys() == first.keys() and result["tokens"] == first["tokens"]
+        for name, value in result.items():
+            assert abs(value - first[name]) <= bounds[name], name
 
 
 def test_tasks_have_accuracy_and_no_bytes() -> None:
@@ -158,6 +162,7 @@ def test_evaluating_a_run_gives_what_training_ended_with(text: Text, tmp_path: P
         evaluate_run(str(tmp_path / "run"))
 
 
+@pytest.mark.optimized
 def test_a_scanned_run_opens_as_a_looped_model(text: Text, tmp_path: Path) -> None:
     config = tiny_config(steps=3, data=text, model={"scan": True})
     train(config, str(tmp_path / "scanned"), console=Console(quiet=True))
