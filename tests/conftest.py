@@ -1,5 +1,6 @@
 """The environment of every test: four fake CPU devices, a compilation cache, run-time shape checks, fixed seeds."""
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -24,9 +25,17 @@ from jaxtyping import install_import_hook
 
 install_import_hook("gpt_jax", "beartype.beartype")
 
+# Tracing makes millions of objects that live long; Python's own thresholds spend a third of the time in searching them.
+gc.set_threshold(100_000, 20, 20)
+
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # modules and collected tests stay to the end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
