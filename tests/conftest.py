@@ -38,7 +38,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()  # modules and collected tests stay to the end
 
 
+def _is_compiled_cheaply(item: pytest.Item) -> bool:
+    return not any(item.get_closest_marker(name) for name in ("optimized", "slow", "plan"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not _is_compiled_cheaply(item))  # one change of level, which empties JAX's caches
     if importlib.util.find_spec("libtpu") is not None:
         return
     skip = pytest.mark.skip(reason="needs libtpu: pip install -c constraints.txt -e '.[plan]' (Linux x86-64 only)")
@@ -78,10 +83,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     XLA's passes over the program stay the same. What is marked `optimized` or `slow`, and the processes that tests
     start, compile as users' programs do.
     """
-    fast = not any(item.get_closest_marker(name) for name in ("optimized", "slow", "plan"))
-    if jax.config.values["jax_disable_most_optimizations"] != fast:
+    cheap = _is_compiled_cheaply(item)
+    if jax.config.values["jax_disable_most_optimizations"] != cheap:
         jax.clear_caches()  # no program of the other level is reused
-        jax.config.update("jax_disable_most_optimizations", fast)
+        jax.config.update("jax_disable_most_optimizations", cheap)
 
 
 @pytest.fixture(autouse=True)
