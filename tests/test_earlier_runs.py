@@ -25,6 +25,7 @@ import pytest
 from rich.console import Console
 
 import gpt_jax
+from gpt_jax.ablation.compare import write_comparison
 from gpt_jax.config import ModelConfig
 from gpt_jax.config.conversion import from_dict, to_dict
 from gpt_jax.config.upgrade import upgraded
@@ -272,3 +273,9 @@ def test_a_study_reports_and_goes_on(earlier: Path) -> None:
     assert_contains(reported, before)
     assert_golden(concluded(results), GOLDEN["study"])
     assert (earlier / "study" / "report.html").stat().st_size > 10_000
+
+
+def test_a_comparison_shows_earlier_settings_as_they_are_spelled_today(earlier: Path) -> None:
+    page = Path(write_comparison(["runs/text", "runs/task"], "both.html")).read_text()
+    assert "model.attention.value.residual.initial" in page
+    assert "value_residual" not in page

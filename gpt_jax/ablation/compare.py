@@ -18,6 +18,7 @@ from gpt_jax.ablation.sections import plain_table
 from gpt_jax.ablation.table import plain
 from gpt_jax.config.conversion import flatten
 from gpt_jax.config.errors import MissingFile, UserError
+from gpt_jax.config.upgrade import upgraded
 from gpt_jax.pages.numbers import count, loss
 from gpt_jax.pages.render import render
 from gpt_jax.runs import metrics
@@ -101,7 +102,7 @@ def _run(name: str, folder: RunFolder) -> _ComparedRun:
         curves=Curves(*(tuple((r["step"], r["loss"]) for r in found) for found in (train, validation))),
         speeds=[r["tokens_per_second"] for r in train if r.get("tokens_per_second")],
         tokens=_tokens(train),
-        settings=flatten(folder.read_json(CONFIG)["resolved"]) if folder.exists(CONFIG) else {},
+        settings=flatten(upgraded(folder.read_json(CONFIG))["resolved"]) if folder.exists(CONFIG) else {},
     )
 
 
