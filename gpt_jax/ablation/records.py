@@ -61,8 +61,7 @@ def _record(kind: Any, value: Any, path: str) -> Any:
         if key not in fields:
             raise _Mismatch(f'it has an unknown field "{path}{key}"{nearest(key, fields)}')
     for name, field in fields.items():
-        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        if name not in value and not has_default:
+        if name not in value and not _has_default(field):
             raise _Mismatch(f'it has no field "{path}{name}"')
     hints = _hints(kind)
     given = {key: (item, hints[key]) for key, item in value.items() if not _is_default(item, fields[key], hints[key])}
@@ -71,8 +70,11 @@ def _record(kind: Any, value: Any, path: str) -> Any:
 
 def _is_default(value: Any, field: Any, hint: Any) -> bool:
     """Whether null stands for the default of a field that has one and can't be None."""
-    has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-    return value is None and has_default and not _allows_none(hint)
+    return value is None and _has_default(field) and not _allows_none(hint)
+
+
+def _has_default(field: Any) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
 def _allows_none(hint: Any) -> bool:
