@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Literal
 
-from gpt_jax.ablation.schema import ArmResults, Curves, Points, StudyResults
+from gpt_jax.ablation.findings import ArmResults, Curves, StudyResults
+from gpt_jax.ablation.schema import Points
 from gpt_jax.ablation.verdict import seed_pairs
 from gpt_jax.pages.charts import (
     MOST_POINTS,
@@ -134,10 +135,10 @@ def _forest(results: StudyResults) -> Picture | str | None:
         versus = arm.versus_baseline
         if versus is None or versus.mean is None:
             continue
-        interval, bootstrap = versus.t_interval, versus.bca_interval
+        interval, bootstrap = versus.interval, versus.t_interval
         pairs = [ours - theirs for ours, theirs in seed_pairs(arm, base)] if base and interval is not None else []
         figures = plus_minus(versus.mean, interval, signed)
-        p = "" if versus.t_p_holm is None else f", p {p_value(versus.t_p_holm)}"
+        p = "" if versus.p is None else f", p {p_value(versus.p)}"
         row = ForestRow(arm.name, index, i, versus.mean, interval, bootstrap, pairs, figures, p, versus.verdict or "")
         rows.append(row)
     if not rows:
@@ -145,7 +146,7 @@ def _forest(results: StudyResults) -> Picture | str | None:
     smallest = results.smallest_difference
     shaded = "" if smallest is None else f" Shaded: differences too small to matter (± {smallest:g})."
     single = " One seed: no intervals." if all(row.interval is None for row in rows) else ""
-    bars = "" if single else " Thick: 95% by t; thin, above: BCa bootstrap; dots, below: the seeds."
+    bars = "" if single else " Thick: 95% for all arms and looks at once; thin, above: 95% for this arm alone; dots, below: the seeds."
     note = f"Paired difference from {results.baseline}, mean over seeds.{bars}{single}{shaded}"
     title = "Δ " + _nats(results)
 
@@ -173,8 +174,8 @@ def _learning_rates(results: StudyResults) -> Picture | str | None:
         arm = results.arms[a.series]
         tips = {x: f"{a.name}, learning rate {x:g}: {loss(y)}{_diverged(arm, x)}" for x, y, _, _ in a.points}
         marks = [(x, y, tips[x]) for x, y, _, _ in a.points]
-        edge = " (on the grid’s edge)" if arm.learning_rate_at_edge else ""
-        best = [(x, y, f"best: {tips[x]}{edge}") for x, y, _ in marks if x == arm.best_learning_rate]
+        edge = " (on the grid’s edge)" if arm.tuned and arm.tuned.is_at_edge else ""
+        best = [(x, y, f"best: {tips[x]}{edge}") for x, y, _ in marks if x == arm.learning_rate]
         lines.append(Line(a.name, a.index, a.series, a.points, marks, best))
     note = "Mean over seeds; the bands span them; a ring marks each arm’s best. Diverged runs are left out."
     ticks = [(rate, f"{rate:g}") for rate in rates]

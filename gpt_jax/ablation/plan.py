@@ -179,7 +179,6 @@ def describe(plan: StudyPlan, origin: Origin, grouping: Grouping, forced: bool) 
     free = sorted(set(study.frees().values()))
     return StudyRecord(
         question=study.question,
-        metric="validation_loss",
         smallest_difference=study.smallest_difference,
         baseline=study.baseline,
         seeds=study.seeds,

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from html import escape
 
 from gpt_jax.ablation import records, sections, table
+from gpt_jax.ablation.findings import StudyResults
 from gpt_jax.ablation.pictures import Picture, pictures
 from gpt_jax.ablation.results import RESULTS
-from gpt_jax.ablation.schema import StudyResults
 from gpt_jax.config.errors import MissingFile
 from gpt_jax.pages.markdown import escape_markdown, pipe_table
 from gpt_jax.pages.render import render

@@ -13,24 +13,17 @@ import numpy as np
 
 from gpt_jax.ablation import records
 from gpt_jax.ablation import statistics as st
+from gpt_jax.ablation.findings import ArmResults, Copies, Curves, Diagnostics, Noise, Repeat, RunRecord, StudyResults
 from gpt_jax.ablation.schema import (
     AccuracyBy,
     ArmPlan,
     ArmRecord,
-    ArmResults,
-    Copies,
-    Curves,
-    Diagnostics,
     Measurements,
-    Noise,
     Origin,
     PlannedRunRecord,
     Points,
-    Repeat,
     RunOutcome,
-    RunRecord,
     StudyRecord,
-    StudyResults,
 )
 from gpt_jax.ablation.sentence import verdict_sentence
 from gpt_jax.ablation.verdict import compare_arms
@@ -84,6 +77,7 @@ def collect(workdir: Workdir) -> StudyResults:
     return StudyResults(
         question=study.question,
         metric=study.metric,
+        unit=study.unit,
         smallest_difference=study.smallest_difference,
         baseline=study.baseline,
         seeds=study.seeds,
@@ -156,19 +150,18 @@ def _arm(arm: ArmRecord, runs: Sequence[_Run], study: StudyRecord) -> ArmResults
     chosen = [] if best is None else by_rate[best]
     measured = [r.measured for r in chosen if r.measured is not None]
     summary = st.summarize([r.loss for r in chosen if r.loss is not None])
-    grid = study.learning_rates
     return ArmResults(
         **{field.name: getattr(arm, field.name) for field in fields(ArmPlan)},
         measured_decode_tokens_per_second=_median([m.measured_decode_tokens_per_second for m in measured]),
         measured_training_tokens_per_second=_median(_rates(chosen)),
         measured_peak_bytes=_median([m.measured_peak_bytes for m in measured]),
-        best_learning_rate=best,
-        learning_rate_at_edge=len(grid) > 1 and best in (min(grid), max(grid)),
+        learning_rate=best,
         learning_rate_sensitivity=None if initial is None else st.learning_rate_sensitivity(losses, initial),
         mean=summary.mean,
         std=summary.std,
         n=summary.n,
         interval=summary.interval,
+        values={str(r.planned.seed): r.loss for r in chosen},
         losses={str(r.planned.seed): r.loss for r in chosen},
         by_learning_rate={f"{rate:g}": tuple(values) for rate, values in losses.items()},
         curves=Curves(_curve([r.train for r in chosen]), _curve([r.validation for r in chosen])),

@@ -1,5 +1,5 @@
-"""The records of a study: what `study.json`, `results.json` and the files of its runs hold. A field's name here is its
-name in the file.
+"""The records of a study's plan and of its runs: what `study.json` and the files of the runs hold; `findings` has those
+of `results.json`. A field's name here is its name in the file.
 
 Losses are nats per token. A field that is None was not measured, or does not apply.
 """
@@ -7,7 +7,7 @@ Losses are nats per token. A field that is None was not measured, or does not ap
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 Number = float | int
@@ -40,18 +40,35 @@ class Grouping:
     measured_together_seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class Leaf:
+    """A setting in which an arm differs from the baseline, and who asked for it: "arm" (its own words), "match" (the
+    free key), or "type" (a setting that came with a type which the arm chose).
+    """
+
+    key: str
+    baseline: Any = None
+    arm: Any = None
+    asked_by: str = "arm"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArmPlan:
-    """An arm's changes of the baseline (dotted key → value) and its costs. `budget_ratio` is its cost ÷ the
-    baseline's; an arm that is not ranked gets no verdict.
+    """An arm's changes of the baseline (dotted key → value, and leaf by leaf) and its costs. `tokens` and `flops` are
+    those of a whole run. `budget_ratio` is its cost ÷ the baseline's; an arm that is not ranked gets no verdict.
+    `parts` names the arms that a product combined.
     """
 
     name: str
     changes: Mapping[str, Any] | None = None
+    leaves: tuple[Leaf, ...] = ()
+    parts: tuple[str, ...] = ()
     parameters: Number | None = None
     parameters_non_embedding: Number | None = None
     flops_per_token: Number | None = None
     kv_bytes_per_token: Number | None = None
+    tokens: Number | None = None
+    flops: Number | None = None
     budget_ratio: float | None = None
     is_ranked: bool = True
 
@@ -89,19 +106,71 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyRecord:
-    """`study.json`: what the results need of the study, without its file."""
+class Setup:
+    """What all runs share, from the baseline's configuration. `validation_tokens` counts predicted tokens."""
+
+    steps: int | None = None
+    batch_size: int | None = None
+    context_length: int | None = None
+    tokens: int | None = None
+    validation_tokens: int | None = None
+    precision: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How the study decides. `endpoint` is the endpoint with its type; a difference is in `unit`. `planned_seeds` is
+    the number of seeds of the first look, `most_seeds` the largest that the claim allows.
+    """
+
+    endpoint: Mapping[str, Any] | None = None
+    metric: str = "final validation loss"
+    unit: str = "nats per token"
+    lower_is_better: bool = True
+    smallest_difference: float | int
+    planned_seeds: int | None = None
+    most_seeds: int | None = None
+    fails_above: float | int | None = None
+    rules_out_failures: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A setting that the tuning of an arm tried; `loss` is the mean over the tuning seeds, None where one failed."""
+
+    learning_rate: float
+    weight_decay: float | None = None
+    warmup: int | None = None
+    loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """The tuning of an arm: every setting tried, the chosen one, and whether its rate is at the edge of the grid."""
+
+    trials: tuple[Trial, ...] = ()
+    best: Trial | None = None
+    is_at_edge: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord(Rules):
+    """`study.json`: what the results need of the study, without its file. `tuning` holds what the stage tries and, once
+    it is over, what it chose for each arm.
+    """
 
     question: str
-    metric: str = "loss"
-    smallest_difference: float | int
     baseline: str
     seeds: tuple[int, ...]
     learning_rates: tuple[float | int, ...] = ()
+    tuning: Mapping[str, Any] | None = None
     budget: Budget = Budget()
     probe: str | None = None
+    setup: Setup = Setup()
     arms: tuple[ArmRecord, ...]
     runs: tuple[PlannedRunRecord, ...]
+    is_smoke: bool = False
+    is_forced: bool = False
     together: Grouping | None = None
     repeat: Origin = Origin()
 
@@ -149,118 +218,3 @@ class Measurements:
     measured_decode_tokens_per_second: float | None = None
     measured_peak_bytes: int | None = None
     address: str | None = None
-
-
-# ── what was found: results.json ─────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class Versus:
-    """An arm − the baseline, by pairs of one seed: mean, 95% intervals, p-values, and the verdict in words."""
-
-    mean: Number | None = None
-    t_interval: Interval | None = None
-    bca_interval: Interval | None = None
-    t_p: float | None = None
-    t_p_holm: float | None = None
-    sign_flip_p: float | None = None
-    verdict: str | None = None
-    seeds_to_decide: int | None = None
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """A run of an arm. Its status is one of `statuses.STATUSES`."""
-
-    seed: int | None = None
-    learning_rate: float | int | None = None
-    folder: str | None = None
-    status: str | None = None
-    config_hash: str | None = None
-    wall_seconds: Number | None = None
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Losses over the updates."""
-
-    train: Points | None = None
-    validation: Points | None = None
-
-
-@dataclass(frozen=True)
-class Diagnostics(AttentionDiagnostics):
-    """Means over the seeds of what `Measurements` has, and of the training's gradient norms and skipped updates."""
-
-    gradient_norm: float | None = None
-    skipped_steps: Number | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArmResults(ArmPlan):
-    """An arm of `results.json`. Means, curves and measurements are those of its best learning rate; `losses` are by
-    seed, and by learning rate in the order of the seeds, None where a run diverged.
-    """
-
-    measured_decode_tokens_per_second: float | None = None
-    measured_training_tokens_per_second: float | None = None
-    measured_peak_bytes: Number | None = None
-    best_learning_rate: Number | None = None
-    learning_rate_at_edge: bool | None = None
-    learning_rate_sensitivity: float | None = None
-    mean: float | None = None
-    std: float | None = None
-    n: int | None = None
-    interval: Interval | None = None
-    versus_baseline: Versus | None = None
-    losses: Mapping[str, float | None] = field(default_factory=dict)
-    by_learning_rate: Mapping[str, tuple[float | None, ...]] | None = None
-    curves: Curves | None = None
-    loss_by_position: Points | None = None
-    extrapolation: Points | None = None
-    accuracy_by: AccuracyBy | None = None
-    diagnostics: Diagnostics | None = None
-    runs: tuple[RunRecord, ...] = ()
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Final losses of fresh seeds of the baseline."""
-
-    mean: float | None = None
-    std: float | None = None
-    n: int = 0
-
-
-@dataclass(frozen=True)
-class Copies:
-    """Whether the copies of the baseline's runs (A/A) are bit-equal to them."""
-
-    equal: bool | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Repeat(Origin):
-    """What it takes to make the study again, and what went wrong."""
-
-    together: Grouping | None = None
-    configs: Mapping[str, Any] | None = None
-    failures: tuple[str, ...] = ()
-    wall_seconds: Number | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyResults:
-    """`results.json`: the results of a study, whole or half-way, for its report."""
-
-    question: str
-    metric: str = "loss"
-    smallest_difference: float | int | None = None
-    baseline: str
-    seeds: tuple[int, ...] | None = None
-    budget: Budget | None = None
-    verdict: str | None = None
-    noise: Noise | None = None
-    aa: Copies | None = None
-    arms: tuple[ArmResults, ...]
-    repeat: Repeat = Repeat()

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from html import escape
 
 from gpt_jax.ablation import table
+from gpt_jax.ablation.findings import ArmResults, Diagnostics, RunRecord, StudyResults
 from gpt_jax.ablation.pictures import indices
-from gpt_jax.ablation.schema import ArmResults, Budget, Diagnostics, RunRecord, StudyResults
+from gpt_jax.ablation.schema import Budget
 from gpt_jax.ablation.statuses import statuses
 from gpt_jax.config.conversion import flatten
 from gpt_jax.pages.axes import style
@@ -46,7 +47,7 @@ def warnings(results: StudyResults) -> list[str]:
         said.append(
             "The copy of the baseline (A/A) did not give the baseline’s losses bit for bit: trust no difference."
         )
-    edge = [arm.name for arm in results.arms if arm.learning_rate_at_edge]
+    edge = [arm.name for arm in results.arms if arm.tuned is not None and arm.tuned.is_at_edge]
     if edge:
         said.append(f"The best learning rate lies on the edge of the grid for {', '.join(edge)}: widen the grid.")
     if max((arm.n or 0 for arm in results.arms), default=0) == 1:

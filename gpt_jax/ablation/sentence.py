@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpt_jax.ablation.schema import ArmResults, StudyRecord, Versus
+from gpt_jax.ablation.findings import ArmResults, Versus
+from gpt_jax.ablation.schema import StudyRecord
 from gpt_jax.ablation.statuses import diverged, is_lost
 from gpt_jax.pages.numbers import signed
 

@@ -15,6 +15,8 @@ from scipy import stats
 
 ALPHA = 0.05
 POWER = 0.8
+MOST_SEEDS = 40  # to which a claim may grow
+FAILURES_RULED_OUT = 0.2
 EXACT_FLIPS = 2**14  # up to 14 pairs every pattern of signs is tried
 RESAMPLES = 9_999
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gpt_jax.ablation.schema import ArmResults
+from gpt_jax.ablation.findings import ArmResults
 
 STATUSES = ("finished", "diverged", "interrupted", "missing")
 

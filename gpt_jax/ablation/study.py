@@ -23,6 +23,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from gpt_jax.ablation.endpoint import Endpoint, FinalLoss
+from gpt_jax.ablation.statistics import FAILURES_RULED_OUT, MOST_SEEDS
 from gpt_jax.config import Config, DataConfig
 from gpt_jax.config.conversion import flatten, from_dict, join, to_dict
 from gpt_jax.config.errors import ConfigError, nearest
@@ -39,6 +41,7 @@ class Arm:
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()  # the arms of each group that `product` combined
 
 
 Arms = tuple[Arm, ...]
@@ -53,14 +56,37 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """The stage before the runs that decide: every arm tries equally many settings, with seeds and held-out text that
+    the verdict does not use, and the verdict compares each arm at its own best.
+
+    `rates` is the first grid of learning rates. In each of up to `rounds` further rounds every arm adds one rate:
+    beyond the edge of its grid where its best lies there, else between its best and the better neighbour; rounds go on
+    while any arm's best is at an edge. `weight_decays` and `warmups` are tried afterwards, one after the other, at the
+    best so far (empty: not tuned). Each setting is run with each of `seeds`.
+    """
+
+    rates: tuple[float, ...]
+    weight_decays: tuple[float, ...] = ()
+    warmups: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = (1000,)
+    rounds: int = 2
+
+
+@dataclass(frozen=True)
 class Study:
     """A question and the runs that answer it; `check` refuses arms that differ in more than the question.
 
-    `knobs` are the dotted keys, or groups of keys, in which arms may differ. `smallest_difference` in nats is the
-    smallest that matters. `learning_rates` are swept for every arm (empty: the base's). `match` solves the key `free`,
-    an integer such as "model.mlp.width", for each arm so that its cost is the baseline's; `free` may map arms' names to
-    keys. `extrapolation` evaluates at these multiples of the training context. `fresh_seeds` further runs of the
-    baseline measure the noise; `aa` runs a copy of the baseline that must be bit-equal.
+    `knobs` are the dotted keys, or groups of keys, in which arms may differ. `endpoint` decides the verdict, and
+    `smallest_difference`, in its unit, is the smallest that matters. `seeds` are those of the first look; more may be
+    added later, up to `most_seeds`. A run failed if it diverged or its final validation loss is above `fails_above`;
+    "no difference" must rule out that a share of `rules_out_failures` of an arm's seeds fails. `tuning` finds each
+    arm's learning rate first (None: all have the base's). `learning_rates` is the grid that the endpoint
+    `RateSensitivity` sweeps. `match` solves the key `free`, an integer such as "model.mlp.width", for each arm so that
+    its cost is the baseline's; `free` may map arms' names to keys, and `free_bounds` allows values of it beyond a
+    quarter to four times its start. `extrapolation` evaluates at these multiples of the training context.
+    `fresh_seeds` further runs of the baseline measure the noise; `aa` repeats a run of the baseline, which must come
+    out bit-equal.
     """
 
     question: str
@@ -69,10 +95,16 @@ class Study:
     baseline: str
     knobs: tuple[str, ...]
     smallest_difference: float | int
+    endpoint: Endpoint = FinalLoss()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    most_seeds: int = MOST_SEEDS
+    fails_above: float | int | None = None
+    rules_out_failures: float = FAILURES_RULED_OUT
+    tuning: Tuning | None = None
     learning_rates: tuple[float | int, ...] = ()
     match: Match | None = None
     free: str | Mapping[str, str] | None = None
+    free_bounds: tuple[int, int] | None = None
     extrapolation: tuple[int, ...] = ()
     probe: Probe | None = None
     fresh_seeds: int = 3
@@ -256,7 +288,7 @@ def zip_arms(*groups: Arms) -> Arms:
 
 def with_changes(arms: Arms, changes: Mapping[str, Any]) -> Arms:
     """The arms with `changes` added, which replace an arm's own values of the same keys."""
-    return tuple(Arm(arm.name, {**arm.changes, **changes}) for arm in arms)
+    return tuple(dataclasses.replace(arm, changes={**arm.changes, **changes}) for arm in arms)
 
 
 def _combined(arms: tuple[Arm, ...]) -> Arm:
@@ -266,4 +298,4 @@ def _combined(arms: tuple[Arm, ...]) -> Arm:
             if any(_covers(key, other) or _covers(other, key) for other in changes):
                 raise ConfigError(f'"{key}" is set by two of the arms {", ".join(a.name for a in arms)}: drop one')
         changes |= arm.changes
-    return Arm("+".join(arm.name for arm in arms), changes)
+    return Arm("+".join(arm.name for arm in arms), changes, tuple(arm.name for arm in arms))

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from gpt_jax.ablation.schema import ArmPlan, ArmResults, Diagnostics, StudyResults, Versus
+from gpt_jax.ablation.findings import ArmResults, Diagnostics, StudyResults, Versus
+from gpt_jax.ablation.schema import ArmPlan
 from gpt_jax.ablation.statuses import diverged, is_lost, statuses
 from gpt_jax.pages.numbers import Number, compact, count, decimals, loss, p_value, plus_minus, signed
 
@@ -100,13 +101,14 @@ def _losses_tip(arm: ArmResults) -> str:
 def _difference_tip(arm: ArmResults) -> str:
     if arm.versus_baseline is None:
         return ""
-    interval = {"t": _versus(arm).t_interval, "BCa bootstrap": _versus(arm).bca_interval}
-    lines = [f"95% by {k}: {signed(v[0])} to {signed(v[1])}" for k, v in interval.items() if v is not None]
+    versus = _versus(arm)
+    interval = {"alone": versus.t_interval, "for text like this": versus.population_interval}
+    lines = [f"95% {k}: {signed(v[0])} to {signed(v[1])}" for k, v in interval.items() if v is not None]
     return "\n".join(lines)
 
 
 def _p_tip(arm: ArmResults) -> str:
-    return f"paired t {p_value(_versus(arm).t_p)}; sign flips {p_value(_versus(arm).sign_flip_p)}"
+    return f"paired t alone: {p_value(_versus(arm).t_p)}"
 
 
 def columns(results: StudyResults) -> tuple[list[Column], list[str]]:
@@ -122,14 +124,14 @@ def columns(results: StudyResults) -> tuple[list[Column], list[str]]:
             "Δ",
             "paired difference from the baseline ± 95% interval by t; below 0 is better",
             lambda a: _versus(a).mean,
-            lambda a: plus_minus(_versus(a).mean, _versus(a).t_interval, signed),
+            lambda a: plus_minus(_versus(a).mean, _versus(a).interval, signed),
             _difference_tip,
         ),
-        Column("p (Holm)", "paired t-test, corrected over arms", lambda a: _versus(a).t_p_holm, _holm, _p_tip),
+        Column("p", "paired t-test, corrected over arms and looks", lambda a: _versus(a).p, _p, _p_tip),
         Column("verdict", "", lambda a: _versus(a).verdict, verdict_text, is_text=True),
         Column("seeds", "runs in the mean", lambda a: a.n, lambda a: count(a.n)),
         Column("runs", "all that the arm has", lambda a: statuses([a])["finished"], runs_text),
-        Column("best LR", "of those swept", lambda a: a.best_learning_rate, _rate, _rate_tip),
+        Column("LR", "learning rate", lambda a: a.learning_rate, _rate, _rate_tip),
         _cost("parameters", "trainable, all", lambda a: a.parameters),
         _cost("FLOPs/token", "of training, forward and backward, counted analytically", lambda a: a.flops_per_token),
         _cost("KV bytes/token", "of the cache, all layers", lambda a: a.kv_bytes_per_token, _bytes),
@@ -152,17 +154,21 @@ def _cost(
     return Column(head, hint, value, lambda a: write(value(a)), lambda a: _exact(value(a)))
 
 
-def _holm(arm: ArmResults) -> str:
-    return p_value(_versus(arm).t_p_holm)
+def _p(arm: ArmResults) -> str:
+    return p_value(_versus(arm).p)
 
 
 def _rate(arm: ArmResults) -> str:
-    rate = arm.best_learning_rate
-    return "–" if rate is None else f"{rate:g}{' (edge of grid)' if arm.learning_rate_at_edge else ''}"
+    rate = arm.learning_rate
+    return "–" if rate is None else f"{rate:g}{' (edge of grid)' if _is_at_edge(arm) else ''}"
 
 
 def _rate_tip(arm: ArmResults) -> str:
-    return "the best lies on the edge of the grid: a better one may lie beyond" if arm.learning_rate_at_edge else ""
+    return "the best lies on the edge of the grid: a better one may lie beyond" if _is_at_edge(arm) else ""
+
+
+def _is_at_edge(arm: ArmResults) -> bool:
+    return arm.tuned is not None and arm.tuned.is_at_edge
 
 
 def _bytes(value: Number | None) -> str:

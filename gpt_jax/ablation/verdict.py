@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from gpt_jax.ablation import statistics as st
-from gpt_jax.ablation.schema import ArmResults, StudyRecord, Versus
+from gpt_jax.ablation.findings import ArmResults, Versus
+from gpt_jax.ablation.schema import StudyRecord
 from gpt_jax.ablation.statuses import diverged
 
 

@@ -10,10 +10,11 @@ import pytest
 from rich.console import Console
 
 from configs.ablations import induction, kv_heads, positions, recall
+from gpt_jax.ablation.findings import ArmResults
 from gpt_jax.ablation.plan import make_plan
 from gpt_jax.ablation.results import write_results
 from gpt_jax.ablation.runner import Runner, write_plan
-from gpt_jax.ablation.schema import ArmResults, Grouping
+from gpt_jax.ablation.schema import Grouping
 from gpt_jax.ablation.study import Study, change
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import from_config_dict

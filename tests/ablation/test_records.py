@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from gpt_jax.ablation.findings import ArmResults, StudyResults
 from gpt_jax.ablation.records import from_json
-from gpt_jax.ablation.schema import ArmResults, Measurements, RunOutcome, StudyRecord, StudyResults
+from gpt_jax.ablation.schema import Measurements, RunOutcome, StudyRecord
 from gpt_jax.config.errors import ConfigError
 from tests.ablation import made_up
 

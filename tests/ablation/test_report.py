@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from gpt_jax.ablation.findings import StudyResults
 from gpt_jax.ablation.records import from_json
 from gpt_jax.ablation.report import to_html, to_markdown, write_report
-from gpt_jax.ablation.schema import StudyResults
 from gpt_jax.ablation.table import to_csv
 from gpt_jax.config.errors import ConfigError
 from tests.ablation import made_up

@@ -1,6 +1,7 @@
 """The answer in one sentence, also where runs diverged."""
 
-from gpt_jax.ablation.schema import ArmResults, RunRecord, StudyRecord
+from gpt_jax.ablation.findings import ArmResults, RunRecord
+from gpt_jax.ablation.schema import StudyRecord
 from gpt_jax.ablation.sentence import verdict_sentence
 from gpt_jax.ablation.table import verdict_text
 from gpt_jax.ablation.verdict import compare_arms
