@@ -212,6 +212,8 @@ def describe(plan: StudyPlan, origin: Origin, grouping: Grouping, forced: bool) 
             )
             for run in plan.runs
         ),
+        is_smoke=study.is_smoke,
+        is_forced=forced,
         together=grouping,
         repeat=dataclasses.replace(origin, data_hash=plan.data_hash),
     )

@@ -86,7 +86,7 @@ class Study:
     its cost is the baseline's; `free` may map arms' names to keys, and `free_bounds` allows values of it beyond a
     quarter to four times its start. `extrapolation` evaluates at these multiples of the training context.
     `fresh_seeds` further runs of the baseline measure the noise; `aa` repeats a run of the baseline, which must come
-    out bit-equal.
+    out bit-equal. `is_smoke` is a tiny size that decides nothing.
     """
 
     question: str
@@ -109,6 +109,7 @@ class Study:
     probe: Probe | None = None
     fresh_seeds: int = 3
     aa: bool = True
+    is_smoke: bool = False
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
