@@ -30,11 +30,11 @@ class UsageError(UserError):
     """The command line is wrong."""
 
 
-def run(main: Callable[[], int | None], page: str, several: str | None = None) -> None:
+def run(main: Callable[[], int | None], page: str, several: str | None = None, first: str | None = None) -> None:
     """Parses the flags, calls `main`, and exits with the code that it returns.
 
     `--help` prints `page`, and `--helpfull` all flags. `several` names a multi-string flag that takes all words up to
-    the next flag.
+    the next flag, `first` a flag whose value may stand first, without the flag's name.
 
     A user error is printed to stderr as one sentence; the exit code is 2 if the command line or the configuration is
     wrong, else 1. Any other exception keeps its traceback.
@@ -44,6 +44,8 @@ def run(main: Callable[[], int | None], page: str, several: str | None = None) -
         if any(arg in ("--help", "-help", "-h", "--helpshort") for arg in argv[1:]):
             print(page.strip())
             sys.exit(0)
+        if first is not None and argv[1:] and not argv[1].startswith("-"):
+            argv = [argv[0], f"--{first}={argv[1]}", *argv[2:]]
         return _answer(_parse, argv if several is None else _spread(argv, several))
 
     app.run(lambda _: sys.exit(_answer(main)), flags_parser=parse)

@@ -146,7 +146,11 @@ def _forest(results: StudyResults) -> Picture | str | None:
     smallest = results.smallest_difference
     shaded = "" if smallest is None else f" Shaded: differences too small to matter (± {smallest:g})."
     single = " One seed: no intervals." if all(row.interval is None for row in rows) else ""
-    bars = "" if single else " Thick: 95% for all arms and looks at once; thin, above: 95% for this arm alone; dots, below: the seeds."
+    bars = (
+        ""
+        if single
+        else " Thick: 95% for all arms and looks at once; thin, above: 95% for this arm alone; dots, below: the seeds."
+    )
     note = f"Paired difference from {results.baseline}, mean over seeds.{bars}{single}{shaded}"
     title = "Δ " + _nats(results)
 

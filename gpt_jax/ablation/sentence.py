@@ -6,31 +6,42 @@ from collections.abc import Sequence
 
 from gpt_jax.ablation.findings import ArmResults, Versus
 from gpt_jax.ablation.schema import StudyRecord
-from gpt_jax.ablation.statuses import diverged, is_lost
 from gpt_jax.pages.numbers import signed
+
+NATS = "nats per token"
 
 
 def verdict_sentence(arms: Sequence[ArmResults], study: StudyRecord, done: int, runs: int) -> str:
-    """What `done` of the study's `runs` say: each arm against the baseline, in nats per token with 95% intervals."""
+    """What `done` of the study's `runs` say on its endpoint: each arm against the baseline, with the intervals that
+    hold for all arms and looks at once.
+    """
     compared = [(arm.name, arm.versus_baseline) for arm in arms]
-    parts = [_part(name, versus, study.smallest_difference) for name, versus in compared if versus is not None]
-    parts += [f"{arm.name} {diverged(arm)}" for arm in arms if is_lost(arm)]
-    said = f"against {study.baseline}, {'; '.join(parts)}." if parts else "there is nothing to compare yet."
+    parts = [_part(name, versus, study) for name, versus in compared if versus is not None]
+    if not parts:
+        said = "there is nothing to compare yet."
+    else:
+        said = f"against {study.baseline}, {'; '.join(parts)}."
+        said = said if study.metric == StudyRecord.metric else f"by the {study.metric}, {said}"
     return f"So far ({done} of {runs} runs are done): {said}" if done < runs else said[0].upper() + said[1:]
 
 
-def _part(name: str, versus: Versus, smallest: float | int) -> str:
-    interval = versus.t_interval
+def _part(name: str, versus: Versus, study: StudyRecord) -> str:
+    interval = versus.interval
     within = "" if interval is None else f" ({signed(interval[0])} to {signed(interval[1])})"
-    difference = f"{signed(versus.mean)} nats{within}"
+    unit = "nats" if study.unit == NATS else study.unit
+    difference = "" if versus.mean is None else f": {signed(versus.mean)} {unit}{within}"
+    reason = f", {versus.reason}" if versus.reason else ""
     match versus.verdict:
-        case "better" | "worse" as word:
-            return f"{name} is {word}: {difference}"
+        case "better" | "worse" | "slightly better" | "slightly worse":
+            return f"{name} is {versus.verdict}{reason}{difference}"
         case "no difference that matters":
-            return f"{name} makes no difference larger than {smallest:g}: {difference}"
+            return f"{name} makes no difference larger than {study.smallest_difference:g}{reason}{difference}"
         case "undecided":
             needed = versus.seeds_to_decide
-            return f"{name} is undecided: {difference}" + (f", about {needed} seeds would decide" if needed else "")
-        case why:
-            is_short = why is not None and why.startswith("diverged")
-            return f"{name} {why}, {difference}" if is_short else f"{name} is {why}, {difference}"
+            return f"{name} is undecided{reason}{difference}" + (
+                f", about {needed} seeds would decide" if needed else ""
+            )
+        case "fails more often" | "fails less often":
+            return f"{name} {versus.verdict} ({versus.reason})"
+        case _:
+            return f"{name} is {versus.verdict}{reason}{difference}"

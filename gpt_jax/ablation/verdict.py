@@ -1,65 +1,101 @@
-"""Arms against the baseline: paired differences, and the verdict on each."""
+"""A study's arms against its baseline: differences on the endpoint, failures, and the verdict on each."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from gpt_jax.ablation import statistics as st
-from gpt_jax.ablation.findings import ArmResults, Versus
+from gpt_jax.ablation.findings import ArmResults, Failures, Versus
+from gpt_jax.ablation.judge import Rule, compare, compare_failures
+from gpt_jax.ablation.power import seeds_to_decide
 from gpt_jax.ablation.schema import StudyRecord
-from gpt_jax.ablation.statuses import diverged
+
+Rows = Mapping[str, tuple[np.ndarray, np.ndarray]]  # seed → sums and weights of the validation rows, (R,) each
 
 
-def compare_arms(arms: Sequence[ArmResults], study: StudyRecord) -> tuple[ArmResults, ...]:
-    """The arms with `versus_baseline` of all but the baseline, from the seeds that both finished. Holm's correction
-    counts the arms that are ranked.
+def rule_of(study: StudyRecord, comparisons: int) -> Rule:
+    """How the study judges `comparisons` that hold together."""
+    planned = len(study.seeds) if study.planned_seeds is None else study.planned_seeds
+    most = st.MOST_SEEDS if study.most_seeds is None else study.most_seeds
+    rate = st.FAILURES_RULED_OUT if study.rules_out_failures is None else study.rules_out_failures
+    return Rule(
+        smallest_difference=study.smallest_difference,
+        comparisons=max(1, comparisons),
+        planned=planned,
+        most=max(planned, most),
+        lower_is_better=study.lower_is_better,
+        rules_out_failures=rate,
+    )
+
+
+def compare_arms(
+    arms: Sequence[ArmResults], study: StudyRecord, rows: Mapping[str, Rows] | None = None
+) -> tuple[ArmResults, ...]:
+    """The arms with their failures and, but for the baseline, `versus_baseline`. The correction counts the arms that
+    are ranked. `rows` are the endpoint's sums by validation row of each arm.
     """
     baseline = next(arm for arm in arms if arm.name == study.baseline)
-    found: dict[str, st.Comparison] = {}
-    for arm in arms:
-        pairs = seed_pairs(arm, baseline)
-        if arm is not baseline and pairs:
-            found[arm.name] = st.compare([ours for ours, _ in pairs], [theirs for _, theirs in pairs])
-    reasons = {arm.name: _why_not_ranked(arm, baseline, study) for arm in arms}
-    corrected = st.holm({name: c.t_p for name, c in found.items() if reasons[name] is None})
-    smallest = study.smallest_difference
-    versus = {
-        name: _versus(c, corrected[name] if name in corrected else None, smallest, reasons[name])
-        for name, c in found.items()
-    }
-    return tuple(
-        dataclasses.replace(arm, versus_baseline=versus[arm.name]) if arm.name in versus else arm for arm in arms
-    )
+    rule = rule_of(study, sum(arm.is_ranked for arm in arms if arm is not baseline))
+    return tuple(_judged(arm, baseline, study, rule, rows or {}) for arm in arms)
+
+
+def _judged(
+    arm: ArmResults, baseline: ArmResults, study: StudyRecord, rule: Rule, rows: Mapping[str, Rows]
+) -> ArmResults:
+    arm = dataclasses.replace(arm, failures=_failures(arm))
+    if arm.name == baseline.name or not set(arm.values) & set(baseline.values):
+        return arm
+    versus = versus_of(arm, baseline, study, rule, rows)
+    if not arm.is_ranked:
+        reason = f"its {study.budget.match} are {arm.budget_ratio:.3f} × the baseline’s"
+        versus = dataclasses.replace(versus, p=None, verdict="not ranked", reason=reason, seeds_to_decide=None)
+    return dataclasses.replace(arm, versus_baseline=versus)
+
+
+def versus_of(arm: ArmResults, other: ArmResults, study: StudyRecord, rule: Rule, rows: Mapping[str, Rows]) -> Versus:
+    """One arm against another of the study at the seeds that both have."""
+    seeds = [seed for seed in other.values if seed in arm.values]
+    if is_of_failures(study):
+        ours, theirs = ([bool(a.values[seed]) for seed in seeds] for a in (arm, other))
+        return compare_failures(sum(ours), sum(theirs), len(seeds), rule)
+    versus = compare(arm.values, other.values, rule)
+    if versus.mean is None:
+        return versus
+    if arm.name in rows and other.name in rows:
+        versus = dataclasses.replace(versus, population_interval=_population(rows[arm.name], rows[other.name], seeds))
+    if versus.verdict == "undecided" and versus.std is not None and versus.mean is not None:
+        versus = dataclasses.replace(versus, seeds_to_decide=seeds_to_decide(versus.mean, versus.std, len(seeds), rule))
+    return versus
+
+
+def is_of_failures(study: StudyRecord) -> bool:
+    """Whether the endpoint is the failure rate: the values are 1 for a seed that failed, else 0."""
+    return study.endpoint is not None and study.endpoint["type"] == "FailureRate"
+
+
+def _population(ours: Rows, theirs: Rows, seeds: Sequence[str]) -> st.Interval | None:
+    """None unless all seeds have rows of one text."""
+    if not all(seed in ours and seed in theirs for seed in seeds):
+        return None
+    weights = theirs[seeds[0]][1]
+    if not all(np.array_equal(weights, side[seed][1]) for side in (ours, theirs) for seed in seeds):
+        return None
+    sums = np.stack([ours[seed][0].astype(np.float64) - theirs[seed][0] for seed in seeds])
+    return st.population_interval(sums, weights)
+
+
+def _failures(arm: ArmResults) -> Failures:
+    values = (arm.losses or arm.values).values()
+    failed = sum(value is None for value in values)
+    return Failures(failed=failed, n=len(values), interval=st.rate_interval(failed, len(values)))
 
 
 def seed_pairs(arm: ArmResults, baseline: ArmResults) -> list[tuple[float, float]]:
-    """(the arm's loss, the baseline's) for each seed that both finished."""
-    pairs = [(arm.losses[seed], loss) for seed, loss in baseline.losses.items() if seed in arm.losses]
-    return [(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
-
-
-def _why_not_ranked(arm: ArmResults, baseline: ArmResults, study: StudyRecord) -> str | None:
-    if reason := diverged(arm):
-        return reason
-    if reason := diverged(baseline):
-        return f"not ranked: the baseline {reason}"
-    if not arm.is_ranked:
-        return f"not ranked: its {study.budget.match} are {arm.budget_ratio:.3f} × the baseline's"
-    return None
-
-
-def _versus(c: st.Comparison, p_holm: float | None, smallest: float | int, why_not: str | None) -> Versus:
-    verdict = st.verdict(c, p_holm, smallest) if why_not is None else why_not
-    is_open = verdict == "undecided" and c.std is not None
-    needed = max(c.n + 1, st.seeds_to_decide(c.std, smallest)) if is_open and c.std is not None else None
-    return Versus(
-        mean=c.mean,
-        t_interval=c.t_interval,
-        bca_interval=c.bca_interval,
-        t_p=c.t_p,
-        t_p_holm=p_holm,
-        sign_flip_p=c.sign_flip_p,
-        verdict=verdict,
-        seeds_to_decide=needed,
-    )
+    """(the arm's value, the baseline's) for each seed that both have; none where a seed failed on either side."""
+    seeds = [seed for seed in baseline.values if seed in arm.values]
+    pairs = [(arm.values[seed], baseline.values[seed]) for seed in seeds]
+    found = [(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
+    return found if len(found) == len(pairs) else []

@@ -8,6 +8,8 @@ from typing import Literal
 from gpt_jax.config.checks import require, require_positive
 from gpt_jax.config.variant import Variant
 
+HeldOut = Literal["validation", "tuning"]
+
 
 class TokenizerConfig(Variant):
     """How text becomes token ids."""
@@ -41,8 +43,13 @@ class TokenizerFile(TokenizerConfig):
 
 
 class DataConfig(Variant):
-    """The data set. Only `seed` decides the order of the data; None: the seed of the run."""
+    """The data set. Only `seed` decides the order of the data; None: the seed of the run.
 
+    `held_out` chooses what a run is evaluated on: the validation set, or a tuning set taken from the training side, so
+    that settings can be chosen without looking at the validation set.
+    """
+
+    held_out: HeldOut
     seed: int | None
 
 
@@ -55,6 +62,10 @@ class Text(DataConfig):
     documents. `validation_fraction` of the documents, chosen by a hash of their paths, is held out; a single document
     is split at a position, and a prepared data set with a validation split of its own keeps it. `validation_tokens`
     limits the validation set to its first so many predicted tokens (None: all).
+
+    With `held_out="tuning"` the validation documents are left out, and `validation_fraction` of the training documents
+    (chosen by a second hash), or the last `validation_fraction` of the training part of a single document, is evaluated
+    on instead of trained on. The tokenizer is that of `held_out="validation"`.
     """
 
     corpus: str = "python"
@@ -62,6 +73,7 @@ class Text(DataConfig):
     separator: str | None = None
     validation_fraction: float = 0.1
     validation_tokens: int | None = None
+    held_out: HeldOut = "validation"
     tokenizer: TokenizerConfig = Bytes()
     seed: int | None = None
 
@@ -90,6 +102,7 @@ class Copy(DataConfig):
     symbols: int = 32
     length: int = 16
     validation_rows: int = 256
+    held_out: HeldOut = "validation"
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -107,6 +120,7 @@ class Induction(DataConfig):
     shortest_period: int = 4
     longest_period: int = 24
     validation_rows: int = 256
+    held_out: HeldOut = "validation"
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -133,6 +147,7 @@ class Recall(DataConfig):
     pairs: int = 8
     length: int = 64
     validation_rows: int = 256
+    held_out: HeldOut = "validation"
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -155,6 +170,7 @@ class Sort(DataConfig):
     symbols: int = 3
     length: int = 6
     validation_rows: int = 256
+    held_out: HeldOut = "validation"
     seed: int | None = None
 
     def __post_init__(self) -> None:

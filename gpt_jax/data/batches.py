@@ -20,7 +20,7 @@ class Data:
 
     Attributes:
       train: the training rows.
-      held_out: the validation rows.
+      held_out: the validation rows, or the tuning rows of a run with `data.held_out="tuning"`; so below.
       tokenizer: turns text into ids and back.
       vocab_size: V.
       content_hash: identifies the text, tokenizer and split, or the definition of the task, but not the order of rows.

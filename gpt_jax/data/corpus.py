@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from gpt_jax.config import Text
 from gpt_jax.config.code import code_hashes, digest
+from gpt_jax.config.data import HeldOut
 from gpt_jax.config.errors import UserError
 from gpt_jax.data.cache import build_once
 from gpt_jax.data.files import Document, SourceFile, find_files, python_files
@@ -32,7 +33,7 @@ class Source(Protocol):
         """Writes the data set below `folder`, calling `advance` with the characters of each document it has written."""
 
     def read(self, folder: Path) -> Iterator[tuple[Document, bool | None]]:
-        """Yields each document and whether it is held out; None leaves that to `Corpus.read`."""
+        """Yields each document and whether it is held out for validation; None leaves that to `Corpus.read`."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +56,34 @@ class Corpus:
     characters: int
     fixed_split: bool
 
-    def read(self, validation_fraction: float) -> Iterator[tuple[Document, bool]]:
-        """Yields the documents in order, each with whether it is held out for validation.
+    def read(self, fraction: float, held_out: HeldOut) -> Iterator[tuple[Document, bool]]:
+        """Yields the documents of a split in order, each with whether it is held out.
 
-        Without a fixed split, a hash of its name decides for each document, so that about `validation_fraction` of the
-        documents are held out. A single document is cut: its last `validation_fraction` is held out.
+        Without a fixed split, a hash of its name decides for each document, so that about `fraction` of the documents
+        are held out for validation. A single document is cut: its last `fraction` is held out. For tuning, documents
+        of the validation set are skipped, and `fraction` of the others is held out by the same rules, with another
+        hash.
         """
-        for document, held_out in self.source.read(self.folder):
-            if held_out is None and self.documents == 1:
-                cut = int((1 - validation_fraction) * len(document.text))
-                yield Document(document.name, document.text[:cut]), False
-                yield Document(document.name, document.text[cut:]), True
+        for document, is_validation in self._split(fraction):
+            if held_out == "validation":
+                yield document, is_validation
+            elif not is_validation:
+                yield from self._tuning_split(document, fraction)
+
+    def _split(self, fraction: float) -> Iterator[tuple[Document, bool]]:
+        for document, is_validation in self.source.read(self.folder):
+            if is_validation is not None:
+                yield document, is_validation
+            elif self.documents == 1:
+                yield from _cut(document, fraction)
             else:
-                yield document, _is_held_out(document.name, validation_fraction) if held_out is None else held_out
+                yield document, _is_chosen(document.name, fraction)
+
+    def _tuning_split(self, document: Document, fraction: float) -> Iterator[tuple[Document, bool]]:
+        if self.documents == 1:
+            yield from _cut(document, fraction)
+        else:
+            yield document, _is_chosen(f"tuning/{document.name}", fraction)
 
 
 def open_corpus(config: Text, cache: Path, progress: bool) -> Corpus:
@@ -124,7 +140,14 @@ def _build(source: Source, label: str, progress: bool, folder: Path) -> dict[str
     return {"text_hash": digest.hexdigest(), "documents": documents, "characters": characters, "fixed_split": fixed}
 
 
-def _is_held_out(name: str, fraction: float) -> bool:
+def _cut(document: Document, fraction: float) -> Iterator[tuple[Document, bool]]:
+    """Yields the document without its last `fraction`, which is not held out, and that last part, which is."""
+    cut = int((1 - fraction) * len(document.text))
+    yield Document(document.name, document.text[:cut]), False
+    yield Document(document.name, document.text[cut:]), True
+
+
+def _is_chosen(name: str, fraction: float) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") < fraction * 2**64
 
 

@@ -4,8 +4,8 @@ A row of T positions is a sequence of T + 1 symbols; weight 1 marks the targets 
 The task decides T. Symbols are written as letters (A, B, C … in the order of their ids), so that people can read rows
 and type prompts.
 
-The validation set is the same for every seed. It is drawn independently of the training rows, so a task with few
-possible rows (for example 3 symbols in sequences of 6: 729) has the same rows in both.
+The validation set is the same for every seed, and so is the tuning set. Both are drawn independently of the training
+rows, so a task with few possible rows (for example 3 symbols in sequences of 6: 729) has the same rows in all three.
 """
 
 import functools
@@ -20,12 +20,16 @@ import numpy as np
 
 from gpt_jax.config import Copy, DataConfig, Induction, Recall, Sort, require
 from gpt_jax.config.conversion import to_dict
+from gpt_jax.config.data import HeldOut
 from gpt_jax.data.batches import Data
 from gpt_jax.data.rows import MASK64, Batch
 from gpt_jax.data.tokenizer import CharacterTokenizer
 
 DEFINITION = 1  # The version of all tasks: increase it when a task draws other rows.
 POWER = 0.01  # Zoology's exponent `power_a`: a small one places most queries soon after the pairs.
+
+# The number of the first row of what is held out. Training rows are numbered from 0.
+FIRST_HELD_OUT: dict[HeldOut, int] = {"validation": 2**63, "tuning": 2**62}
 
 # Maps uniform random numbers (B, n) in [0, 1) to symbols (B, T + 1) and a mask of the answers among them (B, T + 1).
 Draw = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -59,7 +63,7 @@ class TaskRows:
 
 
 def open_task(config: DataConfig, context_length: int, seed: int) -> Data:
-    """Returns the endless training rows of a task, drawn from `seed`, and its fixed validation rows.
+    """Returns the endless training rows of a task, drawn from `seed`, and its fixed validation or tuning rows.
 
     Raises:
       ConfigError: the rows of the task are longer than `context_length`.
@@ -70,7 +74,9 @@ def open_task(config: DataConfig, context_length: int, seed: int) -> Data:
         f"model.context_length ({context_length}) is shorter than the rows of {name}: set it to {task.length} or more",
     )
     definition = {key: value for key, value in to_dict(config).items() if key != "seed"}
-    held_out = TaskRows(task, 0, first=2**63, count=definition["validation_rows"])
+    if config.held_out == "validation":
+        del definition["held_out"]  # The hashes of earlier runs lack it.
+    held_out = TaskRows(task, 0, first=FIRST_HELD_OUT[config.held_out], count=definition["validation_rows"])
     assert held_out.count is not None
     return Data(
         train=TaskRows(task, seed, first=0, count=None),

@@ -54,7 +54,7 @@ class Split:
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """The two splits of a corpus. `content_hash` changes with the text, the tokenizer or the split."""
+    """The training and the held-out text. `content_hash` changes with the text, the tokenizer or the split."""
 
     tokenizer: Tokenizer
     train: Split
@@ -74,16 +74,24 @@ def tokenized_text(config: Text, cache: Path, progress: bool) -> TokenizedText:
     # text.
     loaded = load_tokenizer(config.tokenizer.path) if isinstance(config.tokenizer, TokenizerFile) else None
     recipe = to_dict(config.tokenizer) if loaded is None else loaded.content_hash()
-    fraction = None if corpus.fixed_split else config.validation_fraction
-    key = json.dumps([preparation_version(), corpus.text_hash, recipe, fraction], sort_keys=True)
+    split = _split_recipe(corpus, config)
+    key = json.dumps([preparation_version(), corpus.text_hash, recipe, *split], sort_keys=True)
     folder = cache / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:32]
     manifest = build_once(folder, functools.partial(_build, corpus, config, loaded, progress))
     tokenizer = load_tokenizer(folder / "tokenizer") if loaded is None else loaded
     train, validation = (_open(folder / split, manifest) for split in SPLITS)
     if config.validation_tokens is not None:
         validation = validation.take(config.validation_tokens, tokenizer)
-    content = json.dumps([corpus.text_hash, tokenizer.content_hash(), fraction, config.validation_tokens])
+    fraction, *tuning = split
+    content = json.dumps([corpus.text_hash, tokenizer.content_hash(), fraction, config.validation_tokens, *tuning])
     return TokenizedText(tokenizer, train, validation, hashlib.sha256(content.encode()).hexdigest())
+
+
+def _split_recipe(corpus: Corpus, config: Text) -> list[Any]:
+    """JSON values that identify the split. That of the validation set has no name: hashes of earlier runs lack one."""
+    if config.held_out == "validation":
+        return [None if corpus.fixed_split else config.validation_fraction]
+    return [config.validation_fraction, config.held_out]
 
 
 def _build(corpus: Corpus, config: Text, loaded: Tokenizer | None, progress: bool, folder: Path) -> dict[str, Any]:
@@ -94,7 +102,7 @@ def _build(corpus: Corpus, config: Text, loaded: Tokenizer | None, progress: boo
     dtype, end = np.min_scalar_type(tokenizer.vocab_size - 1), tokenizer.end_of_text
     writers = [_Writer(folder / split, dtype, end) for split in SPLITS]
     with progress_bar("Tokenizing", corpus.characters, progress) as advance:
-        for documents in _groups(corpus.read(config.validation_fraction)):
+        for documents in _groups(corpus.read(config.validation_fraction, config.held_out)):
             ids = tokenizer.encode_batch([document.text for document, _ in documents], "none")
             for (document, held_out), one in zip(documents, ids, strict=True):
                 writers[held_out].write(one, len(document.text.encode()), tokenizer.vocab_size)
@@ -111,12 +119,12 @@ def _build(corpus: Corpus, config: Text, loaded: Tokenizer | None, progress: boo
 
 
 def _training_texts(corpus: Corpus, config: Text, advance: Advance) -> Iterator[str]:
-    """Yields the texts that a tokenizer is trained on: the training split.
+    """Yields the texts that a tokenizer is trained on: the training split, with the tuning set.
 
     A character vocabulary is made of both splits, because it could not encode a character that it lacks.
     """
     everything = isinstance(config.tokenizer, Characters)
-    for document, held_out in corpus.read(config.validation_fraction):
+    for document, held_out in corpus.read(config.validation_fraction, "validation"):
         if everything or not held_out:
             yield document.text
         advance(len(document.text))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from gpt_jax.config import Bpe, Characters, Text, TokenizerFile
+from gpt_jax.config import Bpe, Bytes, Characters, Text, TokenizerConfig, TokenizerFile
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.data import Data, builders, open_data
 from gpt_jax.data.files import find_files, python_files
@@ -97,6 +97,37 @@ class TestSplit:
         write(tmp_path / "some" / "200.txt", "text 200!")
         grown = texts(read(cache, 4096, path=str(tmp_path), validation_fraction=fraction), "validation")
         assert grown - {"text 200!"} == held_out, "another document must not move the others"
+
+    def test_the_tuning_set_of_one_document_ends_its_training_part(self, cache: Path, tmp_path: Path) -> None:
+        text = "".join(map(chr, range(0x4E00, 0x4E00 + 100)))
+        settings = {"path": write(tmp_path / "a.txt", text), "tokenizer": Characters(), "validation_fraction": 0.2}
+        plain, tuning = read(cache, 128, **settings), read(cache, 128, held_out="tuning", **settings)
+        assert tuning.tokenizer.content_hash() == plain.tokenizer.content_hash()
+        assert tuning.tokenizer.decode(targets(tuning, "train")) == text[1:64]
+        assert tuning.tokenizer.decode(targets(tuning, "validation")) == text[65:80]
+        few = read(cache, 128, held_out="tuning", validation_tokens=5, **settings)
+        assert few.tokenizer.decode(targets(few, "validation")) == text[65:70]
+        assert len({data.content_hash for data in (plain, tuning, few)}) == 3
+
+    @pytest.mark.parametrize("tokenizer", [Bytes(), Bpe(vocab_size=270)])
+    def test_tuning_documents_come_from_training_and_validation_is_left_out(
+        self, tokenizer: TokenizerConfig, cache: Path, tmp_path: Path
+    ) -> None:
+        for number in range(200):
+            write(tmp_path / f"{number}.txt", f"text {number}!")
+        settings = {"path": str(tmp_path), "validation_fraction": 0.25, "tokenizer": tokenizer}
+        plain, tuning = read(cache, 4096, **settings), read(cache, 4096, held_out="tuning", **settings)
+        assert tuning.tokenizer.content_hash() == plain.tokenizer.content_hash()
+        assert tuning.content_hash != plain.content_hash
+
+        def documents(data: Data, split: str) -> set[str]:
+            end = data.tokenizer.end_of_text
+            texts = "".join("|" if i == end else data.tokenizer.decode([i]) for i in targets(data, split))
+            return set(texts.strip("|").split("|"))
+
+        held_out, trained = documents(tuning, "validation"), documents(tuning, "train")
+        assert held_out | trained == documents(plain, "train") and not held_out & trained
+        assert 20 < len(held_out) < 55
 
     def test_an_empty_side_is_refused_with_advice(self, cache: Path, tmp_path: Path) -> None:
         for name in "ab":
@@ -353,6 +384,8 @@ class TestPrepared:
             data = read(folder / "cache", 4096, corpus=name)
             assert texts(data, "validation") == {f"test {n}" for n in range(3)}
             assert texts(data, "train") == {f"train {n}" for n in range(9)}
+        tuning = read(folder / "cache", 4096, corpus="mine", held_out="tuning", validation_fraction=0.4)
+        assert texts(tuning, "validation") | texts(tuning, "train") == {f"train {n}" for n in range(9)}
 
     def test_without_one_examples_are_held_out(self, folder: Path) -> None:
         examples = [{"text": f"example {n}", "title": "t"} for n in range(60)]
