@@ -9,7 +9,8 @@ from experiments import cli, studies
 from gpt_jax.ablation.plan import make_plan
 from gpt_jax.ablation.report import write_report
 from gpt_jax.ablation.results import write_results
-from gpt_jax.ablation.runner import Runner, show_plan
+from gpt_jax.ablation.runner import Runner
+from gpt_jax.ablation.show import show_plan
 from gpt_jax.runs.compilation import enable_compilation_cache
 from gpt_jax.training.programs import Programs
 

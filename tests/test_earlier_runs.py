@@ -203,7 +203,8 @@ def test_a_model_begins_with_the_same_values(name: str, all_begun: dict[str, Any
 STUDY = """
 import json
 from pathlib import Path
-from gpt_jax.ablation.study import Study, vary
+from gpt_jax.ablation.combine import vary
+from gpt_jax.ablation.study import Study
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import from_dict, to_config_dict
 from gpt_jax.config.upgrade import upgraded

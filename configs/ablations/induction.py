@@ -9,7 +9,8 @@ what followed the last time only where the layer below has written into each key
 
 from ml_collections import ConfigDict
 
-from gpt_jax.ablation.study import Study, vary
+from gpt_jax.ablation.combine import vary
+from gpt_jax.ablation.study import Study
 from gpt_jax.config import (
     Adamw,
     Attention,

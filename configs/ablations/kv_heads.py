@@ -13,7 +13,8 @@ cores with 8 seeds and --jobs=2.
 from ml_collections import ConfigDict
 
 from configs.ablations.base import SMOKE, text_config
-from gpt_jax.ablation.study import Study, vary
+from gpt_jax.ablation.combine import vary
+from gpt_jax.ablation.study import Study
 from gpt_jax.config import Attention, Characters, Config, Rope
 
 __all__ = ["SMOKE", "get_config", "get_study"]

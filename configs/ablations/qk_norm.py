@@ -10,7 +10,9 @@ rates × 3 seeds: about 30 minutes on two CPU cores.
 from ml_collections import ConfigDict
 
 from configs.ablations.base import SMOKE, text_config
-from gpt_jax.ablation.study import Study, vary
+from gpt_jax.ablation.combine import vary
+from gpt_jax.ablation.endpoint import RateSensitivity
+from gpt_jax.ablation.study import Study
 from gpt_jax.config import Config, RmsNorm
 
 __all__ = ["SMOKE", "get_config", "get_study"]
@@ -29,6 +31,7 @@ def get_study(base: Config) -> Study:
         baseline="none",
         knobs=(knob,),
         smallest_difference=0.01,
+        endpoint=RateSensitivity(),
         seeds=(0, 1, 2),
         learning_rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     )

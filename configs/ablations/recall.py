@@ -58,19 +58,24 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def get_study(base: Config) -> Study:
-    window, linear = {"attention": {"mask": Window(4)}}, {"attention": LinearAttention(heads=2)}
+    no_position = "model.letters.B.attention.position"
+    # Linear attention could rotate its keys too; here it has no positions.
+    linear, local = LinearAttention(heads=2), {"mask": Window(4)}
     return Study(
         question="Which attention recalls a value by its key?",
         base=base,
         arms=(
             Arm("full"),
             Arm("window", {"model.attention.mask": Window(4)}),
-            Arm("linear", {"model.attention": LinearAttention(heads=2)}),
-            Arm("window, full", {"model.pattern": "BA", "model.letters": {"B": window}}),
-            Arm("linear, full", {"model.pattern": "BA", "model.letters": {"B": linear}}),
+            Arm("linear", {"model.attention": linear, "model.attention.position": None}),
+            Arm("window, full", {"model.pattern": "BA", "model.letters": {"B": {"attention": local}}}),
+            Arm(
+                "linear, full",
+                {"model.pattern": "BA", "model.letters": {"B": {"attention": linear}}, no_position: None},
+            ),
         ),
         baseline="full",
-        knobs=("model.attention", "model.pattern", "model.letters"),
+        knobs=("model.attention",),
         smallest_difference=0.05,
         seeds=(0, 1, 2),
         probe=Probe("number of pairs", {n: Recall(symbols=32, pairs=n, length=32) for n in PAIRS}),

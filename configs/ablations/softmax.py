@@ -10,7 +10,8 @@ cores.
 from ml_collections import ConfigDict
 
 from configs.ablations.base import SMOKE, text_config
-from gpt_jax.ablation.study import Arm, Study, chain, vary
+from gpt_jax.ablation.combine import chain, vary
+from gpt_jax.ablation.study import Arm, Study
 from gpt_jax.config import Config, Ssmax
 
 __all__ = ["SMOKE", "get_config", "get_study"]

@@ -32,7 +32,7 @@ def get_study(base: Config) -> Study:
             Arm("2 local : 1 global", {"model.pattern": "BBA", "model.letters": local}),
         ),
         baseline="full",
-        knobs=("model.attention.mask", "model.pattern", "model.letters"),
+        knobs=("model.attention.mask",),
         smallest_difference=0.01,
         extrapolation=(1, 2, 4),
     )

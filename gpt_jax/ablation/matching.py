@@ -1,26 +1,32 @@
-"""Equal budgets: the costs of an arm, and the width at which an arm costs as much as the baseline."""
+"""Equal budgets: the costs of an arm, and the width or number of steps at which it costs as much as the baseline."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from gpt_jax.ablation.study import Match, Study, change
 from gpt_jax.analysis.cost import count_parameters, kv_bytes_per_token, training_flops_per_token
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import flatten, to_dict
 from gpt_jax.config.errors import ConfigError, nearest
+from gpt_jax.training.schedule import resolve_schedule
 
 TOLERANCE = 0.01
 LARGEST = 2**20
 STEPS = (1, 2, 4, 8, 16)  # some widths must be even, or a multiple of the heads
+SANE = 4  # a solution lies within this factor of the key's start unless the study declares bounds
+TRAIN_STEPS, SCHEDULE_STEPS = "train.steps", "schedule.steps"
+FOLLOWS = {TRAIN_STEPS: (SCHEDULE_STEPS,)}  # a free key → the settings that change with it
 
 
 @dataclass(frozen=True)
 class Costs:
     """What an arm costs. `parameters_non_embedding` is the N of scaling laws; FLOPs are forward and backward; bytes of
-    cache are those of a text as long as the context.
+    cache are those of a text as long as the context; `tokens` are those of the whole run.
     """
 
     parameters: int
@@ -29,11 +35,16 @@ class Costs:
     kv_bytes_per_token: float
     tokens: int
 
+    @property
+    def flops(self) -> int:
+        """Those of the whole run."""
+        return self.flops_per_token * self.tokens
+
     def of(self, match: Match) -> float:
-        """The cost that `match` names."""
+        """The cost that `match` names; FLOPs are those of the whole run."""
         return {
             "params": float(self.parameters),
-            "flops": float(self.flops_per_token),
+            "flops": float(self.flops),
             "kv_bytes": float(self.kv_bytes_per_token),
             "tokens": float(self.tokens),
         }[match]
@@ -68,12 +79,16 @@ class Matched:
 
 
 def match_arms(study: Study, configs: Mapping[str, Config], row_lengths: Mapping[str, int]) -> dict[str, Matched]:
-    """Each arm with its free width solved, if the study matches one.
+    """Each arm with its free key solved, if the study matches one.
 
     Raises:
-      ConfigError: a free key is not an integer setting of its arm.
+      ConfigError: a free key is not an integer setting of its arm, does not move the cost, or would have to leave its
+        bounds.
     """
     frees, budget = study.frees(), costs(configs[study.baseline], row_lengths[study.baseline])
+    for name in frees:
+        if name not in configs or name == study.baseline:
+            raise ConfigError(f'free names "{name}": name arms beside the baseline{nearest(name, configs)}')
     result = {}
     for name, config in configs.items():
         free, length = frees[name] if name in frees else None, row_lengths[name]
@@ -81,17 +96,97 @@ def match_arms(study: Study, configs: Mapping[str, Config], row_lengths: Mapping
         if match is None:
             result[name] = Matched(config, costs(config, length), None, None, None)
             continue
-        target = budget.of(match)
+        target, value = budget.of(match), None
         if free is not None:
-            config = solve(config, free, target, partial(_cost, length, match))
+            config = _matched(name, config, free, match, target, length, study.free_bounds)
+            value = flatten(to_dict(config))[free]
         found = costs(config, length)
-        value = None if free is None else flatten(to_dict(config))[free]
         result[name] = Matched(config, found, found.of(match) / target, free, value)
     return result
 
 
+def _matched(
+    name: str, config: Config, free: str, match: Match, target: float, row_length: int, bounds: tuple[int, int] | None
+) -> Config:
+    """`config` with `free` solved within its bounds, and with what follows from it."""
+    start, cost = _start(config, free), partial(_cost, row_length, match)
+    _check_moves(config, free, start, match, cost)
+    low, high = bounds or (-(-start // SANE), SANE * start)
+    solved = solve(config, free, target, cost)
+    value = _start(solved, free)
+    if not low <= value <= high:
+        if abs(cost(solved) / target - 1) <= TOLERANCE:
+            allowed = "free_bounds allow" if bounds else f"a quarter to four times its start ({start}) allows"
+            raise ConfigError(
+                f'the arm "{name}" would need {free}={value} for the baseline\'s {match}, and {allowed} {low} to'
+                f" {high}: declare free_bounds=({min(low, value)}, {max(high, value)}), or choose another free key"
+            )
+        solved = _within(config, free, low, high, cost(solved) < target)  # out of reach with any value: not ranked
+    return _followed(config, solved, free)
+
+
+def _within(config: Config, free: str, low: int, high: int, is_too_cheap: bool) -> Config:
+    """`config` with the largest legal value of `free` from `low` to `high`, or the smallest."""
+    refused: ConfigError | None = None
+    for value in range(high, low - 1, -1) if is_too_cheap else range(low, high + 1):
+        try:
+            return change(config, {free: value})
+        except ConfigError as error:
+            refused = error
+    raise refused or ConfigError(f"free_bounds must be two numbers, the smaller first, not {(low, high)}")
+
+
+def _check_moves(config: Config, free: str, start: int, match: Match, cost: Callable[[Config], float]) -> None:
+    """Refuses a key that does not move the cost, or that lowers it as it grows."""
+    known = {start: cost(config)}
+    for value in (2 * start, 4 * start, 3 * start, start // 2, start + 1, start - 1):
+        if len(known) < 3 and value > 0:
+            try:
+                known[value] = cost(change(config, {free: value}))
+            except ConfigError:  # some values are illegal, such as heads that do not divide the width
+                continue
+    found = [known[value] for value in sorted(known)]
+    if len(found) > 1 and min(found) == max(found):
+        raise ConfigError(
+            f'the free key "{free}" does not change match="{match}": choose a key that does, or another budget'
+        )
+    if found != sorted(found):
+        raise ConfigError(
+            f'match="{match}" falls where the free key "{free}" grows: choose a key that raises it, or another budget'
+        )
+
+
+def _followed(config: Config, solved: Config, free: str) -> Config:
+    """`solved` with a schedule as long, in proportion to the run, as that of `config`."""
+    if free != TRAIN_STEPS:
+        return solved
+    schedule: Any = solved.schedule
+    before, after = config.train.steps, solved.train.steps
+    if not hasattr(schedule, "steps"):
+        return solved
+    length = after if schedule.steps is None else max(1, round(schedule.steps * after / before))
+    needed = resolve_schedule(dataclasses.replace(schedule, steps=None), length)
+    if needed.steps > length:  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"the match gives {TRAIN_STEPS}={after}, whose schedule has no room for its warmup and decay: shorten them,"
+            " or choose another free key"
+        )
+    if schedule.steps is None:
+        return solved
+    return change(solved, {SCHEDULE_STEPS: length})
+
+
 def _cost(row_length: int, match: Match, config: Config) -> float:
     return costs(config, row_length).of(match)
+
+
+def _start(config: Config, free: str) -> int:
+    settings = flatten(to_dict(config))
+    if free not in settings:
+        raise ConfigError(f'the free width "{free}" is not a setting{nearest(free, settings)}')
+    if type(settings[free]) is not int:
+        raise ConfigError(f'the free width "{free}" must be a whole number in the arm, not {settings[free]!r}')
+    return settings[free]
 
 
 def solve(config: Config, free: str, target: float | int, cost: Callable[[Config], float]) -> Config:
@@ -100,15 +195,11 @@ def solve(config: Config, free: str, target: float | int, cost: Callable[[Config
     Raises:
       ConfigError: `free` is not an integer setting of this configuration, or no value of it is legal.
     """
-    settings = flatten(to_dict(config))
-    if free not in settings:
-        raise ConfigError(f'the free width "{free}" is not a setting{nearest(free, settings)}')
-    if type(settings[free]) is not int:
-        raise ConfigError(f'the free width "{free}" must be a whole number in the arm, not {settings[free]!r}')
+    start = _start(config, free)
     refused: ConfigError | None = None
     for step in STEPS:
         try:
-            return _nearest(config, free, settings[free], step, target, cost)
+            return _nearest(config, free, start, step, target, cost)
         except ConfigError as error:
             refused = error
     assert refused is not None

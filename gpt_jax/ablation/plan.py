@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
+
+from gpt_jax.ablation import guard
 from gpt_jax.ablation.addresses import measurement_address, planned_address
 from gpt_jax.ablation.matching import Matched, match_arms
 from gpt_jax.ablation.results import RUNS
-from gpt_jax.ablation.schema import ArmRecord, Budget, Grouping, Origin, PlannedRunRecord, StudyRecord
+from gpt_jax.ablation.schema import ArmRecord, Budget, Grouping, Leaf, Origin, PlannedRunRecord, Setup, StudyRecord
 from gpt_jax.ablation.study import RATE, Study, change
 from gpt_jax.config import Config, learned_positions
 from gpt_jax.config.conversion import config_hash, difference, flatten, to_dict
@@ -56,13 +59,17 @@ class PlannedRun:
 @dataclass(frozen=True)
 class StudyPlan:
     """A checked study: its matched arms, the baseline first, and all its runs in their order, in groups that train
-    together.
+    together. `leaves` are the settings in which each arm differs from the baseline, and who asked for them; `unit` is
+    that of the endpoint's values.
     """
 
     study: Study
     arms: dict[str, Matched]
     groups: tuple[tuple[PlannedRun, ...], ...]
     data_hash: str
+    leaves: dict[str, tuple[Leaf, ...]]
+    setup: Setup
+    unit: str
 
     @property
     def runs(self) -> list[PlannedRun]:
@@ -91,7 +98,11 @@ def make_plan(study: Study, together: int = 1) -> StudyPlan:
     arms = match_arms(study, sized, lengths)
     _check_probe(study, sized)
     resolved = {name: resolve(arm.config, opened.of(arm.config)) for name, arm in arms.items()}
-    study.check(resolved)
+    data = {name: opened.of(arm.config) for name, arm in arms.items()}
+    leaves = guard.check_knobs(study, resolved)
+    unit = guard.check_text(study, resolved, data)
+    guard.check_different(arms, resolved, lengths)
+    setup = _setup(resolved[study.baseline], data[study.baseline])
     groups, seeds = [], _cut(study.seeds, together)
 
     def group(arm: str, config: Config, part: tuple[int, ...], rate: float, purpose: Purpose) -> tuple[PlannedRun, ...]:
@@ -109,7 +120,21 @@ def make_plan(study: Study, together: int = 1) -> StudyPlan:
         groups.insert(len(arms) * len(rates), group(AA, baseline, seeds[0], rate, "aa"))
     fresh = range(max(study.seeds) + 1, max(study.seeds) + 1 + study.fresh_seeds)
     groups += [group(study.baseline, baseline, part, rate, "noise") for part in _cut(fresh, together)]
-    return StudyPlan(study, arms, tuple(groups), opened.of(baseline).content_hash)
+    return StudyPlan(study, arms, tuple(groups), data[study.baseline].content_hash, leaves, setup, unit)
+
+
+def _setup(config: Config, data: Data) -> Setup:
+    model, train = config.model, config.train
+    stored = "" if model.param_dtype == model.dtype else f", parameters {model.param_dtype}"
+    products = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return Setup(
+        steps=train.steps,
+        batch_size=train.batch_size,
+        context_length=data.row_length,
+        tokens=train.steps * train.batch_size * data.row_length,
+        validation_tokens=data.validation_tokens,
+        precision=f"{model.dtype}{stored}" + (f", matrix products {products}" if products else ""),
+    )
 
 
 def _cut(seeds: Sequence[int], size: int) -> list[tuple[int, ...]]:
@@ -175,11 +200,20 @@ def _run(
 
 def describe(plan: StudyPlan, origin: Origin, grouping: Grouping, forced: bool) -> StudyRecord:
     """The plan as `study.json` holds it; `forced` ranks arms off the budget too."""
-    study = plan.study
+    study, parts = plan.study, {arm.name: arm.parts for arm in plan.study.arms}
     free = sorted(set(study.frees().values()))
     return StudyRecord(
         question=study.question,
+        endpoint=to_dict(study.endpoint),
+        metric=study.endpoint.words,
+        unit=plan.unit,
+        lower_is_better=study.endpoint.lower_is_better,
         smallest_difference=study.smallest_difference,
+        planned_seeds=len(study.seeds),
+        most_seeds=study.most_seeds,
+        fails_above=study.fails_above,
+        rules_out_failures=study.rules_out_failures,
+        setup=plan.setup,
         baseline=study.baseline,
         seeds=study.seeds,
         learning_rates=study.learning_rates,
@@ -189,10 +223,14 @@ def describe(plan: StudyPlan, origin: Origin, grouping: Grouping, forced: bool) 
             ArmRecord(
                 name=name,
                 changes=plan.changes(name),
+                leaves=plan.leaves[name],
+                parts=parts[name],
                 parameters=arm.costs.parameters,
                 parameters_non_embedding=arm.costs.parameters_non_embedding,
                 flops_per_token=arm.costs.flops_per_token,
                 kv_bytes_per_token=arm.costs.kv_bytes_per_token,
+                tokens=arm.costs.tokens,
+                flops=arm.costs.flops,
                 budget_ratio=arm.ratio,
                 is_ranked=arm.is_ranked or forced,
                 config=to_dict(arm.config),

@@ -16,7 +16,6 @@ from gpt_jax.ablation import statistics as st
 from gpt_jax.ablation.findings import ArmResults, Copies, Curves, Diagnostics, Noise, Repeat, RunRecord, StudyResults
 from gpt_jax.ablation.log import read_log
 from gpt_jax.ablation.marks import marks
-from gpt_jax.ablation.schema import RUNS as RUNS
 from gpt_jax.ablation.schema import (
     FAILURE,
     MEASUREMENTS,
@@ -33,6 +32,7 @@ from gpt_jax.ablation.schema import (
     RunOutcome,
     StudyRecord,
 )
+from gpt_jax.ablation.schema import RUNS as RUNS
 from gpt_jax.ablation.sentence import verdict_sentence
 from gpt_jax.ablation.verdict import compare_arms
 from gpt_jax.config.errors import MissingFile

@@ -15,7 +15,7 @@ from rich.markup import escape
 from gpt_jax.ablation import history, records, results
 from gpt_jax.ablation.addresses import is_measured, is_trained
 from gpt_jax.ablation.measure import Measure
-from gpt_jax.ablation.plan import AA, PlannedRun, StudyPlan, describe
+from gpt_jax.ablation.plan import PlannedRun, StudyPlan, describe
 from gpt_jax.ablation.schema import Grouping, Measurements, Origin, RunOutcome
 from gpt_jax.analysis.diagnostics import decode_rate
 from gpt_jax.config import Config
@@ -191,29 +191,3 @@ def write_plan(plan: StudyPlan, workdir: Workdir, command: str, grouping: Groupi
     origin = Origin(command=command, versions=versions(), git=git_revision())
     records.write(describe(plan, origin, grouping, forced), folder, results.STUDY)
     return folder
-
-
-def show_plan(plan: StudyPlan, console: Console) -> None:
-    """Prints the question, the changes, costs and matched width of each arm, and the number of runs."""
-    study = plan.study
-    console.print(study.question, style="bold", highlight=False, markup=False, soft_wrap=True)
-    for name, arm in plan.arms.items():
-        changes = ", ".join(f"{key}={value!r}" for key, value in plan.changes(name).items()) or "baseline"
-        cost = f"{arm.costs.parameters:,} parameters, {arm.costs.flops_per_token:,} FLOPs and"
-        cost += f" {arm.costs.kv_bytes_per_token:,.0f} bytes of cache per token"
-        console.print(f"  {name}: {changes}\n    {cost}", highlight=False, markup=False, soft_wrap=True)
-        if arm.value is not None:
-            console.print(
-                f"    matched {study.match} with {arm.free} = {arm.value}: {arm.ratio:.4f} ×", highlight=False
-            )
-        if not arm.is_ranked:
-            console.print(f"    not ranked: its {study.match} are {arm.ratio:.3f} × the baseline's", highlight=False)
-    extra = f", {study.fresh_seeds} of the baseline for the noise" if study.fresh_seeds else ""
-    copies = sum(run.purpose == "aa" for run in plan.runs)
-    extra += f", and the {AA} copy" if copies == 1 else f", and {copies} {AA} copies" if copies else ""
-    rates = f" × {len(study.learning_rates)} learning rates" if study.learning_rates else ""
-    console.print(
-        f"  {len(plan.runs)} runs: {len(plan.arms)} arms{rates} × {len(study.seeds)} seeds{extra}",
-        highlight=False,
-        soft_wrap=True,
-    )

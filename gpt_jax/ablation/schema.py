@@ -47,13 +47,15 @@ class Grouping:
 @dataclass(frozen=True)
 class Leaf:
     """A setting in which an arm differs from the baseline, and who asked for it: "arm" (its own words), "match" (the
-    free key), or "type" (a setting that came with a type which the arm chose).
+    free key), or "type" (a setting that came with a type which the arm chose). `layers` are those in which it differs,
+    counted from 0; empty: in all of them, or it is no setting of layers.
     """
 
     key: str
     baseline: Any = None
     arm: Any = None
     asked_by: str = "arm"
+    layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,24 +9,20 @@
         smallest_difference=0.01,
     )
 
-An arm is a name and the settings in which it differs from `base`, by dotted key. `vary` makes arms of one key's values;
-`product`, `chain`, `zip_arms` and `with_changes` combine arms.
+An arm is a name and the settings in which it differs from `base`, by dotted key; `combine` makes and combines arms.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import itertools
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gpt_jax.ablation.endpoint import Endpoint, FinalLoss
+from gpt_jax.ablation.endpoint import Endpoint, FinalLoss, LongLoss, PositionLoss, ProbeAccuracy, RateSensitivity
 from gpt_jax.ablation.statistics import FAILURES_RULED_OUT, MOST_SEEDS
 from gpt_jax.config import Config, DataConfig
-from gpt_jax.config.conversion import flatten, from_dict, join, to_dict
+from gpt_jax.config.conversion import flatten, from_dict, to_dict
 from gpt_jax.config.errors import ConfigError, nearest
 
 Match = Literal["params", "flops", "kv_bytes", "tokens"]
@@ -75,18 +71,23 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Study:
-    """A question and the runs that answer it; `check` refuses arms that differ in more than the question.
+    """A question and the runs that answer it; `guard` refuses arms that differ in more than the question.
 
-    `knobs` are the dotted keys, or groups of keys, in which arms may differ. `endpoint` decides the verdict, and
-    `smallest_difference`, in its unit, is the smallest that matters. `seeds` are those of the first look; more may be
-    added later, up to `most_seeds`. A run failed if it diverged or its final validation loss is above `fails_above`;
-    "no difference" must rule out that a share of `rules_out_failures` of an arm's seeds fails. `tuning` finds each
-    arm's learning rate first (None: all have the base's). `learning_rates` is the grid that the endpoint
-    `RateSensitivity` sweeps. `match` solves the key `free`, an integer such as "model.mlp.width", for each arm so that
-    its cost is the baseline's; `free` may map arms' names to keys, and `free_bounds` allows values of it beyond a
-    quarter to four times its start. `extrapolation` evaluates at these multiples of the training context.
-    `fresh_seeds` further runs of the baseline measure the noise; `aa` repeats a run of the baseline, which must come
-    out bit-equal. `is_smoke` is a tiny size that decides nothing.
+    `knobs` are the settings in which arms may differ, by dotted key: a single one, or a choice with its own settings
+    such as "model.attention"; a layer's setting has one key, whichever layers have it. `endpoint` decides the verdict,
+    and `smallest_difference`, in its unit, is the smallest that matters. `seeds`, consecutive numbers, are those of the
+    first look; more may be added later, up to `most_seeds`. A run failed if it diverged or its final validation loss is
+    above `fails_above`; "no difference" must rule out that a share of `rules_out_failures` of an arm's seeds fails.
+    `tuning` finds each arm's learning rate first (None: all have the base's). `learning_rates` is the grid that the
+    endpoint `RateSensitivity` sweeps. `match` solves the key `free`, an integer such as "model.mlp.width", for each arm
+    so that its cost is the baseline's ("flops" and "tokens": those of the whole run); `free` may map arms' names to
+    keys, and `free_bounds` allows values of it beyond a quarter to four times its start. `extrapolation` evaluates at
+    these multiples of the training context. `fresh_seeds` further runs of the baseline measure the noise; `aa` repeats
+    a run of the baseline, which must come out bit-equal. `is_smoke` is a tiny size that decides nothing.
+
+    Raises:
+      ConfigError: seeds that are not consecutive, tuning seeds among those of the verdict, an endpoint that the study
+        does not measure, or an arm that sets what the study solves, tunes or sweeps.
     """
 
     question: str
@@ -122,11 +123,9 @@ class Study:
             )
         if not self.smallest_difference > 0:
             raise ConfigError("the smallest difference that matters must be positive: say how many nats would matter")
-        if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
-            raise ConfigError(f"a study needs seeds that are all different, not {self.seeds}")
-        for key in self.frees().values():
-            if key in self.knobs:
-                raise ConfigError(f'"{key}" is a knob of the study, so it can\'t be the free width too')
+        _check_seeds(self)
+        _check_endpoint(self)
+        _check_solved(self)
 
     def frees(self) -> dict[str, str]:
         """The key that is solved for each arm that has one."""
@@ -145,63 +144,90 @@ class Study:
         arms = sorted(self.arms, key=lambda arm: arm.name != self.baseline)
         return {arm.name: _named(arm.name, self.base, arm.changes) for arm in arms}
 
-    def declared(self) -> tuple[str, ...]:
-        """The keys in which arms may differ: the knobs, the free widths, and the learning rate where it is swept."""
-        return (*self.knobs, *sorted(set(self.frees().values())), *((RATE,) if self.learning_rates else ()))
+    def replaced(self) -> tuple[str, ...]:
+        """The settings that a sweep or the tuning sets, whatever an arm says."""
+        tuning = self.tuning
+        if tuning is None:
+            return (RATE,) if self.learning_rates else ()
+        return (
+            RATE,
+            *(("optimizer.weight_decay",) if tuning.weight_decays else ()),
+            *(("schedule.warmup",) if tuning.warmups else ()),
+        )
 
-    def check(self, configs: Mapping[str, Config]) -> None:
-        """Checks that the arms' resolved configurations differ in the declared keys alone.
 
-        Raises:
-          ConfigError: an arm differs from the baseline in another key, or two arms are equal.
-        """
-        declared, baseline = self.declared(), configs[self.baseline]
-        known = {key for config in configs.values() for key in _keys(to_dict(config))}
-        for knob in declared:
-            if knob not in known:
-                raise ConfigError(f'the knob "{knob}" is not a setting of any arm{nearest(knob, known)}')
-        seen: dict[str, str] = {}
-        for name, config in configs.items():
-            if rest_hash(config, declared) != rest_hash(baseline, declared):
-                others = undeclared(baseline, config, declared)
+def _check_seeds(study: Study) -> None:
+    seeds, tuning = study.seeds, study.tuning
+    if len(set(seeds)) != len(seeds) or not seeds:
+        raise ConfigError(f"a study needs seeds that are all different, not {seeds}")
+    if seeds != tuple(range(seeds[0], seeds[0] + len(seeds))):
+        raise ConfigError(
+            f"the seeds {seeds} look picked: name the first and how many, as in"
+            f" seeds=tuple(range({min(seeds)}, {min(seeds) + len(seeds)}))"
+        )
+    if len(seeds) > study.most_seeds:
+        raise ConfigError(f"the first look has {len(seeds)} seeds, more than most_seeds={study.most_seeds}: raise it")
+    last = seeds[0] + study.most_seeds + study.fresh_seeds
+    for seed in () if tuning is None else tuning.seeds:
+        if seeds[0] <= seed < last:
+            raise ConfigError(
+                f"the tuning seed {seed} is one of the seeds {seeds[0]} to {last - 1} that may decide the verdict:"
+                f" choose tuning seeds from {last} on"
+            )
+
+
+def _check_solved(study: Study) -> None:
+    """Refuses an arm that sets by hand what the match solves or what the study tunes or sweeps."""
+    for key in study.frees().values():
+        if key in study.knobs:
+            raise ConfigError(f'"{key}" is a knob of the study, so it can\'t be the free width too')
+    for arm in study.arms:
+        for key in arm.changes:
+            if key in study.frees().values():
                 raise ConfigError(
-                    f'the arm "{name}" differs from "{self.baseline}" in {", ".join(others)}, which the study does not'
-                    " declare: add to `knobs` what is part of the question, or make it equal"
+                    f'the arm "{arm.name}" sets "{key}" by hand, which the match solves: drop it from the arm, or give'
+                    " its start in the base"
                 )
-            text = json.dumps(to_dict(config), sort_keys=True)
-            if text in seen:
-                raise ConfigError(f'the arms "{seen[text]}" and "{name}" are the same: change or drop one')
-            seen[text] = name
+            if key in study.replaced():
+                raise ConfigError(
+                    f'the arm "{arm.name}" sets "{key}", which the study tunes or sweeps for every arm: drop one'
+                )
 
 
-def _keys(values: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """The dotted keys of all settings and groups."""
-    for key, item in values.items():
-        yield join(path, key)
-        if isinstance(item, Mapping):
-            yield from _keys(item, join(path, key))
+def _check_endpoint(study: Study) -> None:
+    """Refuses an endpoint that the study does not measure, and a sweep that the endpoint does not use."""
+    endpoint, probe = study.endpoint, study.probe
+    if study.learning_rates and not isinstance(endpoint, RateSensitivity):
+        raise ConfigError(
+            "learning_rates is the sweep of the endpoint RateSensitivity(): use tuning=Tuning(rates=...) to find each"
+            " arm's learning rate, or declare that endpoint"
+        )
+    if isinstance(endpoint, RateSensitivity) and len(study.learning_rates) < 2:
+        raise ConfigError("the endpoint RateSensitivity() needs a sweep: give two or more learning_rates")
+    if isinstance(endpoint, LongLoss) and endpoint.factor not in study.extrapolation:
+        raise ConfigError(
+            f"the endpoint is the loss at {endpoint.factor} × the context, which nothing measures: add"
+            f" {endpoint.factor} to extrapolation"
+        )
+    if isinstance(endpoint, ProbeAccuracy) and (
+        probe is None or not probe.data or (endpoint.x is not None and endpoint.x not in probe.data)
+    ):
+        known = "has no probe" if probe is None else f"has a probe at {', '.join(map(str, probe.data))} only"
+        wanted = "" if endpoint.x is None else f" at {endpoint.x}"
+        raise ConfigError(f"the endpoint is the accuracy of a probe{wanted}, and the study {known}: add it there")
+    last = None
+    if isinstance(endpoint, PositionLoss):
+        last = endpoint.first if endpoint.stop is None else endpoint.stop - 1
+    if last is not None and last >= study.base.model.context_length:
+        raise ConfigError(
+            f"the endpoint reads position {last}, and the context has {study.base.model.context_length}, counted from"
+            " 0: choose positions within it"
+        )
 
 
-def _covers(knob: str, key: str) -> bool:
+def covers(knob: str, key: str) -> bool:
+    """Whether the setting `key` is `knob` or belongs to the group `knob`."""
     return key == knob or key.startswith(knob + ".")
-
-
-def _rest(config: Config, declared: Iterable[str]) -> dict[str, Any]:
-    declared = tuple(declared)
-    return {k: v for k, v in flatten(to_dict(config)).items() if not any(_covers(knob, k) for knob in declared)}
-
-
-def rest_hash(config: Config, declared: Iterable[str]) -> str:
-    """A hash of everything in a configuration but the declared keys."""
-    return hashlib.sha256(json.dumps(_rest(config, declared), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def undeclared(baseline: Config, config: Config, declared: Iterable[str]) -> list[str]:
-    """`key: old → new` for each difference outside of the declared keys."""
-    old, new = _rest(baseline, tuple(declared)), _rest(config, tuple(declared))
-    keys = [*old, *(key for key in new if key not in old)]
-    pairs = {key: (old[key] if key in old else None, new[key] if key in new else None) for key in keys}
-    return [f"{key}: {a!r} → {b!r}" for key, (a, b) in pairs.items() if a != b]
 
 
 # ── settings by dotted key ───────────────────────────────────────────────────────────────────────────────────────────
@@ -242,61 +268,3 @@ def _named(name: str, base: Config, changes: Mapping[str, Any]) -> Config:
         return change(base, changes)
     except ConfigError as error:
         raise ConfigError(f'the arm "{name}": {error}') from None
-
-
-# ── combining arms ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def vary(key: str, values: Mapping[str, Any] | None = None, /, **more: Any) -> Arms:
-    """An arm for each named value of one key."""
-    return tuple(Arm(name, {key: value}) for name, value in {**(values or {}), **more}.items())
-
-
-def chain(*groups: Arms) -> Arms:
-    """All arms, one group after the other.
-
-    Raises:
-      ConfigError: two arms of one name.
-    """
-    arms = tuple(itertools.chain(*groups))
-    names = [arm.name for arm in arms]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f'chain has two arms of the name "{name}": rename one')
-    return arms
-
-
-def product(*groups: Arms) -> Arms:
-    """Every combination of one arm of each group, named "a+b".
-
-    Raises:
-      ConfigError: two groups that set the same key.
-    """
-    return tuple(_combined(arms) for arms in itertools.product(*groups))
-
-
-def zip_arms(*groups: Arms) -> Arms:
-    """The first of each group together, then the second of each, and so on.
-
-    Raises:
-      ConfigError: groups of different sizes, or two that set the same key.
-    """
-    sizes = [len(group) for group in groups]
-    if len(set(sizes)) > 1:
-        raise ConfigError(f"zip_arms needs groups of one size, not of {', '.join(map(str, sizes))} arms")
-    return tuple(_combined(arms) for arms in zip(*groups, strict=True))
-
-
-def with_changes(arms: Arms, changes: Mapping[str, Any]) -> Arms:
-    """The arms with `changes` added, which replace an arm's own values of the same keys."""
-    return tuple(dataclasses.replace(arm, changes={**arm.changes, **changes}) for arm in arms)
-
-
-def _combined(arms: tuple[Arm, ...]) -> Arm:
-    changes: dict[str, Any] = {}
-    for arm in arms:
-        for key in arm.changes:
-            if any(_covers(key, other) or _covers(other, key) for other in changes):
-                raise ConfigError(f'"{key}" is set by two of the arms {", ".join(a.name for a in arms)}: drop one')
-        changes |= arm.changes
-    return Arm("+".join(arm.name for arm in arms), changes, tuple(arm.name for arm in arms))

@@ -16,14 +16,16 @@ from rich.console import Console
 from gpt_jax.ablation import addresses, grouping
 from gpt_jax.ablation import plan as plans
 from gpt_jax.ablation import runner as runners
+from gpt_jax.ablation.combine import vary
 from gpt_jax.ablation.grouping import choose, time_both
 from gpt_jax.ablation.plan import make_plan
 from gpt_jax.ablation.redone import redone
 from gpt_jax.ablation.results import _badness, write_results
 from gpt_jax.ablation.results import collect as collect_results
-from gpt_jax.ablation.runner import Runner, show_plan, write_plan
+from gpt_jax.ablation.runner import Runner, write_plan
 from gpt_jax.ablation.schema import Grouping
-from gpt_jax.ablation.study import Arm, Probe, Study, vary
+from gpt_jax.ablation.show import show_plan
+from gpt_jax.ablation.study import Arm, Probe, Study
 from gpt_jax.config import Checkpoint, Copy, Evaluation
 from gpt_jax.config.conversion import config_hash
 from gpt_jax.config.errors import ConfigError

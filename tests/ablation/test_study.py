@@ -6,8 +6,10 @@ import jax
 import pytest
 
 from gpt_jax import GPT
+from gpt_jax.ablation.combine import chain, product, vary, with_changes, zip_arms
 from gpt_jax.ablation.matching import costs, match_arms, solve
-from gpt_jax.ablation.study import Arm, Study, chain, change, product, vary, with_changes, zip_arms
+from gpt_jax.ablation.plan import make_plan
+from gpt_jax.ablation.study import Arm, Study, change
 from gpt_jax.config import Alibi, Attention, Config, Latent, Rope, Window
 from gpt_jax.config.errors import ConfigError
 from tests.tiny import tiny_config
@@ -29,9 +31,7 @@ def study(arms=None, knobs=(KV,), **changes) -> Study:
 
 
 def checked(s: Study):
-    configs = s.configs()
-    s.check(configs)
-    return configs
+    return {name: arm.config for name, arm in make_plan(s).arms.items()}
 
 
 def test_arms_differ_in_their_knob():
@@ -54,11 +54,8 @@ def test_arms_that_differ_in_more_are_refused(arms, message):
         checked(study(arms))
 
 
-def test_what_is_swept_or_matched_counts_as_declared():
-    arms = vary(KV, mha=4) + (Arm("mqa", {KV: 1, F: 48, "optimizer.learning_rate": 0.1}),)
-    checked(study(arms, match="params", free=F, learning_rates=(0.1, 0.2)))
-    with pytest.raises(ConfigError, match=F):
-        checked(study(arms, learning_rates=(0.1, 0.2)))
+def test_what_is_matched_counts_as_declared():
+    assert checked(study(match="params", free=F))["mqa"].model.blocks[0].mlp.width > 32
 
 
 def test_a_group_is_a_knob():
@@ -71,8 +68,8 @@ def test_a_group_is_a_knob():
     ]
 
 
-def test_a_group_that_is_empty_is_a_knob():
-    checked(study(knobs=(KV, "model.letters")))
+def test_a_choice_that_nobody_makes_is_a_knob():
+    checked(study(knobs=(KV, "model.attention.gate")))
 
 
 def test_a_pattern_is_written_with_letters():

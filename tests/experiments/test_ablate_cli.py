@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted(path.stem for path in (ROOT / "configs" / "ablations").glob("*.py") if path.stem != "base")
 
 STUDY = """
-from gpt_jax.ablation.study import Study, vary
+from gpt_jax.ablation.combine import vary
+from gpt_jax.ablation.study import Study
 from gpt_jax.config import Attention, Checkpoint, Evaluation
 from gpt_jax.config.conversion import to_config_dict
 from tests.tiny import tiny_config
