@@ -29,6 +29,7 @@ from gpt_jax.ablation.schema import (
     Origin,
     PlannedRunRecord,
     Points,
+    Rules,
     RunOutcome,
     StudyRecord,
 )
@@ -87,10 +88,8 @@ def collect(workdir: Workdir) -> StudyResults:
     arms = [_arm(arm, [r for r in runs if r.is_of(arm.name)], study) for arm in study.arms]
     arms = list(compare_arms(arms, study))
     return StudyResults(
+        **{field.name: getattr(study, field.name) for field in fields(Rules)},
         question=study.question,
-        metric=study.metric,
-        unit=study.unit,
-        smallest_difference=study.smallest_difference,
         baseline=study.baseline,
         seeds=study.seeds,
         budget=study.budget,
