@@ -67,7 +67,7 @@ def _tables(found: list[Figure]) -> str:
     cost = (
         f"Where one look at 8 seeds finds a difference in 80% of studies, a first look at 8 finds it in {wasted():.0%}."
     )
-    return f"{figures}\n\nThe difference found in 80% of studies, in standard deviations:\n\n{power}\n\n{cost}."
+    return f"{figures}\n\nThe difference found in 80% of studies, in standard deviations:\n\n{power}\n\n{cost}"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from gpt_jax.ablation import statistics as st
-from gpt_jax.ablation.judge import Rule, compare, decide, judge
+from gpt_jax.ablation.judging import Rule, compare, decide, judge
 from gpt_jax.ablation.power import outcomes, power, seeds_to_decide
 
 NOISE, MARGIN, FAILED = 0.007, 0.01, 2.5  # nats; a failed seed ends FAILED above the others

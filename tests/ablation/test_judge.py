@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from gpt_jax.ablation import judge
 from gpt_jax.ablation.calibration import calibrate
-from gpt_jax.ablation.judge import judge
 from gpt_jax.ablation.outside import Row, judge_table, read_table
 from gpt_jax.config.errors import MissingFile, UserError
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from gpt_jax.ablation import sequential
 from gpt_jax.ablation import statistics as s
-from gpt_jax.ablation.judge import Rule
+from gpt_jax.ablation.judging import Rule
 from gpt_jax.ablation.power import outcomes, power, seeds_to_decide
 
 

@@ -9,7 +9,7 @@ from gpt_jax.ablation import statistics as st
 from gpt_jax.ablation.combine import product, vary
 from gpt_jax.ablation.contrasts import contrasts
 from gpt_jax.ablation.findings import ArmResults
-from gpt_jax.ablation.judge import judge
+from gpt_jax.ablation.judging import judge
 from gpt_jax.ablation.schema import Budget, StudyRecord
 from gpt_jax.ablation.sentence import verdict_sentence
 from gpt_jax.ablation.verdict import compare_arms, seed_pairs
