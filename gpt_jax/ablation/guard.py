@@ -23,7 +23,7 @@ from gpt_jax.ablation.study import Study, covers
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import NONE_TAG, to_dict
 from gpt_jax.config.errors import ConfigError, nearest
-from gpt_jax.data import Batch, Data
+from gpt_jax.data import Data
 from gpt_jax.model.gpt import GPT
 from gpt_jax.training.state import init_state
 from gpt_jax.training.step import make_train_step
@@ -106,7 +106,8 @@ def _is_declared(study: Study, leaf: Leaf) -> bool:
 
 def spelled(leaf: Leaf) -> str:
     """`key: old → new`, and the layers where it is not all of them."""
-    where = f" in layers {', '.join(map(str, leaf.layers))}" if leaf.layers else ""
+    layers = "layer" if len(leaf.layers) == 1 else "layers"
+    where = f" in {layers} {', '.join(map(str, leaf.layers))}" if leaf.layers else ""
     return f"{leaf.key}: {leaf.baseline!r} → {leaf.arm!r}{where}"
 
 
@@ -120,7 +121,7 @@ def _in_words(key: str, value: Any) -> str:
 # ── the same function ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_different(arms: Mapping[str, Matched], configs: Mapping[str, Config], lengths: Mapping[str, int]) -> None:
+def check_different(arms: Mapping[str, Matched], configs: Mapping[str, Config], data: Mapping[str, Data]) -> None:
     """Refuses two arms that compute the same: their other settings are equal, and so are the programs of their initial
     values and of their training step. `configs` are resolved.
 
@@ -135,7 +136,7 @@ def check_different(arms: Mapping[str, Matched], configs: Mapping[str, Config], 
     for names in alike.values():
         seen: dict[str, str] = {}
         for name in names if len(names) > 1 else []:
-            program = _program(configs[name], lengths[name])
+            program = _program(configs[name], data[name])
             if program in seen:
                 raise ConfigError(
                     f'the arms "{seen[program]}" and "{name}" are the same function, however they are spelled: change'
@@ -144,13 +145,11 @@ def check_different(arms: Mapping[str, Matched], configs: Mapping[str, Config], 
             seen[program] = name
 
 
-def _program(config: Config, length: int) -> str:
-    """A hash of the jaxprs of `init` and of a training step, traced without data."""
+def _program(config: Config, data: Data) -> str:
+    """A hash of the jaxprs of `init` and of a training step; nothing is compiled."""
     model = GPT(config.model)
     init = partial(init_state, model, config)
-    shape = (config.train.batch_size, length)
-    integers = jax.ShapeDtypeStruct(shape, np.int32)
-    batch = Batch(integers, integers, jax.ShapeDtypeStruct(shape, np.float32), integers, integers)
+    batch = data.batch(0, config.train.batch_size)
     step = jax.make_jaxpr(make_train_step(model, config))(jax.eval_shape(init), batch)
     found = hashlib.sha256()
     for traced in (jax.make_jaxpr(init)(), step):
