@@ -1,1 +1,5 @@
-"""Ablation studies: arms × seeds from one file, paired and matched, with statistics that can be believed."""
+"""Ablation studies: one question, paired runs, verdicts that can be believed, and a report."""
+
+from gpt_jax.ablation.judging import judge
+
+__all__ = ["judge"]

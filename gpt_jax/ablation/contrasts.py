@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from gpt_jax.ablation.findings import ArmResults, Contrast
-from gpt_jax.ablation.judge import compare
+from gpt_jax.ablation.judging import compare
 from gpt_jax.ablation.schema import StudyRecord
 from gpt_jax.ablation.verdict import Rows, is_of_failures, rule_of, versus_of
 

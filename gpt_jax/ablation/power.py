@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from gpt_jax.ablation import statistics as st
-from gpt_jax.ablation.judge import Rule
+from gpt_jax.ablation.judging import Rule
 
 STUDIES = 4_000
 SEEDS = (3, 5, 8, 12, 16, 20, 30, 40)

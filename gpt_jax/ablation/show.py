@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import statistics
+
 from rich.console import Console
 
+from gpt_jax.ablation import records
+from gpt_jax.ablation.findings import StudyResults
 from gpt_jax.ablation.guard import spelled
+from gpt_jax.ablation.judging import Rule
 from gpt_jax.ablation.plan import AA, StudyPlan
+from gpt_jax.ablation.power import SEEDS, power
+from gpt_jax.ablation.results import RESULTS
 from gpt_jax.ablation.schema import Leaf
+from gpt_jax.config.errors import MissingFile, UserError
+from gpt_jax.runs.folder import RunFolder
 
 
 def show_plan(plan: StudyPlan, console: Console) -> None:
@@ -48,3 +59,60 @@ def _asked(leaves: tuple[Leaf, ...]) -> list[str]:
     lines = [f"{spelled(leaf)} (asked by the {leaf.asked_by})" for leaf in leaves if leaf.asked_by != "type"]
     came = [f"{leaf.key}={leaf.arm!r}" for leaf in leaves if leaf.asked_by == "type"]
     return lines + ([f"came with a type: {', '.join(came)}"] if came else [])
+
+
+def show_power(plan: StudyPlan, noise: str | None, workdir: str, console: Console) -> None:
+    """Prints what numbers of seeds would buy: the difference that 80% of studies find, and how often arms that are
+    alike are found to be so, by simulation.
+
+    `noise` is the standard deviation of a paired difference, or the folder of an earlier study with the same endpoint;
+    None: that of the study in `workdir` if it has results, else a guess.
+    """
+    study = plan.study
+    std, source = _spread(noise, workdir, float(study.smallest_difference))
+    rule = Rule(
+        float(study.smallest_difference),
+        comparisons=max(1, len(plan.arms) - 1),
+        rules_out_failures=study.rules_out_failures,
+    )
+    lines = [f"  with paired differences of standard deviation {std:.4g} ({source}), {plan.unit}:"]
+    for n in sorted({*SEEDS, len(study.seeds)}):
+        first = dataclasses.replace(rule, planned=n, most=max(n, study.most_seeds))
+        found = power(std, n, first)
+        seen = "nothing that is likely" if found.detectable is None else f"{found.detectable:.4g}"
+        mine = "  ← this study" if n == len(study.seeds) else ""
+        lines.append(
+            f"    {n:3d} seeds find a difference of {seen} in 80% of studies, and that equal arms are alike in"
+            f" {found.alike:.0%}{mine}"
+        )
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _spread(noise: str | None, workdir: str, smallest: float) -> tuple[float, str]:
+    """The standard deviation of a paired difference, and where it comes from."""
+    if noise is not None:
+        try:
+            value = float(noise)
+        except ValueError:
+            return _spread_of(RunFolder(noise)), f"seen in {noise}"
+        if not (math.isfinite(value) and value > 0):
+            raise UserError(f"--noise must be a positive standard deviation or a study's folder, not {noise}")
+        return value, "as given"
+    folder = RunFolder(workdir)
+    if folder.exists(RESULTS):
+        return _spread_of(folder), f"seen in {workdir}"
+    return smallest, "a guess, as much as what matters; --noise=NUMBER or --noise=FOLDER says better"
+
+
+def _spread_of(folder: RunFolder) -> float:
+    """The median over the arms of a study; without two seeds, the noise of its baseline, unpaired."""
+    if not folder.exists(RESULTS):
+        raise MissingFile(f"there is no {RESULTS} in {folder}: --noise takes a number, or the folder of a study")
+    results = records.read(StudyResults, folder, RESULTS)
+    found = [arm.versus_baseline.std for arm in results.arms if arm.versus_baseline is not None]
+    known = [float(std) for std in found if std]
+    if not known and results.noise is not None and results.noise.std:
+        known = [math.sqrt(2) * results.noise.std]
+    if not known:
+        raise UserError(f"the study in {folder} shows no spread yet: give --noise=NUMBER")
+    return statistics.median(known)

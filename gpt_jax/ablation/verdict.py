@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt_jax.ablation import statistics as st
 from gpt_jax.ablation.findings import ArmResults, Failures, Versus
-from gpt_jax.ablation.judge import Rule, compare, compare_failures
+from gpt_jax.ablation.judging import Rule, compare, compare_failures
 from gpt_jax.ablation.power import seeds_to_decide
 from gpt_jax.ablation.schema import StudyRecord
 

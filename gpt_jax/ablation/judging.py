@@ -77,7 +77,7 @@ def judge(
     if not smallest_difference > 0:
         raise UserError(f"the smallest difference that matters must be positive, not {smallest_difference}")
     theirs, others = losses[baseline], {name: values for name, values in losses.items() if name != baseline}
-    planned = len(theirs) if planned is None else planned
+    planned = max(2, len(theirs)) if planned is None else planned
     if len(theirs) > max(most, planned):
         raise UserError(f"the baseline has {len(theirs)} seeds and the claim allows {most}: raise `most` beforehand")
     rule = Rule(
