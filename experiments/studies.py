@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import inspect
 import re
 import shlex
 import signal
@@ -15,14 +16,16 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from gpt_jax.ablation import records
+from gpt_jax.ablation import records, stages
+from gpt_jax.ablation.endpoint import RateSensitivity
 from gpt_jax.ablation.grouping import choose
 from gpt_jax.ablation.plan import StudyPlan, make_plan
-from gpt_jax.ablation.redone import redone
+from gpt_jax.ablation.planned import shard_of
+from gpt_jax.ablation.redone import check_shard, redone
 from gpt_jax.ablation.results import STUDY
 from gpt_jax.ablation.runner import StudyStatus, write_plan
 from gpt_jax.ablation.schema import StudyRecord
-from gpt_jax.ablation.study import Study, change
+from gpt_jax.ablation.study import Study, Tuning, change
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.runs.folder import RunFolder
 from gpt_jax.training.programs import Programs
@@ -40,22 +43,48 @@ def study_from_flags() -> Study:
     """
     base, values = cli.config_from_flags(), flags.FLAGS
     flag: Any = values["config"]
-    module = _load(flag.config_filename.split(":")[0])
+    file, _, arg = flag.config_filename.partition(":")
+    module = _load(file)
     if not hasattr(module, "get_study"):
         raise ConfigError(
             f"{module.__file__} is not a study: it needs get_study(base), as the files of configs/ablations/ have"
         )
     if values.smoke:
         base = change(base, SMOKE | (module.SMOKE if hasattr(module, "SMOKE") else {}))
-    study: Study = module.get_study(base)
+    takes_arg = len(inspect.signature(module.get_study).parameters) > 1
+    study: Study = module.get_study(base, arg) if takes_arg else module.get_study(base)
+    if values.learning_rates is not None:
+        study = _at_rates(study, _rates(values.learning_rates))
     if values.smoke:
-        rates = study.learning_rates[:2]
-        study = dataclasses.replace(study, seeds=SMOKE_SEEDS, fresh_seeds=0, learning_rates=rates, is_smoke=True)
+        study = _smoke(study)
     if values.seeds is not None:
         study = dataclasses.replace(study, seeds=tuple(range(values.seeds)))
-    if values.learning_rates is not None:
-        study = dataclasses.replace(study, learning_rates=_rates(values.learning_rates))
     return study
+
+
+def _at_rates(study: Study, rates: tuple[float, ...]) -> Study:
+    """The study with other rates to sweep, if that is its endpoint, else to tune over."""
+    if isinstance(study.endpoint, RateSensitivity):
+        return dataclasses.replace(study, learning_rates=rates)
+    tuning = Tuning(rates) if study.tuning is None else dataclasses.replace(study.tuning, rates=rates)
+    return dataclasses.replace(study, tuning=tuning)
+
+
+def _smoke(study: Study) -> Study:
+    tuning = study.tuning
+    if tuning is not None:
+        tuning = dataclasses.replace(
+            tuning,
+            rates=tuning.rates[:2],
+            weight_decays=tuning.weight_decays[:1],
+            warmups=tuning.warmups[:1],
+            seeds=tuning.seeds[:1],
+            rounds=min(1, tuning.rounds),
+        )
+    rates = study.learning_rates[:2]
+    return dataclasses.replace(
+        study, seeds=SMOKE_SEEDS, fresh_seeds=0, learning_rates=rates, tuning=tuning, is_smoke=True
+    )
 
 
 def _rates(texts: list[str]) -> tuple[float, ...]:
@@ -73,38 +102,63 @@ def _load(path: str) -> ModuleType:
     return module
 
 
-def shard_from_flags() -> tuple[int, int] | None:
-    """(I − 1, N) of `--shard=I/N`; None where it was not given."""
-    text = flags.FLAGS.shard
+def part_from_flags(name: str) -> stages.Shard | None:
+    """(I − 1, N) of the flag `name`, `--shard=I/N` or `--job=I/N`; None where it was not given."""
+    text = flags.FLAGS[name].value
     if text is None:
         return None
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise cli.UsageError(f"--shard must be I/N with I from 1 to N, not {text}")
+        raise cli.UsageError(f"--{name} must be I/N with I from 1 to N, not {text}")
     return int(found[1]) - 1, int(found[2])
 
 
-def begin(plan: StudyPlan, workdir: str, is_part: bool, programs: Programs) -> StudyPlan:
-    """Writes the plan into the study's folder and returns it, with its seeds in groups that train together."""
-    grouping = choose(plan, workdir, flags.FLAGS.together, is_part, programs)
-    if grouping.count > 1:
-        plan = make_plan(plan.study, grouping.count)
-    folder = RunFolder(workdir)
-    is_known = is_part and folder.exists(STUDY)  # the command of one part does not make the whole study
-    earlier = records.read(StudyRecord, folder, STUDY).repeat.command if is_known else None
-    write_plan(plan, workdir, earlier or cli.command(), grouping, flags.FLAGS.force)
+def begin(plan: StudyPlan, workdir: str, shard: stages.Shard | None, is_job: bool, programs: Programs) -> StudyPlan:
+    """The plan with its seeds in groups that train together, advanced to what has finished. Writes it into the study's
+    folder, unless this process `is_job`, whose parent has done so.
+    """
+    values, folder, is_part = flags.FLAGS, RunFolder(workdir), is_job or shard is not None
+    known = records.read(StudyRecord, folder, STUDY) if folder.exists(STUDY) else None
+    shards = max(1 if known is None else known.shards, 1 if shard is None else shard[1])
+    grouping = choose(plan, workdir, values.together, is_part, programs)
+    if grouping.count > 1 or shards > 1:
+        plan = make_plan(plan.study, grouping.count, shards)
+    plan = stages.advanced(plan, folder, shard or stages.WHOLE)
+    if is_job:
+        return plan
+    if shard is not None:
+        check_shard([run for group in shard_of((*plan.trials, *plan.groups), shard) for run in group], folder)
+    # The command of one part does not make the whole study.
+    earlier = None if known is None or not is_part else known.repeat.command
+    jobs = max(values.jobs, 1 if known is None else known.jobs)
+    write_plan(plan, workdir, earlier or cli.command(), grouping, values.force, jobs, shard or stages.WHOLE)
     if not is_part:
         print("\n".join([f"  seeds: {grouping.reason}", *(f"  {line}" for line in redone(plan.runs, folder))]))
     return plan
 
 
-def run_jobs(count: int) -> StudyStatus:
-    """Runs this command's study in `count` processes, each with its shard."""
+def run_jobs(plan: StudyPlan, workdir: str, count: int) -> StudyStatus:
+    """Runs this command's study in `count` processes, each with its slice of a stage: the rounds of the tuning one after
+    the other, then the runs that decide.
+    """
     if flags.FLAGS.shard is not None:
         raise cli.UsageError("--jobs and --shard exclude each other: a launcher starts one process for each shard")
+    folder = RunFolder(workdir)
+    while True:
+        status = _one_stage(count)
+        if status != "finished" or not plan.is_tuning:
+            return status
+        known = len(plan.trials)
+        plan = stages.advanced(plan, folder)
+        if plan.is_tuning and len(plan.trials) == known:
+            return "waiting"
+        stages.rewrite_record(plan, folder)
+
+
+def _one_stage(count: int) -> StudyStatus:
     processes = []
     for i in range(1, count + 1):
-        command = shlex.split(cli.command("--jobs=1", f"--shard={i}/{count}"))[1:]
+        command = shlex.split(cli.command("--jobs=1", f"--job={i}/{count}"))[1:]
         processes.append(subprocess.Popen([sys.executable, *command]))
 
     def forward(number: int, frame: FrameType | None) -> None:

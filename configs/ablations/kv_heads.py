@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 from configs.ablations.base import SMOKE, text_config
 from gpt_jax.ablation.combine import vary
-from gpt_jax.ablation.study import Study
+from gpt_jax.ablation.study import Study, Tuning
 from gpt_jax.config import Attention, Characters, Config, Rope
+from gpt_jax.config.errors import ConfigError
 
 __all__ = ["SMOKE", "get_config", "get_study"]
 
@@ -24,7 +25,11 @@ def get_config(arg: str = "") -> ConfigDict:
     return text_config(Attention(heads=4, kv_heads=4, position=Rope()), Characters())
 
 
-def get_study(base: Config) -> Study:
+def get_study(base: Config, arg: str = "") -> Study:
+    if arg not in ("", "tuned"):
+        raise ConfigError(
+            f'configs/ablations/kv_heads.py has no study "{arg}": choose kv_heads.py:tuned, or no argument'
+        )
     return Study(
         question="What do fewer key/value heads cost, at equal numbers of parameters?",
         base=base,
@@ -34,4 +39,5 @@ def get_study(base: Config) -> Study:
         smallest_difference=0.01,
         match="params",
         free="model.mlp.width",
+        tuning=Tuning(rates=(1e-3, 3e-3, 1e-2)) if arg == "tuned" else None,
     )

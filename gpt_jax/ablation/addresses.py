@@ -51,7 +51,8 @@ def is_trained(folder: RunFolder) -> bool:
     return results.outcome(folder) is not None
 
 
-def is_measured(folder: RunFolder, address: str) -> bool:
-    """Whether a run's measurements are those of `address`; a run that diverged has none to make."""
+def is_measured(folder: RunFolder, address: str | None) -> bool:
+    """Whether a run's measurements are those of `address` (None: nothing is measured); one that diverged has none."""
     ended, found = results.outcome(folder), results.measurements(folder)
-    return ended is not None and (ended.status == "diverged" or (found is not None and found.address == address))
+    is_made = address is None or (found is not None and found.address == address)
+    return ended is not None and (is_made or ended.status == "diverged")

@@ -23,7 +23,6 @@ from gpt_jax.ablation.schema import (
     Points,
     Rules,
     Setup,
-    Tuned,
 )
 
 
@@ -129,7 +128,6 @@ class ArmResults(ArmPlan):
     measured_training_tokens_per_second: float | None = None
     measured_peak_bytes: Number | None = None
     learning_rate: Number | None = None
-    tuned: Tuned | None = None
     learning_rate_sensitivity: float | None = None
     mean: float | None = None
     std: float | None = None

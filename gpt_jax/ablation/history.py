@@ -165,7 +165,7 @@ def under_claim(study: StudyRecord, folder: RunFolder) -> StudyRecord:
 def finish(folder: RunFolder, results: StudyResults) -> None:
     """Writes the outcome into the claim once all runs of the verdict have ended, at all planned seeds."""
     found, statuses = read_claim(folder), [run.status for arm in results.arms for run in arm.runs]
-    if found is None or not results.verdict or not set(statuses) <= {"finished", "diverged"}:
+    if found is None or not results.verdict or not statuses or not set(statuses) <= {"finished", "diverged"}:
         return
     claim = found[0]
     if len(results.seeds or ()) < len(claim.frozen.study.seeds):

@@ -12,10 +12,11 @@ from typing import Literal
 from rich.console import Console
 from rich.markup import escape
 
-from gpt_jax.ablation import history, records, results
+from gpt_jax.ablation import history, records, results, stages
 from gpt_jax.ablation.addresses import is_measured, is_trained
 from gpt_jax.ablation.measure import Measure
-from gpt_jax.ablation.plan import PlannedRun, StudyPlan, describe
+from gpt_jax.ablation.plan import StudyPlan
+from gpt_jax.ablation.planned import Group, PlannedRun, in_words, shard_of
 from gpt_jax.ablation.schema import Grouping, Measurements, Origin, RunOutcome
 from gpt_jax.analysis.diagnostics import decode_rate
 from gpt_jax.config import Config
@@ -31,12 +32,16 @@ from gpt_jax.runs.train import train
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.sharding import make_mesh
 
-StudyStatus = Literal["finished", "interrupted", "failed"]
+StudyStatus = Literal["finished", "interrupted", "failed", "waiting"]
 
 
 @dataclass
 class Runner:
-    """Runs a plan in the folder `workdir`; several processes may share the folder, each with its slice of the runs."""
+    """Runs a plan in the folder `workdir`; several processes may share the folder, each with its part of the runs.
+
+    A study that tunes has two stages: the trials, round after round, and then, at the settings that they chose, the
+    runs that decide.
+    """
 
     plan: StudyPlan
     workdir: Workdir
@@ -46,13 +51,47 @@ class Runner:
     _seconds: list[float] = field(default_factory=list)
     _losses: dict[str, list[float]] = field(default_factory=dict)
 
-    def run(self, shard: tuple[int, int] = (0, 1)) -> StudyStatus:
-        """Runs the groups i, i + n, i + 2n … of `shard` = (i, n) that are not done yet.
+    def run(self, shard: stages.Shard = stages.WHOLE) -> StudyStatus:
+        """Runs all that is not done yet of `shard` = (i, n): all arms of the seeds i, i + n, i + 2n …, and all trials
+        of the arms i, i + n …; "waiting" says that trials of other shards are missing before settings can be chosen.
 
         A run that diverges is recorded as diverged and stays in the table. One that fails otherwise is reported and
         leaves its traceback in its folder; the next start tries it again.
         """
-        mine = self.plan.groups[shard[0] :: shard[1]]
+        folder = RunFolder(self.workdir)
+        self.plan = stages.advanced(self.plan, folder, shard)
+        while self.plan.is_tuning:
+            known = len(self.plan.trials)
+            status = self._run(shard_of(self.plan.trials, shard), "tuning ")
+            if status != "finished":
+                return status
+            self.plan = stages.advanced(self.plan, folder, shard)
+            if self.plan.is_tuning and len(self.plan.trials) == known:
+                return "waiting"
+            stages.rewrite_record(self.plan, folder, shard)
+        return self._run(shard_of(self._decide(), shard), self._stage)
+
+    def run_slice(self, job: stages.Shard) -> StudyStatus:
+        """Runs the groups i, i + n, i + 2n … of the present stage, for `job` = (i, n): of the trials that are known so
+        far, or of the runs that decide. All jobs of a study are on one machine.
+        """
+        self.plan = stages.advanced(self.plan, RunFolder(self.workdir))
+        if self.plan.is_tuning:
+            return self._run(self.plan.trials[job[0] :: job[1]], "tuning ")
+        return self._run(self._decide()[job[0] :: job[1]], self._stage)
+
+    @property
+    def _stage(self) -> str:
+        return "" if self.plan.study.tuning is None else "verdict "
+
+    def _decide(self) -> tuple[Group, ...]:
+        """The groups that decide; says at which settings."""
+        if self.plan.study.tuning is not None:
+            self._say(f"chosen by tuning: {stages.chosen_in_words(self.plan)}")
+        return self.plan.groups
+
+    def _run(self, mine: Sequence[Group], stage: str) -> StudyStatus:
+        """Runs groups; `stage` stands before their numbers in a message."""
         number, count = 0, sum(map(len, mine))
         status: StudyStatus = "finished"
         for group in mine:
@@ -62,7 +101,7 @@ class Runner:
             try:
                 if not is_done:
                     # Shown on a terminal only.
-                    with self.console.status(escape(f"[{number}/{count}] {_name(group)} …")):
+                    with self.console.status(escape(f"[{stage}{number}/{count}] {_name(group)} …")):
                         has_ended = self._finish(group)
                     if not has_ended:
                         return "interrupted"
@@ -78,7 +117,7 @@ class Runner:
             shown = [self._note(run) for run in group]
             if not is_done:
                 self._seconds += [(time.monotonic() - start) / len(group)] * len(group)
-                self._report(number, count, group, shown)
+                self._report(f"{stage}{number}/{count}", count - number, group, shown)
         return status
 
     def folder(self, run: PlannedRun) -> RunFolder:
@@ -103,7 +142,7 @@ class Runner:
                 continue
             end = ends[i]
             reason = str(end) if isinstance(end, TrainingDiverged) else None
-            if reason is None:
+            if reason is None and run.measured_by is not None:
                 records.write(self._measured(run), folder, results.MEASUREMENTS)
             seconds = round(trained + time.monotonic() - start, 2)
             status = "finished" if reason is None else "diverged"
@@ -152,12 +191,12 @@ class Runner:
             self._losses.setdefault(run.arm, []).append(loss)
         return f"{loss:.4f}"
 
-    def _report(self, number: int, count: int, group: Sequence[PlannedRun], shown: Sequence[str]) -> None:
+    def _report(self, place: str, still: int, group: Sequence[PlannedRun], shown: Sequence[str]) -> None:
         means = "  ".join(f"{name} {sum(x) / len(x):.4f}" for name, x in self._losses.items())
         mean = sum(self._seconds) / len(self._seconds)
-        left = datetime.timedelta(seconds=round(mean * (count - number)))
+        left = datetime.timedelta(seconds=round(mean * still))
         took = self._seconds[-1] * len(group)
-        self._say(f"[{number}/{count}] {_name(group)}: {' '.join(shown)} in {took:.0f} s | {means} | {left} left")
+        self._say(f"[{place}] {_name(group)}: {' '.join(shown)} in {took:.0f} s | {means} | {left} left")
 
     def _fail(self, group: Sequence[PlannedRun], error: Exception) -> None:
         for run in group:
@@ -176,10 +215,13 @@ def _name(group: Sequence[PlannedRun]) -> str:
     first = group[0]
     if len(group) == 1:
         return first.name
-    return f"{first.arm}, seeds {first.seed} to {group[-1].seed}, learning rate {first.learning_rate:g}"
+    return f"{first.arm}, seeds {first.seed} to {group[-1].seed}, {in_words(first.setting)}"
 
 
-def write_plan(plan: StudyPlan, workdir: Workdir, command: str, grouping: Grouping, forced: bool) -> RunFolder:
+def write_plan(
+    plan: StudyPlan, workdir: Workdir, command: str, grouping: Grouping, forced: bool, jobs: int = 1,
+    shard: stages.Shard = stages.WHOLE,
+) -> RunFolder:  # fmt: skip
     """Writes `study.json`, and the claim before the first run, and returns the study's folder.
 
     Raises:
@@ -189,5 +231,5 @@ def write_plan(plan: StudyPlan, workdir: Workdir, command: str, grouping: Groupi
     folder.make(results.RUNS)
     history.begin(folder, plan.study, plan.data_hash, command, forced)
     origin = Origin(command=command, versions=versions(), git=git_revision())
-    records.write(describe(plan, origin, grouping, forced), folder, results.STUDY)
+    stages.write_record(plan, folder, origin, grouping, forced, jobs, shard)
     return folder

@@ -59,10 +59,33 @@ class Leaf:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A setting that the tuning of an arm tried; `loss` is the mean over the tuning seeds, None where one failed."""
+
+    learning_rate: float
+    weight_decay: float | None = None
+    warmup: int | None = None
+    loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """The tuning of an arm: every setting tried, the chosen one (None: not yet), and whether its rate is at the edge of
+    the grid. `runs` and `seconds` are what it took.
+    """
+
+    trials: tuple[Trial, ...] = ()
+    best: Trial | None = None
+    is_at_edge: bool = False
+    runs: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArmPlan:
     """An arm's changes of the baseline (dotted key → value, and leaf by leaf) and its costs. `tokens` and `flops` are
     those of a whole run. `budget_ratio` is its cost ÷ the baseline's; an arm that is not ranked gets no verdict.
-    `parts` names the arms that a product combined.
+    `parts` names the arms that a product combined. `tuned` is None where the study tunes nothing.
     """
 
     name: str
@@ -77,6 +100,7 @@ class ArmPlan:
     flops: Number | None = None
     budget_ratio: float | None = None
     is_ranked: bool = True
+    tuned: Tuned | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +112,9 @@ class ArmRecord(ArmPlan):
 
 @dataclass(frozen=True)
 class PlannedRunRecord:
-    """A run of `study.json`: `folder` is relative to the study's, `together` counts the seeds in its program."""
+    """A run of `study.json`: `folder` is relative to the study's, `together` counts the seeds in its program. Decay and
+    warm-up are None where they are the arm's own.
+    """
 
     arm: str
     seed: int
@@ -98,6 +124,8 @@ class PlannedRunRecord:
     steps: int
     config_hash: str
     together: int = 1
+    weight_decay: float | None = None
+    warmup: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,28 +169,10 @@ class Rules:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
-    """A setting that the tuning of an arm tried; `loss` is the mean over the tuning seeds, None where one failed."""
-
-    learning_rate: float
-    weight_decay: float | None = None
-    warmup: int | None = None
-    loss: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuned:
-    """The tuning of an arm: every setting tried, the chosen one, and whether its rate is at the edge of the grid."""
-
-    trials: tuple[Trial, ...] = ()
-    best: Trial | None = None
-    is_at_edge: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class StudyRecord(Rules):
-    """`study.json`: what the results need of the study, without its file. `tuning` holds what the stage tries and, once
-    it is over, what it chose for each arm.
+    """`study.json`: what the results need of the study, without its file. `tuning` is what the first stage may try;
+    what it tried and chose is with each arm. `jobs` counts the processes that shared a machine, `shards` the parts of
+    the study that check their own determinism.
     """
 
     question: str
@@ -177,6 +187,8 @@ class StudyRecord(Rules):
     runs: tuple[PlannedRunRecord, ...]
     is_smoke: bool = False
     is_forced: bool = False
+    jobs: int = 1
+    shards: int = 1
     together: Grouping | None = None
     repeat: Origin = Origin()
 

@@ -12,10 +12,12 @@ from gpt_jax.ablation import records
 from gpt_jax.ablation.findings import StudyResults
 from gpt_jax.ablation.guard import spelled
 from gpt_jax.ablation.judging import Rule
-from gpt_jax.ablation.plan import AA, StudyPlan
+from gpt_jax.ablation.plan import StudyPlan
+from gpt_jax.ablation.planned import AA
 from gpt_jax.ablation.power import SEEDS, power
 from gpt_jax.ablation.results import RESULTS
 from gpt_jax.ablation.schema import Leaf
+from gpt_jax.ablation.study import Study
 from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.runs.folder import RunFolder
 
@@ -31,12 +33,34 @@ def show_plan(plan: StudyPlan, console: Console) -> None:
     ]
     for name in plan.arms:
         lines += _arm(plan, name)
-    copies = sum(run.purpose == "aa" for run in plan.runs)
+    lines += _tuning(study, plan)
+    verdict = [run for group in plan.planner.verdict({}) for run in group]
+    copies = sum(run.purpose == "aa" for run in verdict)
     extra = f", {study.fresh_seeds} of the baseline for the noise" if study.fresh_seeds else ""
     extra += f", and the {AA} copy" if copies == 1 else f", and {copies} {AA} copies" if copies else ""
     rates = f" × {len(study.learning_rates)} learning rates" if study.learning_rates else ""
-    lines.append(f"  {len(plan.runs)} runs: {len(plan.arms)} arms{rates} × {len(study.seeds)} seeds{extra}")
+    stage = "" if study.tuning is None else "stage 2, at each arm's best: "
+    lines.append(f"  {stage}{len(verdict)} runs: {len(plan.arms)} arms{rates} × {len(study.seeds)} seeds{extra}")
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _tuning(study: Study, plan: StudyPlan) -> list[str]:
+    """How many runs the tuning takes at least and at most."""
+    tuning = study.tuning
+    if tuning is None:
+        return []
+    each, rates = len(plan.arms) * len(tuning.seeds), len(tuning.rates)
+    further = [(tuning.weight_decays, "weight decays"), (tuning.warmups, "warm-ups")]
+    said = [f" + {len(values)} {words}" for values, words in further if values]
+    rounds = f" to {rates + tuning.rounds}" if tuning.rounds and rates > 1 else ""
+    least, most = each * rates, each * (rates + (tuning.rounds if rates > 1 else 0) + sum(len(v) for v, _ in further))
+    count = f"{least}" if least == most else f"{least} to {most}"
+    tried = f"({rates}{rounds} learning rates{''.join(said)})"
+    return [f"  stage 1, tuning: {count} runs: {len(plan.arms)} arms × {tried} × {_counted(len(tuning.seeds), 'seed')}"]
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}{'s' * (count > 1)}"
 
 
 def _arm(plan: StudyPlan, name: str) -> list[str]:

@@ -58,8 +58,11 @@ class Tuning:
 
     `rates` is the first grid of learning rates. In each of up to `rounds` further rounds every arm adds one rate:
     beyond the edge of its grid where its best lies there, else between its best and the better neighbour; rounds go on
-    while any arm's best is at an edge. `weight_decays` and `warmups` are tried afterwards, one after the other, at the
-    best so far (empty: not tuned). Each setting is run with each of `seeds`.
+    while any arm's best is at an edge (a grid of one rate has none). `weight_decays` and `warmups` are tried
+    afterwards, one after the other, at the best so far (empty: not tuned). Each setting is run with each of `seeds`.
+
+    Raises:
+      ConfigError: no rates, rates that are equal or not positive, no seeds, or seeds that are equal.
     """
 
     rates: tuple[float, ...]
@@ -67,6 +70,12 @@ class Tuning:
     warmups: tuple[int, ...] = ()
     seeds: tuple[int, ...] = (1000,)
     rounds: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.rates or len(set(self.rates)) < len(self.rates) or not all(rate > 0 for rate in self.rates):
+            raise ConfigError(f"tuning needs learning rates that are positive and all different, not {self.rates}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"tuning needs seeds that are all different, not {self.seeds}")
 
 
 @dataclass(frozen=True)
@@ -204,6 +213,8 @@ def _check_endpoint(study: Study) -> None:
         )
     if isinstance(endpoint, RateSensitivity) and len(study.learning_rates) < 2:
         raise ConfigError("the endpoint RateSensitivity() needs a sweep: give two or more learning_rates")
+    if isinstance(endpoint, RateSensitivity) and study.tuning is not None:
+        raise ConfigError("the endpoint RateSensitivity() compares all rates of its sweep: leave tuning out")
     if isinstance(endpoint, LongLoss) and endpoint.factor not in study.extrapolation:
         raise ConfigError(
             f"the endpoint is the loss at {endpoint.factor} × the context, which nothing measures: add"

@@ -20,6 +20,7 @@ from gpt_jax.ablation.combine import vary
 from gpt_jax.ablation.endpoint import RateSensitivity
 from gpt_jax.ablation.grouping import choose, time_both
 from gpt_jax.ablation.plan import make_plan
+from gpt_jax.ablation.planned import PlannedRun
 from gpt_jax.ablation.redone import redone
 from gpt_jax.ablation.results import _badness, write_results
 from gpt_jax.ablation.results import collect as collect_results
@@ -187,7 +188,7 @@ def test_other_measurements_cost_no_training(tmp_path: Path, monkeypatch: pytest
     counted: list[str] = []
     measured = runners.Runner._measured
 
-    def count(self: Runner, planned: plans.PlannedRun) -> Any:
+    def count(self: Runner, planned: PlannedRun) -> Any:
         counted.append(planned.arm)
         return measured(self, planned)
 
