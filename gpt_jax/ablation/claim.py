@@ -26,7 +26,7 @@ from gpt_jax.runs.address import DECIDING
 from gpt_jax.runs.folder import RunFolder, Workdir
 
 CLAIM = "claim.json"
-JUDGING = ("gpt_jax.ablation.statistics", "gpt_jax.ablation.judge", "gpt_jax.ablation.verdict")
+JUDGING = ("gpt_jax.ablation.verdict",)  # which imports the statistics
 
 
 # ── what the file holds ──────────────────────────────────────────────────────────────────────────────────────────────
