@@ -50,7 +50,7 @@ def study_from_flags() -> Study:
     study: Study = module.get_study(base)
     if values.smoke:
         rates = study.learning_rates[:2]
-        study = dataclasses.replace(study, seeds=SMOKE_SEEDS, fresh_seeds=0, learning_rates=rates)
+        study = dataclasses.replace(study, seeds=SMOKE_SEEDS, fresh_seeds=0, learning_rates=rates, is_smoke=True)
     if values.seeds is not None:
         study = dataclasses.replace(study, seeds=tuple(range(values.seeds)))
     if values.learning_rates is not None:

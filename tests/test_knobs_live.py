@@ -87,6 +87,7 @@ PLACES: dict[type, Place] = {
     knobs.DataConfig: lambda c, v: dataclasses.replace(c, data=v),
     knobs.ScheduleConfig: lambda c, v: dataclasses.replace(c, schedule=v),
     knobs.OptimizerConfig: lambda c, v: dataclasses.replace(c, optimizer=v),
+    knobs.AverageConfig: lambda c, v: dataclasses.replace(c, train=dataclasses.replace(c.train, average=v)),
     knobs.Score: lambda c, v: in_attention(c, score=v),
     knobs.BlockConfig: lambda c, v: dataclasses.replace(
         c, model=dataclasses.replace(c.model, blocks=(v,) * 2), init_from=None if v.adapter is None else "a run"

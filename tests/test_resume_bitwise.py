@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gpt_jax.config import Checkpoint, Config, Evaluation, Muon, Text, WarmupCosine
+from gpt_jax.config import Checkpoint, Config, Ema, Evaluation, Muon, TailAverage, Text, WarmupCosine
 from gpt_jax.config.conversion import to_dict
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.load import load_run
@@ -50,7 +50,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 def make_config(data: Text, changes: dict[str, Any]) -> Config:
     model = changes.pop("model") if "model" in changes else None
-    parallel = changes.pop("parallel") if "parallel" in changes else "jit"
+    how = changes.pop("train") if "train" in changes else {}
     config = tiny_config(
         steps=STEPS,
         data=data,
@@ -65,7 +65,7 @@ def make_config(data: Text, changes: dict[str, Any]) -> Config:
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, blocks=(block,) * 2),
-        train=dataclasses.replace(config.train, parallel=parallel),
+        train=dataclasses.replace(config.train, **how),
     )
 
 
@@ -101,8 +101,11 @@ def assert_same_run(left: Path, right: Path) -> None:
     "changes",
     [
         pytest.param({}, id="adamw"),
-        pytest.param({"optimizer": Muon(), "model": {"scan": True}}, id="muon-scanned"),
-        pytest.param({"parallel": "pmap"}, id="pmap"),
+        pytest.param(
+            {"optimizer": Muon(), "model": {"scan": True}, "train": {"average": TailAverage(0.3)}},
+            id="muon-scanned-tail-average",
+        ),
+        pytest.param({"train": {"parallel": "pmap", "average": Ema(0.8)}}, id="pmap-ema"),
     ],
 )
 def test_a_run_stopped_three_times_equals_the_uninterrupted_run(

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,12 +25,12 @@ from gpt_jax.config.conversion import NONE_TAG, to_dict
 from gpt_jax.config.errors import ConfigError, nearest
 from gpt_jax.data import Batch, Data
 from gpt_jax.model.gpt import GPT
-from gpt_jax.training.state import init_state
-from gpt_jax.training.step import make_train_step
+from gpt_jax.training.state import init_params
+from gpt_jax.training.step import model_arguments
 
 BITS_PER_BYTE = "bits per byte"
-# What a run writes beside its numbers.
-NEUTRAL = ("prompt", "wandb", "checkpoint")
+# What decides no parameter of a run.
+NEUTRAL = ("prompt", "wandb", "checkpoint", "evaluation")
 ROWS = 256  # read at a time
 
 
@@ -106,7 +106,8 @@ def _is_declared(study: Study, leaf: Leaf) -> bool:
 
 def spelled(leaf: Leaf) -> str:
     """`key: old → new`, and the layers where it is not all of them."""
-    where = f" in layers {', '.join(map(str, leaf.layers))}" if leaf.layers else ""
+    layers = "layer" if len(leaf.layers) == 1 else "layers"
+    where = f" in {layers} {', '.join(map(str, leaf.layers))}" if leaf.layers else ""
     return f"{leaf.key}: {leaf.baseline!r} → {leaf.arm!r}{where}"
 
 
@@ -120,44 +121,55 @@ def _in_words(key: str, value: Any) -> str:
 # ── the same function ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_different(arms: Mapping[str, Matched], configs: Mapping[str, Config], lengths: Mapping[str, int]) -> None:
-    """Refuses two arms that compute the same: their other settings are equal, and so are the programs of their initial
-    values and of their training step. `configs` are resolved.
+def check_different(arms: Mapping[str, Matched], configs: Mapping[str, Config], data: Mapping[str, Data]) -> None:
+    """Refuses two arms that compute the same: their settings outside of the model are equal, and so are the programs of
+    their initial values and of their logits in training, from which all else follows. `configs` are resolved.
 
     Raises:
       ConfigError: names both arms.
     """
-    alike: dict[str, list[str]] = {}
-    for name, config in configs.items():
-        rest = {key: value for key, value in to_dict(config).items() if key not in ("model", *NEUTRAL)}
-        costs = arms[name].costs  # equal functions have equally many parameters, so that few arms are traced
-        alike.setdefault(json.dumps([rest, costs.parameters, costs.tokens], sort_keys=True), []).append(name)
-    for names in alike.values():
-        seen: dict[str, str] = {}
-        for name in names if len(names) > 1 else []:
-            program = _program(configs[name], lengths[name])
-            if program in seen:
-                raise ConfigError(
-                    f'the arms "{seen[program]}" and "{name}" are the same function, however they are spelled: change'
-                    " or drop one"
-                )
-            seen[program] = name
+
+    def settings(name: str) -> str:
+        rest = {key: value for key, value in to_dict(configs[name]).items() if key not in ("model", *NEUTRAL)}
+        return json.dumps([rest, arms[name].costs.parameters, arms[name].costs.tokens], sort_keys=True)
+
+    def init(name: str) -> str:
+        config = configs[name]
+        return _digest(jax.make_jaxpr(partial(init_params, GPT(config.model), config))(jax.random.key(0)))
+
+    def logits(name: str) -> str:
+        config, model = configs[name], GPT(configs[name].model)
+        batch, key = data[name].batch(0, config.train.batch_size), jax.random.key(0)
+        params = jax.eval_shape(partial(init_params, model, config), key)
+
+        def apply(params: Any, batch: Batch, key: Any) -> Any:
+            arguments = model_arguments(model, batch)
+            return model.apply(params, batch.tokens, **arguments, train=True, rngs={"dropout": key})
+
+        return _digest(jax.make_jaxpr(apply)(params, batch, key))
+
+    groups = [list(configs)]
+    for mark in (settings, init, logits):  # the cheapest first, so that few arms are traced
+        groups = [part for group in groups for part in _alike(group, mark) if len(part) > 1]
+    for first, second, *_ in groups:
+        raise ConfigError(
+            f'the arms "{first}" and "{second}" are the same function, however they are spelled: change or drop one'
+        )
 
 
-def _program(config: Config, length: int) -> str:
-    """A hash of the jaxprs of `init` and of a training step, traced without data."""
-    model = GPT(config.model)
-    init = partial(init_state, model, config)
-    shape = (config.train.batch_size, length)
-    integers = jax.ShapeDtypeStruct(shape, np.int32)
-    batch = Batch(integers, integers, jax.ShapeDtypeStruct(shape, np.float32), integers, integers)
-    step = jax.make_jaxpr(make_train_step(model, config))(jax.eval_shape(init), batch)
-    found = hashlib.sha256()
-    for traced in (jax.make_jaxpr(init)(), step):
-        # Where Python keeps a function is no difference.
-        found.update(re.sub(r" at 0x[0-9a-f]+", "", str(traced)).encode())
-        for const in traced.consts:
-            found.update(np.asarray(const).tobytes())
+def _alike(names: list[str], mark: Callable[[str], str]) -> list[list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(mark(name), []).append(name)
+    return list(found.values())
+
+
+def _digest(traced: Any) -> str:
+    """A hash of a jaxpr and its constants."""
+    program = re.sub(r" at 0x[0-9a-f]+", "", str(traced))  # where Python keeps a function is no difference
+    found = hashlib.sha256(program.encode())
+    for const in traced.consts:
+        found.update(np.asarray(const).tobytes())
     return found.hexdigest()
 
 

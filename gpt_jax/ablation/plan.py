@@ -101,7 +101,7 @@ def make_plan(study: Study, together: int = 1) -> StudyPlan:
     data = {name: opened.of(arm.config) for name, arm in arms.items()}
     leaves = guard.check_knobs(study, resolved)
     unit = guard.check_text(study, resolved, data)
-    guard.check_different(arms, resolved, lengths)
+    guard.check_different(arms, resolved, data)
     setup = _setup(resolved[study.baseline], data[study.baseline])
     groups, seeds = [], _cut(study.seeds, together)
 
@@ -250,6 +250,8 @@ def describe(plan: StudyPlan, origin: Origin, grouping: Grouping, forced: bool) 
             )
             for run in plan.runs
         ),
+        is_smoke=study.is_smoke,
+        is_forced=forced,
         together=grouping,
         repeat=dataclasses.replace(origin, data_hash=plan.data_hash),
     )

@@ -11,10 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.ablation import records
+from gpt_jax.ablation import history, records
 from gpt_jax.ablation import statistics as st
 from gpt_jax.ablation.findings import ArmResults, Copies, Curves, Diagnostics, Noise, Repeat, RunRecord, StudyResults
+from gpt_jax.ablation.log import read_log
+from gpt_jax.ablation.marks import marks
 from gpt_jax.ablation.schema import (
+    FAILURE,
+    MEASUREMENTS,
+    OUTCOME,
+    RESULTS,
+    STUDY,
     AccuracyBy,
     ArmPlan,
     ArmRecord,
@@ -22,9 +29,11 @@ from gpt_jax.ablation.schema import (
     Origin,
     PlannedRunRecord,
     Points,
+    Rules,
     RunOutcome,
     StudyRecord,
 )
+from gpt_jax.ablation.schema import RUNS as RUNS
 from gpt_jax.ablation.sentence import verdict_sentence
 from gpt_jax.ablation.verdict import compare_arms
 from gpt_jax.config.errors import MissingFile
@@ -32,8 +41,6 @@ from gpt_jax.runs import metrics
 from gpt_jax.runs.checkpoint import Checkpoints
 from gpt_jax.runs.folder import METRICS, RunFolder, Workdir
 
-STUDY, RESULTS, RUNS = "study.json", "results.json", "runs"
-OUTCOME, MEASUREMENTS, FAILURE = "outcome.json", "measurements.json", "failure.txt"
 CURVE_POINTS = 150
 
 
@@ -54,9 +61,15 @@ def final_loss(folder: RunFolder) -> float | None:
 
 
 def write_results(workdir: Workdir) -> StudyResults:
-    """Collects the results and writes `results.json`."""
+    """Collects the results and writes `results.json`; the log notes that they are looked at, and the claim what came
+    out.
+    """
+    folder = RunFolder(workdir)
+    if folder.exists(STUDY):
+        history.look(folder, history.under_claim(records.read(StudyRecord, folder, STUDY), folder))
     found = collect(workdir)
-    records.write(found, RunFolder(workdir), RESULTS)
+    records.write(found, folder, RESULTS)
+    history.finish(folder, found)
     return found
 
 
@@ -70,18 +83,20 @@ def collect(workdir: Workdir) -> StudyResults:
     folder = RunFolder(workdir)
     if not folder.exists(STUDY):
         raise MissingFile(f"there is no study in {folder}: give the --workdir of experiments.ablate")
-    study = records.read(StudyRecord, folder, STUDY)
+    study = history.under_claim(records.read(StudyRecord, folder, STUDY), folder)
     runs = [_Run(folder, planned) for planned in study.runs]
     arms = [_arm(arm, [r for r in runs if r.is_of(arm.name)], study) for arm in study.arms]
     arms = list(compare_arms(arms, study))
     return StudyResults(
+        **{field.name: getattr(study, field.name) for field in fields(Rules)},
         question=study.question,
-        metric=study.metric,
-        unit=study.unit,
-        smallest_difference=study.smallest_difference,
         baseline=study.baseline,
         seeds=study.seeds,
         budget=study.budget,
+        is_smoke=study.is_smoke,
+        is_forced=study.is_forced,
+        marks=marks(folder, study, arms),
+        log=read_log(folder),
         verdict=verdict_sentence(arms, study, sum(r.is_done for r in runs), len(runs)),
         noise=_noise(runs),
         aa=_aa(runs),

@@ -12,7 +12,7 @@ from typing import Literal
 from rich.console import Console
 from rich.markup import escape
 
-from gpt_jax.ablation import records, results
+from gpt_jax.ablation import history, records, results
 from gpt_jax.ablation.addresses import is_measured, is_trained
 from gpt_jax.ablation.measure import Measure
 from gpt_jax.ablation.plan import PlannedRun, StudyPlan, describe
@@ -180,9 +180,14 @@ def _name(group: Sequence[PlannedRun]) -> str:
 
 
 def write_plan(plan: StudyPlan, workdir: Workdir, command: str, grouping: Grouping, forced: bool) -> RunFolder:
-    """Writes `study.json` and returns the study's folder."""
+    """Writes `study.json`, and the claim before the first run, and returns the study's folder.
+
+    Raises:
+      ConfigError: the study has more seeds than its claim allows.
+    """
     folder = RunFolder(workdir)
     folder.make(results.RUNS)
+    history.begin(folder, plan.study, plan.data_hash, command, forced)
     origin = Origin(command=command, versions=versions(), git=git_revision())
     records.write(describe(plan, origin, grouping, forced), folder, results.STUDY)
     return folder

@@ -12,6 +12,10 @@ from typing import Any
 
 Number = float | int
 Interval = tuple[Number, Number]
+# The files of a study's folder, and of each run's.
+STUDY, RESULTS, RUNS = "study.json", "results.json", "runs"
+OUTCOME, MEASUREMENTS, FAILURE = "outcome.json", "measurements.json", "failure.txt"
+
 Points = tuple[tuple[Number | None, ...], ...]  # (x, mean) or (x, mean, lowest, highest) over the seeds
 
 

@@ -19,8 +19,6 @@ from gpt_jax.ablation.schema import Leaf
 from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.runs.folder import RunFolder
 
-ASKED_BY = {"arm": "the arm", "match": "the match", "type": "came with its type"}
-
 
 def show_plan(plan: StudyPlan, console: Console) -> None:
     """Prints the question and the endpoint, for each arm every setting that differs from the baseline's with who asked
@@ -28,7 +26,9 @@ def show_plan(plan: StudyPlan, console: Console) -> None:
     """
     study = plan.study
     console.print(study.question, style="bold", highlight=False, markup=False, soft_wrap=True)
-    lines = [f"  decided by the {study.endpoint.words} ({plan.unit}); {study.smallest_difference:g} is what matters"]
+    lines = [
+        f"  decided by the {study.endpoint.words} ({plan.unit}); a difference of {study.smallest_difference:g} matters"
+    ]
     for name in plan.arms:
         lines += _arm(plan, name)
     copies = sum(run.purpose == "aa" for run in plan.runs)
@@ -41,15 +41,11 @@ def show_plan(plan: StudyPlan, console: Console) -> None:
 
 def _arm(plan: StudyPlan, name: str) -> list[str]:
     arm, match = plan.arms[name], plan.study.match
-    lines = [
-        f"  {name}:" if plan.leaves[name] else f"  {name}: " + ("baseline" if name == plan.study.baseline else "—")
-    ]
+    lines = [f"  {name}: baseline" if name == plan.study.baseline else f"  {name}:"]
     lines += [f"    {line}" for line in _asked(plan.leaves[name])]
     costs = arm.costs
-    lines.append(
-        f"    {costs.parameters:,} parameters, {costs.flops_per_token:,} FLOPs and {costs.kv_bytes_per_token:,.0f} bytes"
-        " of cache per token"
-    )
+    per_token = f"{costs.flops_per_token:,} FLOPs and {costs.kv_bytes_per_token:,.0f} bytes of cache per token"
+    lines.append(f"    {costs.parameters:,} parameters, {per_token}")
     lines.append(f"    {costs.tokens:,} tokens and {costs.flops:.3g} FLOPs in a run")
     if arm.value is not None:
         lines.append(f"    matched {match} with {arm.free} = {arm.value}: {arm.ratio:.4f} ×")
@@ -59,7 +55,10 @@ def _arm(plan: StudyPlan, name: str) -> list[str]:
 
 
 def _asked(leaves: tuple[Leaf, ...]) -> list[str]:
-    return [f"{spelled(leaf)} ({ASKED_BY[leaf.asked_by]})" for leaf in leaves]
+    """A line for each setting that the arm or the match asked for, and one for those that came with a type."""
+    lines = [f"{spelled(leaf)} (asked by the {leaf.asked_by})" for leaf in leaves if leaf.asked_by != "type"]
+    came = [f"{leaf.key}={leaf.arm!r}" for leaf in leaves if leaf.asked_by == "type"]
+    return lines + ([f"came with a type: {', '.join(came)}"] if came else [])
 
 
 def show_power(plan: StudyPlan, noise: str | None, workdir: str, console: Console) -> None:

@@ -83,7 +83,7 @@ class Study:
     so that its cost is the baseline's ("flops" and "tokens": those of the whole run); `free` may map arms' names to
     keys, and `free_bounds` allows values of it beyond a quarter to four times its start. `extrapolation` evaluates at
     these multiples of the training context. `fresh_seeds` further runs of the baseline measure the noise; `aa` repeats
-    a run of the baseline, which must come out bit-equal.
+    a run of the baseline, which must come out bit-equal. `is_smoke` is a tiny size that decides nothing.
 
     Raises:
       ConfigError: seeds that are not consecutive, tuning seeds among those of the verdict, an endpoint that the study
@@ -110,6 +110,7 @@ class Study:
     probe: Probe | None = None
     fresh_seeds: int = 3
     aa: bool = True
+    is_smoke: bool = False
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]

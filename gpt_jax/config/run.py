@@ -42,6 +42,12 @@ class Config:
             "model.adapter adapts a trained model: set init_from to the folder of its run, or train without an adapter",
         )
 
+        require(
+            self.train.average is None or self.model.param_dtype == "float32",
+            f"train.average adds small changes, which are lost in {self.model.param_dtype}: set model.param_dtype to"
+            ' "float32" (model.dtype may stay as it is), or train without an average',
+        )
+
     @property
     def data_seed(self) -> int:
         """The seed of the order of the data: `data.seed`, or `seed` if that is None."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gpt_jax.config.checks import require, require_positive
+from gpt_jax.config.checks import require, require_positive, require_probability
 from gpt_jax.config.variant import Variant
 
 
@@ -59,6 +59,40 @@ class InverseSqrt(ScheduleConfig):
     """Linear from 0 to 1 over `warmup` steps, then √(warmup / step)."""
 
     warmup: int
+
+
+class AverageConfig(Variant):
+    """An average of the weights after each step, which is evaluated, saved and loaded in place of the last weights.
+    Training itself goes on from the last ones.
+    """
+
+
+@dataclass(frozen=True)
+class Ema(AverageConfig):
+    """Weights of age n count in proportion to `decay`ⁿ; those before the first step do not count (Morales-Brotons et
+    al. 2024, arXiv:2411.18704).
+    """
+
+    decay: float = 0.99
+
+    def __post_init__(self) -> None:
+        require(0 < self.decay < 1, f"train.average.decay must lie in (0, 1), not {self.decay}")
+
+
+@dataclass(frozen=True)
+class TailAverage(AverageConfig):
+    """The mean of the weights of all steps after the first `start` · `steps` (SWA: Izmailov et al. 2018,
+    arXiv:1803.05407; LAWA: Kaddour 2022, arXiv:2209.14981). Before them it is the last weights.
+
+    `steps` None is `train.steps` when the run starts; it does not change when the run is continued with more steps.
+    """
+
+    start: float = 0.8
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        require_probability(self.start, "train.average.start")
+        require_positive(self.steps, "train.average.steps")
 
 
 class OptimizerConfig(Variant):
@@ -136,7 +170,7 @@ class Train:
     micro-batches. `clip_norm` bounds the global norm of the gradient (None: off). `z_loss` is the weight of (log Z)² in
     the loss (PaLM, arXiv:2204.02311). `max_skipped` consecutive updates that are not finite stop the run. `log_every`
     is the number of steps between training lines of metrics.jsonl. `parallel` chooses how data parallelism is
-    expressed.
+    expressed. `average` averages the weights over steps (None: the run's model has the last weights).
     """
 
     steps: int
@@ -147,6 +181,7 @@ class Train:
     max_skipped: int = 10
     log_every: int = 1
     parallel: Literal["jit", "pmap"] = "jit"
+    average: AverageConfig | None = None
 
     def __post_init__(self) -> None:
         require_positive(self.steps, "train.steps")

@@ -170,7 +170,7 @@ class RunObserver:
         self.display.update(self.step, loss)
 
     def _evaluate(self, state: TrainState) -> float:
-        result = self.evaluate(state.params)
+        result = self.evaluate(state.model_params)
         self.records.write({"step": self.step, "split": "validation", **result})
         self.display.evaluated(self.step, result)
         self._pause()

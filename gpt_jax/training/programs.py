@@ -113,7 +113,8 @@ class Programs:
 
 def _state_key(config: Config, mesh: Mesh) -> tuple[Any, ...]:
     """What decides the programs that make a state; seeds and the learning rate do not."""
-    return (mesh, config.model, dataclasses.replace(config.optimizer, learning_rate=1.0))  # type: ignore[type-var]
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=1.0)  # type: ignore[type-var]
+    return (mesh, config.model, optimizer, config.train.average)
 
 
 def _step_key(config: Config, mesh: Mesh) -> tuple[Any, ...]:

@@ -7,12 +7,13 @@ import dataclasses
 from gpt_jax.config import Config
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.data import Data
+from gpt_jax.training.average import resolve_average
 from gpt_jax.training.schedule import resolve_schedule
 
 
 def resolve(config: Config, data: Data) -> Config:
-    """The configuration with all derived values filled in: the size of the vocabulary, the seed of the data, the length
-    of the schedule.
+    """The configuration with all derived values filled in: the size of the vocabulary, the seed of the data, and the
+    lengths of the schedule and of the average.
 
     Raises:
       ConfigError: `model.vocab_size` is smaller than the tokenizer's.
@@ -25,6 +26,7 @@ def resolve(config: Config, data: Data) -> Config:
         model=dataclasses.replace(config.model, vocab_size=size),
         data=dataclasses.replace(config.data, seed=config.data_seed),  # type: ignore[type-var]
         schedule=resolve_schedule(config.schedule, config.train.steps),
+        train=dataclasses.replace(config.train, average=resolve_average(config.train.average, config.train.steps)),
     )
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 from flax import struct
 
 from gpt_jax.config import Config
-from gpt_jax.model.adapter import grafted, pruned, trainable
+from gpt_jax.model.adapter import grafted, pruned, replaced, trainable
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.stack import canonical, stacked
 from gpt_jax.training.optimizer import make_optimizer
@@ -27,7 +28,8 @@ class TrainState:
 
     `params` has the structure that `model.init` returns. `optimizer` holds moments of the trainable parameters only
     (`model.adapter.trainable`). `step` counts batches, `skipped` those whose loss or gradient was not finite, and
-    `skipped_in_row` the skipped ones since the last finite one.
+    `skipped_in_row` the skipped ones since the last finite one. `average` is the mean of the trainable parameters over
+    the steps, if the run keeps one (`train.average`), and zeros before the first step.
     """
 
     step: Any  # int32 ()
@@ -35,6 +37,12 @@ class TrainState:
     optimizer: Any
     skipped: Any  # int32 ()
     skipped_in_row: Any  # int32 ()
+    average: Any = None
+
+    @property
+    def model_params(self) -> Any:
+        """The parameters of the run's model, to be evaluated: the average, if the run keeps one."""
+        return self.params if self.average is None else replaced(self.params, self.average)
 
 
 @struct.dataclass
@@ -62,7 +70,9 @@ def first_state(c: Config, params: Any) -> TrainState:
       UserError: a rule of `optimizer.decay` names no parameter.
     """
     step, skipped, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # three buffers, since each one is donated
-    return TrainState(step, params, jax.jit(make_optimizer(c.optimizer).init)(trainable(params)), skipped, in_row)
+    part = trainable(params)
+    average = None if c.train.average is None else optax.tree.zeros_like(part)
+    return TrainState(step, params, jax.jit(make_optimizer(c.optimizer).init)(part), skipped, in_row, average)
 
 
 def init_state(model: nn.Module, c: Config) -> TrainState:
@@ -76,16 +86,21 @@ def state_shapes(c: Config) -> TrainState:
 
 
 def to_trees(state: TrainState) -> dict[str, Any]:
-    """The items of a checkpoint: the trainable parameters under canonical per-layer names, and a flat dict, path →
-    array, of everything else.
+    """The items of a checkpoint: the trainable parameters of the run's model under canonical per-layer names, and a
+    flat dict, path → array, of everything else. If the run averages its weights, the last weights are in the latter.
     """
-    rest = canonical(
-        {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "params"}
-    )
+    rest = canonical(_rest(state))
     return {
-        PARAMS: pruned(canonical(trainable(state.params))),
+        PARAMS: pruned(canonical(trainable(state.model_params))),
         REST: {_key(path): leaf for path, leaf in jax.tree.leaves_with_path(rest)},
     }
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    """Field → what a checkpoint's item REST holds of it; `average` is the item PARAMS then."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    average = fields.pop("average")
+    return fields | {"params": None if average is None else trainable(state.params)}
 
 
 def tree_shapes(c: Config) -> dict[str, Any]:
@@ -95,12 +110,15 @@ def tree_shapes(c: Config) -> dict[str, Any]:
 
 def from_trees(c: Config, trees: Mapping[str, Any], base: Any = None) -> TrainState:
     """Inverse of `to_trees`. `base` holds the parameters that are not trainable, under canonical names."""
-    params = trees[PARAMS] if base is None else grafted(base, trees[PARAMS])
     shapes = state_shapes(c)
-    fields = {field.name: getattr(shapes, field.name) for field in dataclasses.fields(shapes) if field.name != "params"}
-    template = jax.eval_shape(canonical, fields)
+    template = jax.eval_shape(canonical, _rest(shapes))
     rest = jax.tree.map_with_path(lambda path, _: trees[REST][_key(path)], template)
-    return TrainState(params=stacked(c.model, params), **stacked(c.model, rest))
+    params = trees[PARAMS] if base is None else grafted(base, trees[PARAMS])
+    rest = stacked(c.model, rest)
+    model = stacked(c.model, params)
+    if shapes.average is None:
+        return TrainState(**rest | {"params": model})
+    return TrainState(**rest | {"params": replaced(model, rest["params"]), "average": trainable(model)})
 
 
 def _key(path: tuple[Any, ...]) -> str:

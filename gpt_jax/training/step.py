@@ -16,6 +16,7 @@ from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch
 from gpt_jax.model.adapter import replaced, trainable
 from gpt_jax.model.gpt import GPT
+from gpt_jax.training.average import make_average
 from gpt_jax.training.loss import Sums, cross_entropy_sums
 from gpt_jax.training.optimizer import make_optimizer
 from gpt_jax.training.schedule import make_schedule
@@ -41,9 +42,11 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
     step).
 
     Raises:
-      UserError: from here, the schedule has no length; when traced, `train.accumulate` does not divide the rows.
+      UserError: from here, the schedule or the average has no length; when traced, `train.accumulate` does not divide
+        the rows.
     """
     optimizer, schedule, train = make_optimizer(c.optimizer), make_schedule(c.schedule), c.train
+    update_average = None if train.average is None else make_average(train.average)
 
     def train_step(
         state: TrainState, batch: Batch, axis_name: str | None = None, given: Given | None = None
@@ -66,6 +69,7 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
         rate = given.learning_rate * schedule(state.step)
         moved = jax.tree.map(lambda p, change: (p + rate * change).astype(p.dtype), params, changes)
         moved, moments = _select(is_finite, (moved, moments), (params, state.optimizer))
+        average = state.average if update_average is None else update_average(state.average, moved, state.step)
 
         skipped = state.skipped + (1 - is_finite.astype(jnp.int32))
         in_row = jnp.where(is_finite, 0, state.skipped_in_row + 1)
@@ -78,7 +82,7 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
             "skipped": skipped,
             "skipped_in_row": in_row,
         }
-        return TrainState(state.step + 1, replaced(state.params, moved), moments, skipped, in_row), metrics
+        return TrainState(state.step + 1, replaced(state.params, moved), moments, skipped, in_row, average), metrics
 
     return train_step
 

@@ -17,6 +17,7 @@ from gpt_jax.ablation import addresses, grouping
 from gpt_jax.ablation import plan as plans
 from gpt_jax.ablation import runner as runners
 from gpt_jax.ablation.combine import vary
+from gpt_jax.ablation.endpoint import RateSensitivity
 from gpt_jax.ablation.grouping import choose, time_both
 from gpt_jax.ablation.plan import make_plan
 from gpt_jax.ablation.redone import redone
@@ -265,7 +266,9 @@ def test_the_best_rate_is_one_that_holds() -> None:
 
 def test_divergence_stays_in_the_table(tmp_path: Path) -> None:
     """At 1e30 the parameters overflow: the run is recorded, not repeated, and the rate is not the best one."""
-    study = small_study(learning_rates=(1e-2, 1e30), fresh_seeds=0, seeds=(0,), aa=False, probe=None)
+    study = small_study(
+        learning_rates=(1e-2, 1e30), endpoint=RateSensitivity(), fresh_seeds=0, seeds=(0,), aa=False, probe=None
+    )
     base = dataclasses.replace(study.base, train=dataclasses.replace(study.base.train, steps=40, max_skipped=2))
     status, results = run(dataclasses.replace(study, base=base), tmp_path)
     assert status == "finished"

@@ -70,7 +70,9 @@ def test_another_endpoint_is_named_with_its_unit() -> None:
         STUDY, metric="accuracy of the probe at 4", unit="share of the answers", lower_is_better=False, most_seeds=3
     )
     said = sentence(made(mha=[0.5, 0.51, 0.5], mqa=[0.9, 0.905, 0.9]), study)
-    assert said.startswith("By the accuracy of the probe at 4, against mha, mqa is better: +0.3983 share of the answers")
+    assert said.startswith(
+        "By the accuracy of the probe at 4, against mha, mqa is better: +0.3983 share of the answers"
+    )
 
 
 def test_failure_rates_as_the_endpoint() -> None:
@@ -111,10 +113,7 @@ def test_an_interaction_by_hand() -> None:
     """a gains 0.1 alone and b 0.2; together 0.4: 0.1 more than both."""
     arms = product(vary("x", {"-": 0, "a": 1}), vary("y", {"+": 0, "b": 1}))
     losses = {"-++": [1.0, 2.0, 3.0], "-+b": [0.8, 1.8, 2.81], "a++": [0.9, 1.9, 2.9], "a+b": [0.6, 1.6, 2.6]}
-    found = [
-        dataclasses.replace(arm, parts=planned.parts)
-        for arm, planned in zip(made(**losses), arms, strict=True)
-    ]
+    found = [dataclasses.replace(arm, parts=planned.parts) for arm, planned in zip(made(**losses), arms, strict=True)]
     study = dataclasses.replace(STUDY, baseline="-++")
     kinds = {c.name: c.versus for c in contrasts(compare_arms(found, study), study) if c.kind == "interaction"}
     assert list(kinds) == ["a × b"]

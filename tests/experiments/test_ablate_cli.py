@@ -75,7 +75,7 @@ def test_mistakes_get_one_sentence(flags: list[str], message: str) -> None:
 def test_dry_prints_the_arms_and_writes_nothing(study: str, tmp_path: Path) -> None:
     shown = ablate(study, f"--workdir={tmp_path / 'out'}", "--dry", "--seeds=3", "--config.train.steps=7")
     assert shown.returncode == 0, shown.stderr
-    assert "mqa: model.attention.kv_heads=1" in shown.stdout
+    assert "model.attention.kv_heads: 2 → 1 (asked by the arm)" in shown.stdout
     assert "8 runs: 2 arms × 3 seeds, 1 of the baseline for the noise, and the A/A copy" in shown.stdout
     assert not (tmp_path / "out").exists()
 

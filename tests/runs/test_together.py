@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax.config import Checkpoint, Config, Evaluation
+from gpt_jax.config import Checkpoint, Config, Ema, Evaluation
 from gpt_jax.runs import metrics, together
 from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.interrupt import Interrupts
@@ -26,7 +26,11 @@ from tests.tiny import tiny_config
 def configs(**changes: Any) -> list[Config]:
     base = tiny_config(**{"evaluation": Evaluation(every=4), "checkpoint": Checkpoint(every=2)} | changes)
     block = dataclasses.replace(base.model.blocks[0], dropout=0.1)
-    base = dataclasses.replace(base, model=dataclasses.replace(base.model, blocks=(block,) * 2))
+    base = dataclasses.replace(
+        base,
+        model=dataclasses.replace(base.model, blocks=(block,) * 2),
+        train=dataclasses.replace(base.train, average=Ema(0.6)),
+    )
     return [dataclasses.replace(base, seed=seed) for seed in (0, 1, 2)]
 
 
