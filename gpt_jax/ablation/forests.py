@@ -48,7 +48,9 @@ def contrasts_forest(results: StudyResults) -> Picture | str | None:
     if not rows:
         return "no two other arms" if not results.contrasts else "where seeds failed there is no difference of means"
     note = "Secondary: pairs of other arms, and what two changes do together beyond what each does alone."
-    note += _how_to_read(results, rows, "all contrasts of a kind").replace("; dots, below: the seeds, outliers ringed", "")
+    note += _how_to_read(results, rows, "all contrasts of a kind").replace(
+        "; dots, below: the seeds, outliers ringed", ""
+    )
     return _forest("contrasts", "Arms against each other, and interactions", note, rows, results)
 
 
@@ -56,7 +58,9 @@ def _how_to_read(results: StudyResults, rows: Sequence[ForestRow], together: str
     if all(row.interval is None for row in rows):
         bars = " One seed: no intervals."
     else:
-        bars = BARS.format(all=together) + (BEYOND if any(pair.is_outlier for row in rows for pair in row.pairs) else "")
+        bars = BARS.format(all=together) + (
+            BEYOND if any(pair.is_outlier for row in rows for pair in row.pairs) else ""
+        )
     smallest = results.smallest_difference
     return bars + ("" if smallest is None else f" Shaded: differences too small to matter (± {smallest:g}).")
 
@@ -71,9 +75,7 @@ def _forest(key: str, title: str, note: str, rows: Sequence[ForestRow], results:
     return Picture(key, title, note, draw)
 
 
-def _row(
-    name: str, index: int | None, series: int, versus: Versus, pairs: Sequence[Pair], write: Writer
-) -> ForestRow:
+def _row(name: str, index: int | None, series: int, versus: Versus, pairs: Sequence[Pair], write: Writer) -> ForestRow:
     assert versus.mean is not None
     figures = write.signed(versus.mean)
     if versus.interval is not None:

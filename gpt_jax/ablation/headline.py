@@ -26,13 +26,17 @@ def warnings(results: StudyResults) -> list[str]:
     lost = [f"{arm.name} ({failed(arm)} of {len(arm.losses or arm.values)})" for arm in results.arms if failed(arm)]
     if lost:
         said.append(f"Seeds failed: {', '.join(lost)}. These arms have no mean and no difference of means.")
-    odd = [f"{arm.name} (seed {', '.join(v.outliers)})" for arm in results.arms if (v := arm.versus_baseline) and v.outliers]
+    odd = [
+        f"{arm.name} (seed {', '.join(v.outliers)})"
+        for arm in results.arms
+        if (v := arm.versus_baseline) and v.outliers
+    ]
     if odd:
         said.append(f"Outliers among the differences: {', '.join(odd)}. See the robust estimate beside the mean.")
     if results.aa is not None and results.aa.equal is False:
         said.append("The determinism check failed: a repeated run was not bit-equal to the first. Trust no difference.")
     edge = [arm.name for arm in results.arms if arm.tuned is not None and arm.tuned.is_at_edge]
-    if edge:
+    if edge and not any("edge" in mark for mark in results.marks):
         said.append(f"The best learning rate lies on the edge of the grid for {', '.join(edge)}: widen the grid.")
     if max((len(arm.values) for arm in results.arms), default=0) == 1:
         said.append("One seed: there are no intervals and no tests, and nothing is decided.")
@@ -75,7 +79,9 @@ def _setup(results: StudyResults) -> list[tuple[str, str | None]]:
         "Validation": setup.validation_tokens,
     }
     units = {"Batch": " rows", "Context": " tokens", "Validation": " tokens"}
-    known = {name: f"{value:,}{units[name] if name in units else ''}" for name, value in whole.items() if value is not None}
+    known = {
+        name: f"{value:,}{units[name] if name in units else ''}" for name, value in whole.items() if value is not None
+    }
     return [*known.items(), ("Precision", setup.precision), ("Devices", ", ".join(results.devices) or None)]
 
 
@@ -130,10 +136,15 @@ def _determinism(results: StudyResults) -> str:
     return f"not bit-equal ({n} repeated)"
 
 
+def marks(results: StudyResults) -> list[str]:
+    """What stands beside the verdict, as sentences; that of a smoke test is its banner."""
+    return [_sentence(mark) for mark in results.marks if not (results.is_smoke and STAMP in mark)]
+
+
 def marks_html(results: StudyResults) -> str:
     """The marks of a study, and the banner of a smoke test."""
     banner = f'<p class="banner">{escape(STAMP[:1].upper() + STAMP[1:])}.</p>\n' if results.is_smoke else ""
-    return banner + "\n".join(f'<p class="mark">{escape(_sentence(mark))}</p>' for mark in results.marks)
+    return banner + "\n".join(f'<p class="mark">{escape(mark)}</p>' for mark in marks(results))
 
 
 def _sentence(text: str) -> str:

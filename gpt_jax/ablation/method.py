@@ -141,7 +141,9 @@ def _failures(results: StudyResults) -> str:
     lost = [f"{failed(arm)} of {len(arm.values)} seeds of {arm.name}" for arm in results.arms if failed(arm)]
     if not lost:
         return ""
-    return f"Failed: {_list(lost)}; arms with failed seeds have no mean difference, and exact tests compare the failures."
+    return (
+        f"Failed: {_list(lost)}; arms with failed seeds have no mean difference, and exact tests compare the failures."
+    )
 
 
 def _machines(results: StudyResults) -> str:

@@ -9,12 +9,13 @@ from html import escape
 
 from gpt_jax.ablation import table
 from gpt_jax.ablation.findings import ArmResults, Diagnostics, RunRecord, StudyResults
-from gpt_jax.ablation.pictures import indices
-from gpt_jax.ablation.schema import Budget
-from gpt_jax.ablation.statuses import statuses
+from gpt_jax.ablation.rates import rate_trials
+from gpt_jax.ablation.schema import Trial
 from gpt_jax.config.conversion import flatten
-from gpt_jax.pages.axes import style
-from gpt_jax.pages.numbers import Number, compact, loss, seconds
+from gpt_jax.pages.numbers import Number, compact, loss, p_value, seconds, writer
+
+Table = tuple[list[str], list[list[str]]]  # heads and rows
+
 
 def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int, identifier: str = "") -> str:
     """A table of texts, the first `text_columns` columns flush left."""
@@ -57,7 +58,7 @@ READINGS = (
 )
 
 
-def diagnostics(results: StudyResults) -> tuple[list[str], list[list[str]]]:
+def diagnostics(results: StudyResults) -> Table:
     """Heads and rows of the readings that some arm has."""
     known = [reading for reading in READINGS if any(reading.value(arm) is not None for arm in results.arms)]
     heads = ["arm", *(reading.name for reading in known)]
@@ -84,11 +85,86 @@ def diagnostics_html(results: StudyResults) -> str:
     return f'{plain_table(heads, rows, 1, "diagnostics")}<p class="note">{escape(units)}.</p>{note}'
 
 
-def settings(results: StudyResults) -> tuple[list[str], list[list[str]]]:
-    """What each arm changes: one row per setting, its value in the baseline and in the arms."""
+def contrasts(results: StudyResults) -> Table:
+    """The contrasts beside the differences from the baseline."""
+    write, rows = writer(results.smallest_difference), []
+    for contrast in results.contrasts:
+        versus = contrast.versus
+        interval = "–" if versus.interval is None else write.interval(versus.interval)
+        verdict = "; ".join(text for text in (versus.verdict, versus.reason) if text)
+        rows.append(
+            [contrast.name, contrast.kind, write.signed(versus.mean), interval, p_value(versus.p), verdict or "–"]
+        )
+    return ["contrast", "kind", "Δ", "95% interval", "p", "verdict"], rows
+
+
+CONTRASTS = (
+    "Secondary. A pair is the difference of two arms that are not the baseline; an interaction is what two changes do "
+    "together beyond what each does alone, (both − first) − (second − neither). Intervals and p are corrected over all "
+    "contrasts of a kind and over looks."
+)
+
+
+def contrasts_html(results: StudyResults) -> str:
+    heads, rows = contrasts(results)
+    return f'{plain_table(heads, rows, 2, "contrast-table")}<p class="note">{escape(CONTRASTS)}</p>'
+
+
+def tuning(results: StudyResults) -> Table:
+    """What tuning tried and chose for each arm."""
+    rows = []
+    for arm in results.arms:
+        if arm.tuned is None or not arm.tuned.trials:
+            continue
+        trials = arm.tuned.trials
+        rates = ", ".join(f"{trial.learning_rate:g}" for trial in rate_trials(trials))
+        edge = " (edge of the grid)" if arm.tuned.is_at_edge else ""
+        best = "none: every setting failed" if arm.tuned.best is None else f"{_setting(arm.tuned.best)}{edge}"
+        lost = sum(trial.loss is None for trial in trials)
+        reached = None if arm.tuned.best is None else arm.tuned.best.loss
+        rows.append([arm.name, rates, best, str(len(trials)), str(lost), loss(reached)])
+    return ["arm", "rates", "chosen", "settings", "failed", "loss on the tuning text"], rows
+
+
+def _setting(trial: Trial) -> str:
+    more = [
+        None if trial.weight_decay is None else f"weight decay {trial.weight_decay:g}",
+        None if trial.warmup is None else f"warm-up {trial.warmup:,}",
+    ]
+    return ", ".join([f"{trial.learning_rate:g}", *(text for text in more if text)])
+
+
+def log(results: StudyResults) -> Table:
+    """Each start, look and change of the study."""
+    rows = [[event.time, event.what, str(event.runs_done), event.text] for event in results.log]
+    return ["time", "what", "runs done", ""], rows
+
+
+def log_html(results: StudyResults) -> str:
+    """The log as a timeline."""
+    heads, rows = log(results)
+    items = "".join(
+        f'<li class="{escape(what)}"><time>{escape(time)}</time> <b>{escape(what)}</b> {escape(text)}'
+        f"<small>{escape(done)} runs done</small></li>"
+        for time, what, done, text in rows
+    )
+    return f'<ol class="log">{items}</ol>'
+
+
+ASKED = {"arm": "the arm", "match": "the matched budget", "type": "the type that the arm chose"}
+
+
+def settings(results: StudyResults) -> Table:
+    """What each arm changes: one row per setting, its value in the baseline and in the arm, and who asked for it."""
+    rows = [
+        [arm.name, leaf.key, table.plain(leaf.baseline), table.plain(leaf.arm), ASKED[leaf.asked_by]]
+        for arm in results.arms
+        for leaf in arm.leaves
+    ]
+    if rows:
+        return ["arm", "setting", "baseline", "arm’s", "asked for by"], rows
     configs = results.repeat.configs or {}
     base = flatten(configs[results.baseline]) if results.baseline in configs else {}
-    rows = []
     for arm in results.arms:
         for key, value in (arm.changes or {}).items():
             before = table.plain(base[key]) if key in base else "–"
@@ -120,10 +196,13 @@ def repeat_html(results: StudyResults) -> str:
         body = f"<pre>{words}</pre>" if name == "command" else f" {escape(value)}"
         parts.append(f'<div class="line"><b>{escape(name.capitalize())}</b>{body}</div>')
     items = "".join(f"<li>{escape(failure)}</li>" for failure in results.repeat.failures)
-    parts.append(f"<p><b>Failures</b></p><ul>{items}</ul>" if items else "<p><b>Failures</b> none</p>")
+    if items:
+        parts.append(f"<p><b>Failures</b></p><ul>{items}</ul>")
+    elif any(arm.runs for arm in results.arms):
+        parts.append("<p><b>Failures</b> none</p>")
     heads, rows = settings(results)
     if rows:
-        parts.append(f"<h3>What the arms change</h3>{plain_table(heads, rows, 4, 'settings')}")
+        parts.append(f"<h3>What the arms change</h3>{plain_table(heads, rows, len(heads), 'settings')}")
     runs = [[arm.name, *_run_cells(run)] for arm in results.arms for run in arm.runs]
     if runs:
         table_of_runs = plain_table(["arm", *RUN_HEADS], runs, 1, "runs")

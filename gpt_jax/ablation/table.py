@@ -239,12 +239,12 @@ def _cost(
 
 
 def _values_tip(arm: ArmResults, write: Callable[[Number | None], str]) -> str:
-    return "; ".join(f"seed {seed}: {'failed' if value is None else write(value)}" for seed, value in arm.values.items())
+    return "; ".join(
+        f"seed {seed}: {'failed' if value is None else write(value)}" for seed, value in arm.values.items()
+    )
 
 
-def _difference_tip(
-    arm: ArmResults, write: Callable[..., str], signed: Callable[[Number | None], str]
-) -> str:
+def _difference_tip(arm: ArmResults, write: Callable[..., str], signed: Callable[[Number | None], str]) -> str:
     versus = _versus(arm)
     if failures := failures_text(arm):
         return failures
