@@ -11,9 +11,10 @@ from gpt_jax.pages.forest import ForestRow, Pair, draw_forest
 from gpt_jax.pages.numbers import Number, Writer, p_value, writer
 
 BARS = (
-    " Thick: the interval that decides, 95% for {all} and all looks at once; thin, above: 95% for this difference alone;"
-    " dots, below: the seeds, outliers ringed."
+    " Thick: the interval that decides, 95% for {all} and all looks at once; thin, above: 95% for this difference "
+    "alone{dots}."
 )
+DOTS = "; dots, below: the seeds, outliers ringed"
 BEYOND = " An arrow at the edge names what lies beyond the axis."
 
 
@@ -48,9 +49,7 @@ def contrasts_forest(results: StudyResults) -> Picture | str | None:
     if not rows:
         return "no two other arms" if not results.contrasts else "where seeds failed there is no difference of means"
     note = "Secondary: pairs of other arms, and what two changes do together beyond what each does alone."
-    note += _how_to_read(results, rows, "all contrasts of a kind").replace(
-        "; dots, below: the seeds, outliers ringed", ""
-    )
+    note += _how_to_read(results, rows, "all contrasts of a kind")
     return _forest("contrasts", "Arms against each other, and interactions", note, rows, results)
 
 
@@ -58,9 +57,9 @@ def _how_to_read(results: StudyResults, rows: Sequence[ForestRow], together: str
     if all(row.interval is None for row in rows):
         bars = " One seed: no intervals."
     else:
-        bars = BARS.format(all=together) + (
-            BEYOND if any(pair.is_outlier for row in rows for pair in row.pairs) else ""
-        )
+        pairs = [pair for row in rows for pair in row.pairs]
+        bars = BARS.format(all=together, dots=DOTS if pairs else "")
+        bars += BEYOND if any(pair.is_outlier for pair in pairs) else ""
     smallest = results.smallest_difference
     return bars + ("" if smallest is None else f" Shaded: differences too small to matter (± {smallest:g}).")
 

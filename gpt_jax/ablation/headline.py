@@ -26,11 +26,8 @@ def warnings(results: StudyResults) -> list[str]:
     lost = [f"{arm.name} ({failed(arm)} of {len(arm.losses or arm.values)})" for arm in results.arms if failed(arm)]
     if lost:
         said.append(f"Seeds failed: {', '.join(lost)}. These arms have no mean and no difference of means.")
-    odd = [
-        f"{arm.name} (seed {', '.join(v.outliers)})"
-        for arm in results.arms
-        if (v := arm.versus_baseline) and v.outliers
-    ]
+    compared = {arm.name: arm.versus_baseline for arm in results.arms if arm.versus_baseline is not None}
+    odd = [f"{name} (seed {', '.join(versus.outliers)})" for name, versus in compared.items() if versus.outliers]
     if odd:
         said.append(f"Outliers among the differences: {', '.join(odd)}. See the robust estimate beside the mean.")
     if results.aa is not None and results.aa.equal is False:
@@ -79,9 +76,8 @@ def _setup(results: StudyResults) -> list[tuple[str, str | None]]:
         "Validation": setup.validation_tokens,
     }
     units = {"Batch": " rows", "Context": " tokens", "Validation": " tokens"}
-    known = {
-        name: f"{value:,}{units[name] if name in units else ''}" for name, value in whole.items() if value is not None
-    }
+    written = {name: f"{value:,}" for name, value in whole.items() if value is not None}
+    known = {name: f"{text}{units[name] if name in units else ''}" for name, text in written.items()}
     return [*known.items(), ("Precision", setup.precision), ("Devices", ", ".join(results.devices) or None)]
 
 

@@ -43,8 +43,8 @@ def to_latex(results: StudyResults) -> str:
     lines = [f"    {' & '.join(row)} \\\\" for row in (heads, *rows)]
     stamp = f"{STAMP[:1].upper()}{STAMP[1:]}. " if results.is_smoke else ""
     caption = (
-        f"{stamp}{results.question} Endpoint: {results.metric.replace('_', ' ')} ({results.unit}). Δ is the mean paired "
-        f"difference from {results.baseline}, with the interval that holds for all arms and looks at once (95%)."
+        f"{stamp}{results.question} Endpoint: {results.metric.replace('_', ' ')} ({results.unit}). Δ is the mean "
+        f"paired difference from {results.baseline}, with the interval that holds for all arms and looks at once (95%)."
     )
     return "\n".join(
         [

@@ -22,8 +22,8 @@ METHOD = (
     "within that smallest difference, there are at least 5 seeds, and enough seeds without a failure to rule out at 5% "
     "that a share {rate} of them fails ({needed} seeds). Else it is “undecided”. The seeds that would decide are those "
     "at which 80% of simulated studies with this Δ and spread decide, within the most that the claim allows.",
-    "A seed failed if its run diverged, or ended above the loss that the study allows. An arm with a failed seed has no "
-    "mean and no Δ, and no curve is drawn of it: the seeds that survived are another population. Failure rates are "
+    "A seed failed if its run diverged, or ended above the loss that the study allows. An arm with a failed seed has "
+    "no mean and no Δ, and no curve is drawn of it: the seeds that survived are another population. Failure rates are "
     "compared by Fisher’s exact test; the interval of a rate is Clopper and Pearson’s.",
     "The robust Δ is the Hodges–Lehmann estimate with its exact interval. “For text like this” takes seeds and "
     "validation rows as two crossed random factors; the other intervals are for this validation text alone. Outliers "
@@ -117,8 +117,8 @@ def _statistics(results: StudyResults) -> str:
     return (
         "We judge mean paired differences by two-sided t tests and intervals, Bonferroni-corrected for "
         f"{_count(len(compared), 'comparison')} and corrected for repeated looks by the distribution of the smallest "
-        "p-value over looks, so that all stated intervals hold together with 95% confidence. “No difference” means that "
-        "such an interval lies within the smallest difference that matters."
+        "p-value over looks, so that all stated intervals hold together with 95% confidence. “No difference” means "
+        "that such an interval lies within the smallest difference that matters."
     )
 
 
@@ -141,9 +141,8 @@ def _failures(results: StudyResults) -> str:
     lost = [f"{failed(arm)} of {len(arm.values)} seeds of {arm.name}" for arm in results.arms if failed(arm)]
     if not lost:
         return ""
-    return (
-        f"Failed: {_list(lost)}; arms with failed seeds have no mean difference, and exact tests compare the failures."
-    )
+    rule = "Arms with failed seeds have no mean difference; exact tests compare the failures."
+    return f"Failed: {_list(lost)}. {rule}"
 
 
 def _machines(results: StudyResults) -> str:

@@ -10,7 +10,7 @@ from gpt_jax.ablation.findings import ArmResults, StudyResults
 from gpt_jax.ablation.picture import Picture, coloured, line_picture
 from gpt_jax.ablation.schema import Trial
 from gpt_jax.pages.charts import Line, Plane, Point
-from gpt_jax.pages.numbers import loss
+from gpt_jax.pages.numbers import Number, loss
 
 RATE = "learning rate (log scale)"
 LOSS = "validation loss (nats per token)"
@@ -86,6 +86,6 @@ def _ordered(lines: Sequence[Line]) -> list[Line]:
     return sorted(lines, key=lambda a: (a.index is not None, a.series))
 
 
-def _ticks(lines: Sequence[Line]) -> list[tuple[float, str]]:
-    rates = sorted({float(p[0]) for a in lines for p in (*a.points, *a.crossed)})
+def _ticks(lines: Sequence[Line]) -> list[tuple[Number, str]]:
+    rates = sorted({*(p[0] for a in lines for p in a.points), *(p[0] for a in lines for p in a.crossed)})
     return [(rate, f"{rate:g}") for rate in rates]

@@ -79,7 +79,8 @@ def draw_lines(lines: Sequence[Line], plane: Plane, width: int, kind: str, descr
     frame = Frame(width, height, 46, right, 26, 44)
     y = _height(lines, plane, frame)
     frame.make_room(y)
-    x = axes.scale((p[0] for a in lines for p in (*a.points, *a.crossed)), frame.left, width - right, plane.log_x, 0.02)
+    known = [p[0] for a in lines for p in a.points] + [p[0] for a in lines for p in a.crossed]
+    x = axes.scale(known, frame.left, width - right, plane.log_x, 0.02)
     ticks = list(plane.x_ticks) if plane.x_ticks is not None else x.ticks(52)
     frame.axes(x, y, plane.x_title, plane.y_title, ticks)
     frame.inside.append(_crosses(lines, x, frame.top + 8))
