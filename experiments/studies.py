@@ -138,8 +138,8 @@ def begin(plan: StudyPlan, workdir: str, shard: stages.Shard | None, is_job: boo
 
 
 def run_jobs(plan: StudyPlan, workdir: str, count: int) -> StudyStatus:
-    """Runs this command's study in `count` processes, each with its slice of a stage: the rounds of the tuning one after
-    the other, then the runs that decide.
+    """Runs this command's study in `count` processes, each with its slice of a stage: of each round of the tuning, then
+    of the runs that decide.
     """
     if flags.FLAGS.shard is not None:
         raise cli.UsageError("--jobs and --shard exclude each other: a launcher starts one process for each shard")

@@ -8,12 +8,12 @@ from gpt_jax.ablation import results
 from gpt_jax.ablation.addresses import is_measured, is_trained
 from gpt_jax.ablation.planned import PlannedRun
 from gpt_jax.ablation.schema import RunOutcome
+from gpt_jax.ablation.study_runs import PAIRED
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.runs.address import changed_parts
 from gpt_jax.runs.folder import RunFolder
 
 MOST_NAMED = 4
-PAIRED = ("devices", "libraries", "numerics", "flags")  # the parts of an address that are equal in both runs of a pair
 
 
 def check_shard(runs: Sequence[PlannedRun], study: RunFolder) -> None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from gpt_jax.ablation import log, records, results, tuning
-from gpt_jax.ablation.guard import BITS_PER_BYTE
+from gpt_jax.ablation.endpoint import BITS_PER_BYTE
 from gpt_jax.ablation.plan import StudyPlan, describe, planned_record
 from gpt_jax.ablation.planned import Group, PlannedRun, in_words
 from gpt_jax.ablation.schema import Grouping, Origin, PlannedRunRecord, StudyRecord, Trial, Tuned
