@@ -158,4 +158,4 @@ def _spent(plan: StudyPlan, arm: str, folder: RunFolder) -> tuple[int, float]:
     """How many trials of the arm have ended, and their seconds."""
     runs = [run for group in plan.trials for run in group if run.arm == arm]
     ends = [results.outcome(RunFolder(folder.file(results.RUNS) / run.folder)) for run in runs]
-    return sum(end is not None for end in ends), sum(end.wall_seconds for end in ends if end is not None)
+    return sum(end is not None for end in ends), sum((end.wall_seconds for end in ends if end is not None), 0.0)
