@@ -60,12 +60,14 @@ class Runner:
         leaves its traceback in its folder; the next start tries it again.
         """
         folder = RunFolder(self.workdir)
-        self.plan = stages.advanced(self.plan, folder, shard)
+        was_tuning, self.plan = self.plan.is_tuning, stages.advanced(self.plan, folder, shard)
+        if was_tuning:
+            stages.rewrite_record(self.plan, folder, shard)
         while self.plan.is_tuning:
-            known = len(self.plan.trials)
             status = self._run(shard_of(self.plan.trials, shard), "tuning ")
             if status != "finished":
                 return status
+            known = len(self.plan.trials)
             self.plan = stages.advanced(self.plan, folder, shard)
             if self.plan.is_tuning and len(self.plan.trials) == known:
                 return "waiting"

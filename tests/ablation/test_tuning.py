@@ -1,6 +1,5 @@
 """The tuning of arms: equally many trials for all, a grid that grows past its edges, a choice that a kill can't move."""
 
-import dataclasses
 import math
 import random
 from collections.abc import Callable
@@ -16,13 +15,13 @@ from gpt_jax.ablation.findings import StudyResults
 from gpt_jax.ablation.plan import make_plan
 from gpt_jax.ablation.planned import shard_of
 from gpt_jax.ablation.redone import check_shard
-from gpt_jax.ablation.runner import Runner
-from gpt_jax.ablation.schema import StudyRecord, Trial, Tuned
+from gpt_jax.ablation.runner import Runner, write_plan
+from gpt_jax.ablation.schema import StudyRecord, Trial
 from gpt_jax.ablation.study import Study, Tuning
 from gpt_jax.ablation.tuning import Search, best, search, tuned
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.runs.folder import RunFolder
-from tests.ablation.test_runner import collect, run, small_study
+from tests.ablation.test_runner import asked, collect, run, small_study
 from tests.tiny import PROGRAMS
 
 RATES = (1e-3, 1e-2, 1e-1)
@@ -245,8 +244,6 @@ def test_a_shard_waits_for_the_trials_of_others(tmp_path: Path) -> None:
 
     def start(i: int) -> str:
         plan = make_plan(study, shards=2)
-        from tests.ablation.test_runner import asked, write_plan
-
         write_plan(plan, tmp_path, "python -m experiments.ablate", asked(plan), False, shard=(i, 2))
         return Runner(plan, tmp_path, Console(quiet=True), PROGRAMS).run((i, 2))
 
@@ -257,8 +254,6 @@ def test_a_shard_waits_for_the_trials_of_others(tmp_path: Path) -> None:
 
 def test_runs_of_other_shards_stay_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard on another kind of device gives its own runs other addresses, and no one else's."""
-    from tests.ablation.test_runner import asked, write_plan
-
     study = small_study()
     first = make_plan(study, shards=2)
     write_plan(first, tmp_path, "command", asked(first), False, shard=(0, 2))
