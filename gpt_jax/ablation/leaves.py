@@ -18,7 +18,7 @@ from gpt_jax.config.errors import ConfigError
 from gpt_jax.config.variant import Variant
 
 # A setting that a run derives where the configuration leaves it None → the setting or group that it is derived from.
-DERIVED = {"model.vocab_size": "data", "schedule.steps": "train.steps", "data.seed": "seed"}
+DERIVED = {"model.vocab_size": "data", "schedule.steps": "train.steps", "train.average.steps": "train.steps"}
 PATTERN, LETTERS, LAYERS = "model.pattern", "model.letters", "model.layers"
 ABSENT = object()
 FOLLOWING = "follows"  # asked by the arm that named what the setting is derived from

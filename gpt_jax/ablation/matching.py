@@ -19,8 +19,8 @@ TOLERANCE = 0.01
 LARGEST = 2**20
 STEPS = (1, 2, 4, 8, 16)  # some widths must be even, or a multiple of the heads
 SANE = 4  # a solution lies within this factor of the key's start unless the study declares bounds
-TRAIN_STEPS, SCHEDULE_STEPS = "train.steps", "schedule.steps"
-FOLLOWS = {TRAIN_STEPS: (SCHEDULE_STEPS,)}  # a free key → the settings that change with it
+TRAIN_STEPS, SCHEDULE_STEPS, AVERAGE_STEPS = "train.steps", "schedule.steps", "train.average.steps"
+FOLLOWS = {TRAIN_STEPS: (SCHEDULE_STEPS, AVERAGE_STEPS)}  # a free key → the settings that change with it
 
 
 @dataclass(frozen=True)
@@ -157,23 +157,24 @@ def _check_moves(config: Config, free: str, start: int, match: Match, cost: Call
 
 
 def _followed(config: Config, solved: Config, free: str) -> Config:
-    """`solved` with a schedule as long, in proportion to the run, as that of `config`."""
+    """`solved` with the lengths that follow from its steps in the same proportion to them as in `config`."""
     if free != TRAIN_STEPS:
         return solved
+    steps, settings = solved.train.steps, flatten(to_dict(solved))
+    for key in FOLLOWS[free]:
+        if key in settings and settings[key] is not None:
+            solved = change(solved, {key: max(1, round(settings[key] * steps / config.train.steps))})
     schedule: Any = solved.schedule
-    before, after = config.train.steps, solved.train.steps
     if not hasattr(schedule, "steps"):
         return solved
-    length = after if schedule.steps is None else max(1, round(schedule.steps * after / before))
-    needed = resolve_schedule(dataclasses.replace(schedule, steps=None), length)
-    if needed.steps > length:  # type: ignore[attr-defined]
+    length = steps if schedule.steps is None else schedule.steps
+    shortest: Any = resolve_schedule(dataclasses.replace(schedule, steps=None), length)
+    if shortest.steps > length:
         raise ConfigError(
-            f"the match gives {TRAIN_STEPS}={after}, whose schedule has no room for its warmup and decay: shorten them,"
+            f"the match gives {TRAIN_STEPS}={steps}, whose schedule has no room for its warmup and decay: shorten them,"
             " or choose another free key"
         )
-    if schedule.steps is None:
-        return solved
-    return change(solved, {SCHEDULE_STEPS: length})
+    return solved
 
 
 def _cost(row_length: int, match: Match, config: Config) -> float:

@@ -193,7 +193,12 @@ def test_arms_that_are_one_function_are_refused(key: str) -> None:
     arms = {"b": (Arm("a"), Arm("b", {KV: 4})), "a": (Arm("a", {KV: 1}), Arm("b", {KV: 4}), Arm("c"))}[key]
     with pytest.raises(ConfigError, match='"(a|b)" and "(b|c)" are the same function'):
         plan({}, (KV,), arms=arms)
-    assert plan({KV: 2}, (KV,)).leaves["b"]
+
+
+@pytest.mark.parametrize("rival", [{KV: 2}, {"model.attention.dropout": 0.5}])
+def test_arms_of_different_functions_are_not(rival: dict[str, Any]) -> None:
+    """Also where only training tells them apart."""
+    assert plan(rival, tuple(rival)).leaves["b"]
 
 
 # ── the same text ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -214,6 +219,7 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
         ({"data.validation_tokens": 64}, "data.validation_tokens"),
         ({"data.validation_fraction": 0.3}, "data.validation_fraction"),
         ({"data.tokenizer": Characters()}, "data.tokenizer"),
+        ({"data.held_out": "tuning"}, "data.held_out"),
     ],
 )
 def test_other_validation_text_is_refused(change: dict[str, Any], knob: str, corpus: Config) -> None:

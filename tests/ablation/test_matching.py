@@ -19,6 +19,8 @@ from gpt_jax.config import (
     Mlp,
     Rope,
     ScheduleConfig,
+    TailAverage,
+    Train,
     WarmupCosine,
     WarmupStableDecay,
 )
@@ -111,6 +113,16 @@ def test_tokens_match_by_steps_with_every_schedule(schedule: ScheduleConfig, len
     assert (resolved.steps if hasattr(resolved, "steps") else None) == length
     asked = {leaf.key: leaf.asked_by for leaf in plan.leaves["large"]}
     assert asked == {BATCH: "arm", STEPS: "match"} | ({"schedule.steps": "match"} if length else {})
+
+
+@pytest.mark.parametrize(("steps", "length"), [(None, 30), (60, 30), (40, 20)])
+def test_an_average_of_the_last_steps_follows(steps: int | None, length: int) -> None:
+    start = base(train=Train(60, 8, average=TailAverage(steps=steps)))
+    plan = make_plan(study(vary(BATCH, small=8, large=16), BATCH, start, match="tokens", free=STEPS))
+    resolved: Any = next(run.resolved.train.average for run in plan.runs if run.arm == "large")
+    assert resolved.steps == length
+    asked = {leaf.key: leaf.asked_by for leaf in plan.leaves["large"]}
+    assert asked == {BATCH: "arm", STEPS: "match", "train.average.steps": "match"}
 
 
 def test_every_schedule_is_tried() -> None:
