@@ -11,6 +11,7 @@ and several seeds found both inside the noise.) About 20 minutes on two CPU core
 from ml_collections import ConfigDict
 
 from configs.ablations.base import SMOKE, text_config
+from gpt_jax.ablation.endpoint import FinalLoss
 from gpt_jax.ablation.study import Arm, Study
 from gpt_jax.config import Config, ElementwiseGate, HeadwiseGate, ValueResidual
 
@@ -34,6 +35,7 @@ def get_study(base: Config) -> Study:
         ),
         baseline="none",
         knobs=(gate, residual),
+        endpoint=FinalLoss(),
         smallest_difference=0.01,
         match="params",
         free="model.mlp.width",

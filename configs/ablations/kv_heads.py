@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from configs.ablations.base import SMOKE, text_config
 from gpt_jax.ablation.combine import vary
+from gpt_jax.ablation.endpoint import FinalLoss
 from gpt_jax.ablation.study import Study, Tuning
 from gpt_jax.config import Attention, Characters, Config, Rope
 from gpt_jax.config.errors import ConfigError
@@ -31,11 +32,12 @@ def get_study(base: Config, arg: str = "") -> Study:
     if arg not in ("", "tuned"):
         raise ConfigError(f'configs/ablations/kv_heads.py has no study "{arg}": choose :tuned, or none')
     return Study(
-        question="What do fewer key/value heads cost, at equal numbers of parameters?",
+        question="What do fewer key/value heads cost in loss, at equal numbers of parameters?",
         base=base,
         arms=vary("model.attention.kv_heads", mha=4, gqa=2, mqa=1),
         baseline="mha",
         knobs=("model.attention.kv_heads",),
+        endpoint=FinalLoss(),
         smallest_difference=0.01,
         match="params",
         free="model.mlp.width",

@@ -11,6 +11,7 @@ shows them. About 15 minutes on two CPU cores.
 from ml_collections import ConfigDict
 
 from configs.ablations.base import text_config
+from gpt_jax.ablation.endpoint import FinalLoss
 from gpt_jax.ablation.study import Arm, Study
 from gpt_jax.config import Attention, Config, Latent, Rope
 
@@ -23,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def get_study(base: Config) -> Study:
     return Study(
-        question="Which way to halve the cache of keys and values loses least?",
+        question="Which way to halve the cache of keys and values has the lowest loss?",
         base=base,
         arms=(
             Arm("gqa"),
@@ -32,6 +33,7 @@ def get_study(base: Config) -> Study:
         ),
         baseline="gqa",
         knobs=("model.attention",),
+        endpoint=FinalLoss(),
         smallest_difference=0.01,
         match="kv_bytes",
         free={"mla": "model.attention.rank"},

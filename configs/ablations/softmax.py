@@ -3,14 +3,15 @@
     python -m experiments.ablate --config=configs/ablations/softmax.py --workdir=runs/softmax
 
 Expected: little between them at this size, sigmoid behind (a retest of 2026 found it 2.4% worse in loss, with recall
-gone). SSMax is made for rows longer than the training's, which the extrapolation shows. About 30 minutes on two CPU
-cores.
+gone). The final loss decides; SSMax is made for rows longer than the training's, whose losses stand beside it. About 30
+minutes on two CPU cores.
 """
 
 from ml_collections import ConfigDict
 
 from configs.ablations.base import SMOKE, text_config
 from gpt_jax.ablation.combine import chain, vary
+from gpt_jax.ablation.endpoint import FinalLoss
 from gpt_jax.ablation.study import Arm, Study
 from gpt_jax.config import Config, Ssmax
 
@@ -25,7 +26,7 @@ def get_study(base: Config) -> Study:
     score = "model.attention.score"
     plain = {"softmax": "softmax", "sinks": "sinks", "plus one": "softmax_plus_one", "sigmoid": "sigmoid"}
     return Study(
-        question="What should turn scores into attention weights?",
+        question="Which way to turn scores into attention weights has the lowest loss at the training length?",
         base=base,
         arms=chain(
             vary(f"{score}.normalizer", plain),
@@ -33,6 +34,7 @@ def get_study(base: Config) -> Study:
         ),
         baseline="softmax",
         knobs=(f"{score}.normalizer", f"{score}.softcap", f"{score}.temperature"),
+        endpoint=FinalLoss(),
         smallest_difference=0.01,
         extrapolation=(1, 2, 4),
     )

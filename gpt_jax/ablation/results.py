@@ -142,11 +142,11 @@ def _is_pair(ours: SeedRuns, theirs: SeedRuns) -> bool:
 
 
 def _unpaired(seeds: Mapping[str, Seeds], paired: Mapping[str, Seeds]) -> list[str]:
-    """A sentence for each arm with seeds that make no pairs."""
+    """What the headline says of each arm with seeds that make no pairs."""
     left_out = {name: [seed for seed in found if seed not in paired[name]] for name, found in seeds.items()}
     return [
         f"{name}: left out seed{'s' * (len(found) > 1)} {', '.join(found)}, which ran on another kind of device or with"
-        " other versions or numeric settings than the baseline’s."
+        " other versions or numeric settings than the baseline’s"
         for name, found in left_out.items()
         if found
     ]
@@ -157,9 +157,7 @@ def _shared_machine(endpoint: Endpoint, study: StudyRecord) -> list[str]:
     together = max((run.together for run in study.runs), default=1)
     if not (isinstance(endpoint, ToTarget) and endpoint.cost == "seconds") or max(study.jobs, together) == 1:
         return []
-    return [
-        "The runs shared the machine, so that their seconds decide nothing: run the study with one job, one by one."
-    ]
+    return ["the runs shared the machine, so that their seconds decide nothing: run one job, and one seed at a time"]
 
 
 # ── the study's own checks ───────────────────────────────────────────────────────────────────────────────────────────
