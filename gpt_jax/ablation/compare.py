@@ -11,8 +11,9 @@ from typing import Any
 
 from etils import epath
 
+from gpt_jax.ablation.curves import curves, gap
 from gpt_jax.ablation.findings import ArmResults, Curves, StudyResults
-from gpt_jax.ablation.pictures import Picture, curves, gap
+from gpt_jax.ablation.picture import Picture
 from gpt_jax.ablation.report import pictures_html
 from gpt_jax.ablation.sections import plain_table
 from gpt_jax.ablation.table import plain

@@ -1,5 +1,5 @@
-"""A study's report: a page that opens from disk, Markdown, and CSV, all from `results.json` alone, so that it can be
-written half-way through a study or years after it.
+"""A study's report: a page that opens from disk, Markdown, CSV and files for a paper, all from the study's results
+alone, so that it can be written half-way through a study, years after it, or for the results of another codebase.
 """
 
 from __future__ import annotations
@@ -8,10 +8,15 @@ import os
 from collections.abc import Sequence
 from html import escape
 
-from gpt_jax.ablation import records, sections, table
+from gpt_jax.ablation import headline, records, sections, table
+from gpt_jax.ablation.arms_table import arms_html
+from gpt_jax.ablation.exports import links_html, write_exports
 from gpt_jax.ablation.findings import StudyResults
-from gpt_jax.ablation.pictures import Picture, pictures
+from gpt_jax.ablation.method import method, paragraph
+from gpt_jax.ablation.picture import STAMP, Picture
+from gpt_jax.ablation.pictures import pictures
 from gpt_jax.ablation.results import RESULTS
+from gpt_jax.ablation.table_csv import to_csv
 from gpt_jax.config.errors import MissingFile
 from gpt_jax.pages.markdown import escape_markdown, pipe_table
 from gpt_jax.pages.render import render
@@ -21,7 +26,7 @@ REPORT, MARKDOWN, CSV = "report.html", "report.md", "results.csv"
 
 
 def write_report(folder: str | os.PathLike[str]) -> str:
-    """Writes `report.html`, `report.md` and `results.csv` beside `results.json`, and returns the page's path.
+    """Writes the pages of `write_pages` beside `results.json`, and returns the path of `report.html`.
 
     Raises:
       MissingFile: the folder has no `results.json`.
@@ -30,8 +35,17 @@ def write_report(folder: str | os.PathLike[str]) -> str:
     place = RunFolder(folder)
     if not place.exists(RESULTS):
         raise MissingFile(f"there is no {RESULTS} in {place}: give the folder of a study that has begun")
-    results = records.read(StudyResults, place, RESULTS)
-    place.write_text(CSV, table.to_csv(results))
+    return write_pages(records.read(StudyResults, place, RESULTS), folder)
+
+
+def write_pages(results: StudyResults, folder: str | os.PathLike[str]) -> str:
+    """Writes `report.html`, `report.md`, `results.csv` and, in `export/`, what a paper needs; returns the page's path.
+    What the results lack is left out, or named as not measured.
+    """
+    place = RunFolder(folder)
+    place.make()
+    write_exports(results, pictures(results)[0], place)
+    place.write_text(CSV, to_csv(results))
     place.write_text(MARKDOWN, to_markdown(results))
     place.write_text(REPORT, to_html(results))
     return str(place.file(REPORT))
@@ -44,24 +58,43 @@ def to_html(results: StudyResults) -> str:
     body = [
         f'<p class="eyebrow">Ablation study</p>\n<h1>{escape(question)}</h1>',
         f'<p class="verdict">{escape(results.verdict or "No verdict yet.")}</p>',
-        *(f'<p class="warning">{escape(warning)}</p>' for warning in sections.warnings(results)),
-        sections.facts_html(sections.facts(results)),
+        headline.marks_html(results),
+        *(f'<p class="warning">{escape(warning)}</p>' for warning in headline.warnings(results)),
+        headline.facts_html(headline.facts(results)),
         "<h2>Arms</h2>",
-        sections.arms_html(results),
+        arms_html(results),
+        links_html(),
         "<h2>Pictures</h2>",
-        pictures_html(drawn, missing),
-        "<h2>Diagnostics</h2>",
+        pictures_html(drawn, missing, is_exported=True),
+        *_optional(results),
+        "<h2>Diagnostics</h2>" if any(arm.diagnostics for arm in results.arms) else "",
         sections.diagnostics_html(results),
         "<h2>How the numbers are made</h2>",
-        *(f'<p class="note">{escape(paragraph)}</p>' for paragraph in sections.METHOD),
-        "<h2>To repeat it</h2>",
-        sections.repeat_html(results),
+        *(f'<p class="note">{escape(text)}</p>' for text in method(results)),
+        "<h3>For a paper</h3>",
+        f'<p class="note" id="methods">{escape(paragraph(results))}</p>',
     ]
-    return render(question, "\n".join(body))
+    if repeated := sections.repeat_html(results):
+        body += ["<h2>To repeat it</h2>", repeated]
+    stamp = f'<div class="watermark" aria-hidden="true">{escape(STAMP)}</div>' if results.is_smoke else ""
+    return render(question, "\n".join(part for part in [*body, stamp] if part))
 
 
-def pictures_html(drawn: Sequence[Picture], missing: Sequence[str]) -> str:
-    figures = "\n".join(picture.html() for picture in drawn)
+def _optional(results: StudyResults) -> list[str]:
+    """The sections that not every study has."""
+    parts = []
+    if results.contrasts:
+        parts += ["<h2>Arms against each other, and interactions</h2>", sections.contrasts_html(results)]
+    heads, rows = sections.tuning(results)
+    if rows:
+        parts += ["<h2>Tuning</h2>", sections.plain_table(heads, rows, 3, "tuning-table")]
+    if results.log:
+        parts += ["<h2>How this study was looked at</h2>", sections.log_html(results)]
+    return parts
+
+
+def pictures_html(drawn: Sequence[Picture], missing: Sequence[str], is_exported: bool = False) -> str:
+    figures = "\n".join(picture.html(is_exported) for picture in drawn)
     absent = f'<p class="missing">Not measured: {escape("; ".join(missing))}.</p>' if missing else ""
     return f'<div class="pictures">\n{figures}\n</div>\n{absent}'
 
@@ -69,24 +102,36 @@ def pictures_html(drawn: Sequence[Picture], missing: Sequence[str]) -> str:
 def to_markdown(results: StudyResults) -> str:
     """The report without pictures, for a pull request or a notebook."""
     columns, absent = table.columns(results)
-    heads, right = [column.head for column in columns], [not column.is_text for column in columns]
-    rows = [[column.text(arm) for column in columns] for arm in results.arms]
+    rows = [[table.whole(column, arm) for column in columns] for arm in results.arms]
     say = escape_markdown
-    parts = [f"# {say(results.question)}", say(results.verdict or "No verdict yet.")]
-    parts += [f"> {say(warning)}" for warning in sections.warnings(results)]
-    parts.append("".join(f"- {say(name)}: {say(value)}\n" for name, value in sections.facts(results)))
-    parts.append(pipe_table(heads, rows, right))
+    parts = [f"# {say(results.question)}"]
+    parts += [f"**{STAMP[:1].upper()}{STAMP[1:]}.**"] if results.is_smoke else []
+    parts += [say(results.verdict or "No verdict yet.")]
+    parts += [f"> **{say(mark)}**" for mark in headline.marks(results)]
+    parts += [f"> {say(warning)}" for warning in headline.warnings(results)]
+    parts.append("".join(f"- {say(name)}: {say(value)}\n" for name, value in headline.facts(results)))
+    parts.append(pipe_table([c.head for c in columns], rows, [not column.is_text for column in columns]))
+    parts.append(say(table.timings_note(results)))
     unmeasured = [*absent, *pictures(results)[1], *sections.absent_diagnostics(results)]
     if unmeasured:
         parts.append(f"Not measured: {say('; '.join(unmeasured))}.")
-    heads, rows = sections.diagnostics(results)
-    if len(heads) > 1:
-        parts += ["## Diagnostics", pipe_table(heads, rows, [False] + [True] * (len(heads) - 1))]
-    heads, rows = sections.settings(results)
-    if rows:
-        parts += ["## What the arms change", pipe_table(heads, rows, [False] * len(heads))]
-    parts.append("## To repeat it")
-    lines = sections.provenance(results)
+    titled = {
+        "Arms against each other, and interactions": sections.contrasts(results),
+        "Tuning": sections.tuning(results),
+        "How this study was looked at": sections.log(results),
+        "Diagnostics": sections.diagnostics(results),
+        "What the arms change": sections.settings(results),
+    }
+    for title, (heads, body) in titled.items():
+        if body and len(heads) > 1:
+            parts += [f"## {title}", pipe_table(heads, body, [False] * len(heads))]
+    parts += ["## Methods", say(paragraph(results)), *_repeat_markdown(results)]
+    return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
+
+
+def _repeat_markdown(results: StudyResults) -> list[str]:
+    lines, say = sections.provenance(results), escape_markdown
+    parts = ["## To repeat it"] if lines else []
     parts += [f"    {' '.join(value.split())}" for name, value in lines if name == "command"]
     parts.append("".join(f"- {say(name)}: {say(value)}\n" for name, value in lines if name != "command"))
     failures = results.repeat.failures
@@ -94,4 +139,4 @@ def to_markdown(results: StudyResults) -> str:
         parts += ["Failures:", "".join(f"- {say(failure)}\n" for failure in failures)]
     if results.repeat.configs:
         parts.append(f"Resolved configurations and every run are in `{RESULTS}` and `{REPORT}`.")
-    return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
+    return parts

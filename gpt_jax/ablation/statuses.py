@@ -1,4 +1,4 @@
-"""How many of an arm's runs finished, and which of its seeds diverged."""
+"""How many of an arm's runs finished, and how many of its seeds failed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ def statuses(arms: Iterable[ArmResults]) -> dict[str, int]:
     return {status: found.count(status) for status in (*STATUSES, *sorted({*found} - {*STATUSES}))}
 
 
-def diverged(arm: ArmResults) -> str | None:
-    """In how many seeds the arm diverged, in words; None where in none."""
-    lost = sum(loss is None for loss in arm.losses.values())
-    return f"diverged in {lost} of {len(arm.losses)} seeds" if lost else None
+def failed(arm: ArmResults) -> int:
+    """How many of the arm's seeds failed."""
+    if arm.failures is not None:
+        return arm.failures.failed
+    return sum(value is None for value in (arm.losses or arm.values).values())
 
 
-def is_lost(arm: ArmResults) -> bool:
-    """Whether all of the arm's runs that ended diverged."""
-    return bool(arm.losses) and all(loss is None for loss in arm.losses.values())
+def failures_text(arm: ArmResults) -> str | None:
+    """`1 of 8 seeds failed`; None where none did."""
+    n = arm.failures.n if arm.failures is not None else len(arm.losses or arm.values)
+    return f"{failed(arm)} of {n} seeds failed" if failed(arm) else None

@@ -1,37 +1,46 @@
-"""The table of a study: its columns, how their numbers are written, and the same as CSV.
+"""The table of a study: its columns and how their numbers are written.
 
-A column's value is what it sorts by, its text what is read. CSV holds the values as they are, one row per arm; every
-column that depends on the clock or the machine is named `measured_*` or `*_seconds`.
+A column's value is what it sorts by, its text what is read, and `small` stands below it in small print. What decides
+comes first, so that a phone shows it.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
-import typing
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from gpt_jax.ablation.findings import ArmResults, Diagnostics, StudyResults, Versus
-from gpt_jax.ablation.schema import ArmPlan
-from gpt_jax.ablation.statuses import diverged, is_lost, statuses
-from gpt_jax.pages.numbers import Number, compact, count, decimals, loss, p_value, plus_minus, signed
+from gpt_jax.ablation.findings import ArmResults, StudyResults, Versus
+from gpt_jax.ablation.statuses import failures_text, statuses
+from gpt_jax.pages.numbers import Number, compact, count, decimals, p_value, writer
+
+
+def _nothing(arm: ArmResults) -> str:
+    return ""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table. `hint` explains the head, `tip` a cell; `value` is None where nothing was measured."""
+    """A column of the table. `hint` explains the head, `tip` a cell; `value` is None where nothing was measured.
+    `on_paper` says whether the table of a paper has it.
+    """
 
     head: str
     hint: str
     value: Callable[[ArmResults], Number | str | None]
     text: Callable[[ArmResults], str]
-    tip: Callable[[ArmResults], str] = lambda arm: ""
+    small: Callable[[ArmResults], str] = _nothing
+    tip: Callable[[ArmResults], str] = _nothing
     is_text: bool = False
     always: bool = False
+    on_paper: bool = True
+
+
+def whole(column: Column, arm: ArmResults) -> str:
+    """The text of a cell with its small print in brackets, on one line."""
+    small = column.small(arm)
+    return f"{column.text(arm)} ({small})" if small else column.text(arm)
 
 
 def runs_text(arm: ArmResults) -> str:
@@ -42,31 +51,20 @@ def runs_text(arm: ArmResults) -> str:
     return f"{counts['finished']} of {total} ({rest})" if bad else str(total)
 
 
-def mean_text(arm: ArmResults) -> str:
-    """`1.4321 ± 0.0034`, or why there is no mean."""
-    if arm.mean is not None:
-        return plus_minus(arm.mean, arm.interval)
-    counts = statuses([arm])
-    return "diverged" if counts["diverged"] else "not run yet"
-
-
-def verdict_text(arm: ArmResults) -> str:
-    """The verdict, and where it is open the number of seeds that would decide."""
-    versus = arm.versus_baseline
-    if is_lost(arm):
-        return diverged(arm) or ""
-    if versus is None or versus.verdict is None:
-        return "–"
+def verdict_small(arm: ArmResults) -> str:
+    """The reason of a verdict and, where it is open, the number of seeds that would decide."""
+    versus = _versus(arm)
     needed = seeds_needed(arm)
-    return f"{versus.verdict}{f' (needs about {needed:,} seeds)' if needed else ''}"
+    found = [versus.reason, f"about {needed:,} seeds would decide" if needed else None]
+    return "; ".join(text for text in found if text)
 
 
 def seeds_needed(arm: ArmResults) -> int | None:
     """The number of seeds that would decide on an undecided arm, if it has fewer."""
-    versus = arm.versus_baseline
-    if versus is None or versus.seeds_to_decide is None or "undecided" not in (versus.verdict or ""):
+    versus = _versus(arm)
+    if versus.seeds_to_decide is None or versus.verdict != "undecided":
         return None
-    return versus.seeds_to_decide if versus.seeds_to_decide > (arm.n or 0) else None
+    return versus.seeds_to_decide if versus.seeds_to_decide > (versus.n or 0) else None
 
 
 def changes_text(arm: ArmResults) -> str:
@@ -92,56 +90,140 @@ def _versus(arm: ArmResults) -> Versus:
     return arm.versus_baseline or NOTHING
 
 
-def _losses_tip(arm: ArmResults) -> str:
-    losses = "; ".join(f"seed {seed}: {loss(value)}" for seed, value in arm.losses.items())
-    spread = "" if arm.std is None else f"\nstandard deviation {loss(arm.std)}"
-    return f"{losses}{spread}"
-
-
-def _difference_tip(arm: ArmResults) -> str:
-    if arm.versus_baseline is None:
-        return ""
-    versus = _versus(arm)
-    interval = {"alone": versus.t_interval, "for text like this": versus.population_interval}
-    lines = [f"95% {k}: {signed(v[0])} to {signed(v[1])}" for k, v in interval.items() if v is not None]
-    return "\n".join(lines)
-
-
-def _p_tip(arm: ArmResults) -> str:
-    return f"paired t alone: {p_value(_versus(arm).t_p)}"
-
-
 def columns(results: StudyResults) -> tuple[list[Column], list[str]]:
     """The columns in which some arm has a value, and the heads of the others."""
-    metric = results.metric.replace("_", " ")
+    wanted = [*_deciding(results), *_supporting(results), *_costs(), *_measured(results)]
     counts = statuses(results.arms)
-    uneven = len({arm.n for arm in results.arms}) > 1
-    unclean = counts["finished"] < sum(counts.values())
-    wanted = [
-        Column("arm", "and what it changes", lambda a: a.name, lambda a: a.name, changes_text, True, True),
-        Column(metric, "mean over seeds ± 95% interval, nats per token", lambda a: a.mean, mean_text, _losses_tip),
-        Column(
-            "Δ",
-            "paired difference from the baseline ± 95% interval by t; below 0 is better",
-            lambda a: _versus(a).mean,
-            lambda a: plus_minus(_versus(a).mean, _versus(a).interval, signed),
-            _difference_tip,
-        ),
-        Column("p", "paired t-test, corrected over arms and looks", lambda a: _versus(a).p, _p, _p_tip),
-        Column("verdict", "", lambda a: _versus(a).verdict, verdict_text, is_text=True),
-        Column("seeds", "runs in the mean", lambda a: a.n, lambda a: count(a.n)),
-        Column("runs", "all that the arm has", lambda a: statuses([a])["finished"], runs_text),
-        Column("LR", "learning rate", lambda a: a.learning_rate, _rate, _rate_tip),
-        _cost("parameters", "trainable, all", lambda a: a.parameters),
-        _cost("FLOPs/token", "of training, forward and backward, counted analytically", lambda a: a.flops_per_token),
-        _cost("KV bytes/token", "of the cache, all layers", lambda a: a.kv_bytes_per_token, _bytes),
-        _cost("decode tokens/s", "measured on this machine", lambda a: a.measured_decode_tokens_per_second),
-        _cost("training tokens/s", "measured on this machine", lambda a: a.measured_training_tokens_per_second),
-        _cost("peak memory", "measured", lambda a: a.measured_peak_bytes, _memory),
-    ]  # fmt: skip
-    wanted = [c for c in wanted if (c.head != "runs" or unclean) and (c.head != "seeds" or uneven)]
+    if counts["finished"] == sum(counts.values()):
+        wanted = [column for column in wanted if column.head != "runs"]
     kept = [c for c in wanted if c.always or any(c.value(arm) is not None for arm in results.arms)]
     return kept, [c.head for c in wanted if c not in kept]
+
+
+def _deciding(results: StudyResults) -> list[Column]:
+    """What a phone must show: the arm, its difference with the interval that decides, p, and the verdict."""
+    write = writer(results.smallest_difference)
+    side = "below" if results.lower_is_better else "above"
+    return [
+        Column("arm", "and what it changes", lambda a: a.name, lambda a: a.name, is_text=True, always=True),
+        Column(
+            "Δ",
+            f"paired difference from the baseline, {side} 0 is better; below it, the 95% interval that decides: it "
+            "holds for all arms and all looks at once",
+            lambda a: _versus(a).mean,
+            lambda a: write.signed(_versus(a).mean),
+            lambda a: "" if _versus(a).interval is None else write.interval(_versus(a).interval),
+            lambda a: _difference_tip(a, write.interval, write.signed),
+        ),
+        Column(
+            "p",
+            "paired t-test (exact test where seeds failed), corrected over arms and looks",
+            lambda a: _versus(a).p,
+            lambda a: p_value(_versus(a).p),
+            lambda a: "of failures" if _versus(a).p is not None and _versus(a).mean is None else "",
+            lambda a: "" if _versus(a).t_p is None else f"for this arm alone: {p_value(_versus(a).t_p)}",
+        ),
+        Column(
+            "verdict",
+            "",
+            lambda a: _versus(a).verdict,
+            lambda a: _versus(a).verdict or "–",
+            verdict_small,
+            is_text=True,
+        ),
+    ]  # fmt: skip
+
+
+def _supporting(results: StudyResults) -> list[Column]:
+    """The endpoint itself, and what a reader needs to weigh the verdict."""
+    write = writer(results.smallest_difference)
+
+    def mean_text(arm: ArmResults) -> str:
+        started = arm.mean is not None or arm.values or arm.losses
+        return write.plus_minus(arm.mean, arm.interval) if started else "not run yet"
+
+    return [
+        Column(
+            results.metric.replace("_", " "),
+            f"mean over seeds ± 95% interval, {results.unit}; none where a seed failed",
+            lambda a: a.mean,
+            mean_text,
+            tip=lambda a: _values_tip(a, write.plain),
+        ),
+        Column(
+            "failed",
+            "seeds that failed: diverged, or ended above what the study allows; exact 95% interval of the rate",
+            lambda a: None if a.failures is None else a.failures.failed,
+            lambda a: "–" if a.failures is None else f"{a.failures.failed} of {a.failures.n}",
+            _failure_interval,
+        ),
+        Column(
+            "robust Δ",
+            "Hodges–Lehmann estimate, which one outlier hardly moves, with its exact interval",
+            lambda a: _versus(a).robust,
+            lambda a: write.signed(_versus(a).robust),
+            lambda a: "" if _versus(a).robust_interval is None else write.interval(_versus(a).robust_interval),
+            _robust_tip,
+        ),
+        Column(
+            "for text like this",
+            "95% interval of Δ over seeds and validation rows together",
+            lambda a: None if (ends := _versus(a).population_interval) is None else ends[1],
+            lambda a: write.interval(_versus(a).population_interval),
+        ),
+        Column("SD", "standard deviation over seeds", lambda a: a.std, lambda a: write.plain(a.std)),
+        Column(
+            "SD of Δ",
+            "standard deviation of the paired differences",
+            lambda a: _versus(a).std,
+            lambda a: write.plain(_versus(a).std),
+        ),
+        Column(
+            "pairing’s r",
+            "correlation with the baseline over seeds, which is what pairing gains",
+            lambda a: _versus(a).correlation,
+            lambda a: "–" if (r := _versus(a).correlation) is None else decimals(r, 2),
+        ),
+        Column("seeds", "runs in the mean", lambda a: a.n, lambda a: count(a.n)),
+        Column("runs", "all that the arm has", lambda a: statuses([a])["finished"], runs_text, on_paper=False),
+        Column("LR", "learning rate", lambda a: a.learning_rate, _rate, _edge),
+    ]  # fmt: skip
+
+
+def _costs() -> list[Column]:
+    return [
+        _cost("parameters", "trainable, all", lambda a: a.parameters),
+        _cost("tokens", "that a run trains on", lambda a: a.tokens),
+        _cost("FLOPs", "of a run: training, forward and backward, counted analytically", lambda a: a.flops, _flops),
+        _cost("budget", "the matched cost ÷ the baseline’s", lambda a: a.budget_ratio, _ratio),
+        _cost("FLOPs/token", "of training, counted analytically", lambda a: a.flops_per_token, on_paper=False),
+        _cost("KV bytes/token", "of the cache, all layers", lambda a: a.kv_bytes_per_token, _bytes),
+    ]
+
+
+def _measured(results: StudyResults) -> list[Column]:
+    """What depends on the machine, which each head's hint names."""
+    hint = f"measured on {machine(results)}"
+    if results.jobs > 1:
+        hint += f", which {results.jobs} processes shared: not comparable"
+    return [
+        _cost("decode tokens/s", hint, lambda a: a.measured_decode_tokens_per_second, on_paper=False),
+        _cost("training tokens/s", hint, lambda a: a.measured_training_tokens_per_second, on_paper=False),
+        _cost("peak memory", hint, lambda a: a.measured_peak_bytes, _memory, on_paper=False),
+    ]
+
+
+def machine(results: StudyResults) -> str:
+    """The devices of the runs, in words."""
+    return " and ".join(results.devices) if results.devices else "a machine that is not recorded"
+
+
+def timings_note(results: StudyResults) -> str:
+    """Where times and memory come from; empty if there are none."""
+    if not any(column.value(arm) is not None for column in _measured(results) for arm in results.arms):
+        return ""
+    shared = f" {results.jobs} processes shared the machine, so they are not comparable." if results.jobs > 1 else ""
+    return f"Times and memory are of {machine(results)}.{shared}"
 
 
 def _cost(
@@ -149,26 +231,54 @@ def _cost(
     hint: str,
     value: Callable[[ArmResults], Number | None],
     write: Callable[[Number | None], str] = count,
+    on_paper: bool = True,
 ) -> Column:
     """A column of numbers whose exact value is in the cell's tip."""
-    return Column(head, hint, value, lambda a: write(value(a)), lambda a: _exact(value(a)))
+    tip = lambda a: _exact(value(a))  # noqa: E731
+    return Column(head, hint, value, lambda a: write(value(a)), tip=tip, on_paper=on_paper)
 
 
-def _p(arm: ArmResults) -> str:
-    return p_value(_versus(arm).p)
+def _values_tip(arm: ArmResults, write: Callable[[Number | None], str]) -> str:
+    return "; ".join(
+        f"seed {seed}: {'failed' if value is None else write(value)}" for seed, value in arm.values.items()
+    )
+
+
+def _difference_tip(arm: ArmResults, write: Callable[..., str], signed: Callable[[Number | None], str]) -> str:
+    versus = _versus(arm)
+    if failures := failures_text(arm):
+        return failures
+    lines = [] if versus.t_interval is None else [f"95% for this arm alone: {write(versus.t_interval)}"]
+    lines += [f"outliers: seed {', '.join(versus.outliers)}"] if versus.outliers else []
+    return "\n".join(lines)
+
+
+def _failure_interval(arm: ArmResults) -> str:
+    failures = arm.failures
+    if failures is None or failures.interval is None:
+        return ""
+    return f"{failures.interval[0]:.0%} to {failures.interval[1]:.0%}"
+
+
+def _robust_tip(arm: ArmResults) -> str:
+    level = _versus(arm).robust_level
+    return "" if level is None else f"the interval holds in {level:.1%} of cases"
 
 
 def _rate(arm: ArmResults) -> str:
-    rate = arm.learning_rate
-    return "–" if rate is None else f"{rate:g}{' (edge of grid)' if _is_at_edge(arm) else ''}"
+    return "–" if arm.learning_rate is None else f"{arm.learning_rate:g}"
 
 
-def _rate_tip(arm: ArmResults) -> str:
-    return "the best lies on the edge of the grid: a better one may lie beyond" if _is_at_edge(arm) else ""
+def _edge(arm: ArmResults) -> str:
+    return "edge of the grid" if arm.tuned is not None and arm.tuned.is_at_edge else ""
 
 
-def _is_at_edge(arm: ArmResults) -> bool:
-    return arm.tuned is not None and arm.tuned.is_at_edge
+def _flops(value: Number | None) -> str:
+    return "–" if value is None else f"{value:.3g}".replace("e+", "e")
+
+
+def _ratio(value: Number | None) -> str:
+    return "–" if value is None else f"{decimals(value, 3)} ×"
 
 
 def _bytes(value: Number | None) -> str:
@@ -181,47 +291,3 @@ def _memory(value: Number | None) -> str:
 
 def _exact(value: Number | None) -> str:
     return "" if value is None else f"{value:,.6g}" if isinstance(value, float) and value % 1 else f"{value:,.0f}"
-
-
-def to_csv(results: StudyResults) -> str:
-    """One row per arm, numbers as they are in `results.json`, an empty cell for what was not measured."""
-    names: dict[str, None] = {}
-    rows = [_csv_row(arm, results.baseline) for arm in results.arms]
-    for row in rows:
-        names |= dict.fromkeys(row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _csv_row(arm: ArmResults, baseline: str | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"arm": arm.name, "is_baseline": arm.name == baseline, "changes": json.dumps(arm.changes)}
-    row |= {name: getattr(arm, name) for name in NUMBERS} | _ends("interval", arm.interval)
-    for name, value in asdict(_versus(arm)).items():
-        if name.endswith("interval"):
-            row |= _ends(f"difference_{name}", value)
-        else:
-            row["difference_mean" if name == "mean" else name] = value
-    row |= asdict(arm.diagnostics or Diagnostics())
-    row |= {f"runs_{status}": number for status, number in statuses([arm]).items()}
-    row |= {f"loss_seed_{seed}": value for seed, value in arm.losses.items()}
-    times = [run.wall_seconds for run in arm.runs if run.wall_seconds is not None]
-    row["wall_seconds"] = math.fsum(times) if times else None
-    return row
-
-
-def _numbers() -> list[str]:
-    """The fields of an arm that hold one number: those of its plan first."""
-    hints = typing.get_type_hints(ArmResults)
-    names = dict.fromkeys(field.name for kind in (ArmPlan, ArmResults) for field in fields(kind))
-    return [name for name in names if {*typing.get_args(hints[name]), hints[name]} & {float, int, bool}]
-
-
-NUMBERS = _numbers()
-
-
-def _ends(name: str, interval: Sequence[Number] | None) -> dict[str, Number | None]:
-    low, high = (None, None) if interval is None else interval
-    return {f"{name}_low": low, f"{name}_high": high}

@@ -11,7 +11,7 @@ from gpt_jax.ablation import statistics as st
 from gpt_jax.ablation.findings import ArmResults, Failures, Versus
 from gpt_jax.ablation.judging import Rule, compare, compare_failures
 from gpt_jax.ablation.power import seeds_to_decide
-from gpt_jax.ablation.schema import StudyRecord
+from gpt_jax.ablation.schema import Rules, StudyRecord
 
 Rows = Mapping[str, tuple[np.ndarray, np.ndarray]]  # seed → sums and weights of the validation rows, (R,) each
 
@@ -71,7 +71,7 @@ def versus_of(arm: ArmResults, other: ArmResults, study: StudyRecord, rule: Rule
     return versus
 
 
-def is_of_failures(study: StudyRecord) -> bool:
+def is_of_failures(study: Rules) -> bool:
     """Whether the endpoint is the failure rate: the values are 1 for a seed that failed, else 0."""
     return study.endpoint is not None and study.endpoint["type"] == "FailureRate"
 

@@ -153,6 +153,12 @@ def mark(x: Number, y: Number, index: int | None, tip: str, size: Number = 4.0, 
     return f'{form} class="{kind}"><title>{escape(tip)}</title></{name}>'
 
 
+def cross(x: Number, y: Number, index: int | None, series: int, tip: str) -> str:
+    """A cross for a value that does not exist; hovering shows `tip`."""
+    form = f'<path d="M{x - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8" class="cross"><title>{escape(tip)}</title></path>'
+    return f'<g class="arm {style(index)}" data-arm="{series}">{form}</g>'
+
+
 def text(x: Number, y: Number, content: str, anchor: str = "start", kind: str = "", tip: str = "") -> str:
     """A line of text; hovering shows `tip` if it is another text."""
     classes = f' class="{kind}"' if kind else ""

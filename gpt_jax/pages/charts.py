@@ -1,4 +1,4 @@
-"""Three kinds of chart: lines with bands, a forest of differences, points with a Pareto front.
+"""Two kinds of chart: lines with bands, and points with a Pareto front; `forest` has a third.
 
 Each is drawn for a given width, so that its text has the size of the page's text on a phone and on a desktop.
 """
@@ -22,7 +22,7 @@ LABEL_WIDE, LABEL_NARROW = 150.0, 96.0
 @dataclass(frozen=True)
 class Line:
     """A line of the series of number `series` on its page. `index` colours it (None: the reference series); `marks` and
-    `ringed` are (x, y, tip).
+    `ringed` are (x, y, tip), and `crossed` are (x, tip) of places without a value, which stand at the top.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Line:
     points: Sequence[Point]
     marks: Sequence[tuple[Number, Number, str]] = ()
     ringed: Sequence[tuple[Number, Number, str]] = ()
+    crossed: Sequence[tuple[Number, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,11 @@ def draw_lines(lines: Sequence[Line], plane: Plane, width: int, kind: str, descr
     frame = Frame(width, height, 46, right, 26, 44)
     y = _height(lines, plane, frame)
     frame.make_room(y)
-    x = axes.scale((p[0] for a in lines for p in a.points), frame.left, width - right, plane.log_x, 0.02)
+    known = [p[0] for a in lines for p in a.points] + [p[0] for a in lines for p in a.crossed]
+    x = axes.scale(known, frame.left, width - right, plane.log_x, 0.02)
     ticks = list(plane.x_ticks) if plane.x_ticks is not None else x.ticks(52)
     frame.axes(x, y, plane.x_title, plane.y_title, ticks)
+    frame.inside.append(_crosses(lines, x, frame.top + 8))
     if plane.zero:
         frame.inside.append(axes.line(frame.left, y(0), width - right, y(0), "zero"))
     last = len(lines) - 1
@@ -99,6 +102,17 @@ def draw_lines(lines: Sequence[Line], plane: Plane, width: int, kind: str, descr
         name = axes.text(start, place + 4, axes.shorten(a.name, width - start - 2), "start", "name", a.name)
         frame.over.append(f'<g class="arm {axes.style(a.index)}" data-arm="{a.series}">{tail} class="tail"/>{name}</g>')
     return frame.svg(kind, description)
+
+
+def _crosses(lines: Sequence[Line], x: Scale, top: Number) -> str:
+    """A cross for each place where a series has no value, those of one x beneath each other."""
+    found: dict[Number, int] = {}
+    parts = []
+    for a in lines:
+        for place, tip in a.crossed:
+            found[place] = (found[place] if place in found else 0) + 1
+            parts.append(axes.cross(x(place), top + 11 * (found[place] - 1), a.index, a.series, tip))
+    return "".join(parts)
 
 
 def _height(lines: Sequence[Line], plane: Plane, frame: Frame) -> Scale:
@@ -136,83 +150,6 @@ def _line(a: Line, x: Scale, y: Scale, plane: Plane) -> str:
     parts += [axes.mark(x(m[0]), y(m[1]), a.index, m[2], 3.2) for m in a.marks]
     parts += [axes.mark(x(m[0]), y(m[1]), a.index, m[2], 6.0, "ring") for m in a.ringed]
     return f'<g class="arm {axes.style(a.index)}" data-arm="{a.series}">{"".join(parts)}</g>'
-
-
-@dataclass(frozen=True)
-class ForestRow:
-    """A difference: its mean, its intervals by t and by bootstrap, and the pairs that it comes from."""
-
-    name: str
-    index: int | None
-    series: int
-    mean: Number
-    interval: tuple[Number, Number] | None
-    bootstrap: tuple[Number, Number] | None
-    pairs: Sequence[Number]
-    figures: str
-    p: str
-    verdict: str
-
-
-def draw_forest(
-    rows: Sequence[ForestRow],
-    smallest: Number | None,
-    title: str,
-    sides: tuple[str, str],
-    width: int,
-    kind: str,
-    about: str,
-) -> str:
-    """Differences with their intervals; the range ± `smallest` is shaded, and `sides` names left and right."""
-    phone = width < 480
-    left, right = (8.0, 8.0) if phone else (min(150.0, max(axes.width_of(r.name) for r in rows) + 12), 196.0)
-    step = 46.0 if phone else 36.0
-    height = round(30 + step * len(rows) + 44)
-    frame = Frame(width, height, left, right, 30, 44)
-    values = [v for r in rows for v in (r.mean, *(r.interval or ()), *(r.bootstrap or ()), *r.pairs)] + [0.0]
-    values += [smallest, -smallest] if smallest is not None else []
-    x = axes.scale(values, left, width - right)
-    floor = height - frame.bottom
-    if smallest:
-        a, b = x(-smallest), x(smallest)
-        tip = f"smaller than the smallest difference that matters: ± {smallest:g}"
-        frame.inside.append(
-            f'<rect x="{a:.1f}" y="{frame.top}" width="{b - a:.1f}" height="{floor - frame.top}" class="region">'
-            f"<title>{tip}</title></rect>"
-        )
-    ticks = x.ticks(46)
-    for value, _ in ticks:
-        frame.inside.append(axes.line(x(value), frame.top, x(value), floor, "grid"))
-    frame.inside.append(axes.line(x(0), frame.top, x(0), floor, "zero"))
-    frame.x_axis(x, title, ticks)
-    frame.around.append(axes.text(left, 18, f"← {sides[0]}", "start", "side"))
-    frame.around.append(axes.text(width - right, 18, f"{sides[1]} →", "end", "side"))
-    for i, row in enumerate(rows):
-        middle = frame.top + step * (i + 0.5) + (9 if phone else 0)
-        frame.inside.append(_forest_row(row, x, middle))
-        group = f'<g class="arm {axes.style(row.index)}" data-arm="{row.series}">'
-        if phone:
-            figures = axes.text(width - right, middle - 12, row.figures, "end", "figure")
-            name = axes.shorten(row.name, width - left - right - axes.width_of(row.figures) - 12)
-            labels = axes.text(left, middle - 12, name, "start", "name", row.name) + figures
-        else:
-            labels = axes.text(left - 8, middle + 4, axes.shorten(row.name, left - 10), "end", "name", row.name)
-            labels += axes.text(width - right + 10, middle - 2, f"{row.figures}{row.p}", "start", "figure")
-            verdict = axes.shorten(row.verdict, right - 14)
-            labels += axes.text(width - right + 10, middle + 12, verdict, "start", "tick", row.verdict)
-        frame.over.append(f"{group}{labels}</g>")
-    return frame.svg(kind, about)
-
-
-def _forest_row(row: ForestRow, x: Scale, middle: Number) -> str:
-    tip = f"{row.name}: {row.figures}{row.p}; {row.verdict}"
-    parts = [f'<circle cx="{x(pair):.1f}" cy="{middle + 8:.1f}" r="1.8" class="pair"/>' for pair in row.pairs]
-    if row.interval is not None:
-        parts.append(axes.line(x(row.interval[0]), middle, x(row.interval[1]), middle, "interval"))
-    if row.bootstrap is not None:
-        parts.append(axes.line(x(row.bootstrap[0]), middle - 6, x(row.bootstrap[1]), middle - 6, "bootstrap"))
-    parts.append(axes.mark(x(row.mean), middle, row.index, tip, 5.0))
-    return f'<g class="arm {axes.style(row.index)}" data-arm="{row.series}">{"".join(parts)}</g>'
 
 
 @dataclass(frozen=True)

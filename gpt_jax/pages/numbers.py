@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 Number = float | int
 
@@ -63,3 +64,40 @@ def plus_minus(mean: Number | None, interval: Sequence[Number] | None, write: Ca
 def count(value: Number | None) -> str:
     """A number for a column, in few characters."""
     return "–" if value is None else compact(value, padded=True)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How the values of one quantity are written: with so many decimals, or compactly where `places` is None."""
+
+    places: int | None = 4
+
+    def plain(self, value: Number | None) -> str:
+        """`1.4321`."""
+        if value is None:
+            return "–"
+        return compact(value) if self.places is None else decimals(value, self.places)
+
+    def signed(self, value: Number | None) -> str:
+        """`+0.0123`: a difference."""
+        text = self.plain(value)
+        return f"+{text}" if value is not None and value > 0 and text.strip("0.") else text
+
+    def plus_minus(self, mean: Number | None, interval: Sequence[Number] | None) -> str:
+        """`1.4321 ± 0.0034`: a mean and half of its (symmetric) interval."""
+        if mean is None or interval is None:
+            return self.plain(mean)
+        return f"{self.plain(mean)} ± {self.plain((interval[1] - interval[0]) / 2)}"
+
+    def interval(self, ends: Sequence[Number] | None) -> str:
+        """`+0.0011 to +0.0135`: both ends of an interval of a difference."""
+        return "–" if ends is None else f"{self.signed(ends[0])} to {self.signed(ends[1])}"
+
+
+def writer(smallest: Number | None) -> Writer:
+    """Decimals enough for differences of `smallest`: four for losses, none for numbers of thousands, and compact ones
+    beyond.
+    """
+    if smallest is None or smallest <= 0:
+        return Writer()
+    return Writer(None if smallest >= 1e4 else min(4, max(0, 2 - math.floor(math.log10(smallest)))))
