@@ -18,6 +18,7 @@ import numpy as np
 from scipy import stats
 
 PATHS = 100_000
+FEWEST = 2  # one seed has no t-test: where the claim plans one, the first look is that of two
 LATER = 0.15  # a tenth to a fifth cost the first look little and leave later ones some power
 CHUNKS = 10  # so that the simulation takes little memory
 TAIL = 200  # paths below which the simulated F is replaced by a bound
@@ -27,6 +28,7 @@ def level(alpha: float, first: int, most: int, look: int) -> float:
     """The size of the plain t-test at the look after `look` seeds, such that the tests of all looks together reject in
     a share `alpha` of studies without a difference. Before the first look it is that of the first.
     """
+    first = max(first, FEWEST)
     if first >= most:
         return alpha
     smallest, place = _smallest_p(first, most), alpha * PATHS
@@ -38,6 +40,7 @@ def level(alpha: float, first: int, most: int, look: int) -> float:
 
 def corrected(p: float, first: int, most: int, look: int) -> float:
     """p of the plain t-test at the look after `look` seeds, corrected for all looks that the claim allows."""
+    first = max(first, FEWEST)
     if first >= most:
         return p
     x, smallest = p / weight(first, look), _smallest_p(first, most)

@@ -126,6 +126,9 @@ def test_learning_rate_sensitivity_by_hand():
 
 def test_a_claim_without_later_looks_pays_nothing():
     assert sequential.level(0.05, 8, 8, 8) == 0.05 and sequential.corrected(0.01, 8, 8, 8) == 0.01
+    # One seed has no test: a claim that plans one has its first look at two.
+    assert sequential.level(0.05, 1, 3, 3) == sequential.level(0.05, 2, 3, 3) < 0.05
+    assert sequential.corrected(0.01, 1, 3, 3) == sequential.corrected(0.01, 2, 3, 3) > 0.01
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.005, 0.0005])
