@@ -148,5 +148,8 @@ def _sentence(text: str) -> str:
 
 
 def facts_html(pairs: Sequence[tuple[str, str]]) -> str:
-    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs)
+    items = "".join(
+        f"<div{' class=wide' if len(value) > 48 else ''}><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        for name, value in pairs
+    )
     return f'<dl class="facts">{items}</dl>'
