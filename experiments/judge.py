@@ -63,7 +63,7 @@ def main() -> int:
     folder = RunFolder(FLAGS.workdir or Path(table).with_suffix(""))
     folder.make()
     records.write(results, folder, RESULTS)
-    print(f"{results.verdict}\nreport: {write_pages(results, folder)}")
+    print(f"{results.verdict}\nreport: {write_pages(results, folder.path)}")
     return 0
 
 

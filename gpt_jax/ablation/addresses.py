@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from gpt_jax.ablation import results
+from gpt_jax.ablation.rows import kept_for
 from gpt_jax.ablation.study import Study
 from gpt_jax.config import Config
 from gpt_jax.config.code import code_hashes, digest
@@ -38,6 +39,7 @@ def measurement_address(run: Address, study: Study, is_first: bool) -> str:
     asked: dict[str, Any] = {
         "extrapolation": list(study.extrapolation),
         "probe": None if probe is None else [probe.label, {str(x): to_dict(data) for x, data in probe.data.items()}],
+        "rows": to_dict(kept_for(study.endpoint)),
         "speed and memory": is_first,
     }
     decided = code_hashes(*DECIDING)

@@ -12,6 +12,8 @@ from typing import ClassVar, Literal
 from gpt_jax.config.checks import require
 from gpt_jax.config.variant import Variant
 
+BITS_PER_BYTE = "bits per byte"  # the unit of the final loss where tokenizers or contexts differ
+
 
 class Endpoint(Variant):
     """What decides the verdict.

@@ -121,8 +121,10 @@ class Diagnostics(AttentionDiagnostics):
 @dataclass(frozen=True, kw_only=True)
 class ArmResults(ArmPlan):
     """An arm of `results.json`. `values` are those of the endpoint and `losses` the final validation losses, by seed,
-    None where the seed failed; `mean`, `std` and `interval` are of the values, None where a seed failed.
-    `by_learning_rate` has the losses of a sweep in the order of the seeds.
+    None where the seed failed; `mean`, `std` and `interval` are of the values, None where a seed failed. `values` lacks
+    seeds that make no pair with the baseline's. `losses`, `curves` and what is measured are of the runs at
+    `learning_rate`; curves and means over the seeds are left out where a seed failed. `by_learning_rate` has the losses
+    of a sweep in the order of the seeds.
     """
 
     measured_decode_tokens_per_second: float | None = None
@@ -150,7 +152,7 @@ class ArmResults(ArmPlan):
 
 @dataclass(frozen=True)
 class Noise:
-    """Final losses of fresh seeds of the baseline."""
+    """Values of the endpoint of `n` fresh seeds of the baseline; mean and std are None where one failed."""
 
     mean: float | None = None
     std: float | None = None

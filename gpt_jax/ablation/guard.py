@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt_jax.ablation.endpoint import FailureRate, FinalLoss
+from gpt_jax.ablation.endpoint import BITS_PER_BYTE, FailureRate, FinalLoss
 from gpt_jax.ablation.leaves import FOLLOWING, LETTERS, PATTERN, by_layer, changed
 from gpt_jax.ablation.matching import Matched
 from gpt_jax.ablation.schema import Leaf
@@ -28,7 +28,6 @@ from gpt_jax.model.gpt import GPT
 from gpt_jax.training.state import init_params
 from gpt_jax.training.step import model_arguments
 
-BITS_PER_BYTE = "bits per byte"
 # What decides no parameter of a run.
 NEUTRAL = ("prompt", "wandb", "checkpoint", "evaluation")
 ROWS = 256  # read at a time

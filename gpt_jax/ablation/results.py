@@ -4,16 +4,17 @@ of them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
 
 import numpy as np
 
-from gpt_jax.ablation import history, records
+from gpt_jax.ablation import history, records, values
 from gpt_jax.ablation import statistics as st
-from gpt_jax.ablation.findings import ArmResults, Copies, Curves, Diagnostics, Noise, Repeat, RunRecord, StudyResults
+from gpt_jax.ablation.arms import arm_results, own_rate, seeds_of, values_of
+from gpt_jax.ablation.contrasts import contrasts
+from gpt_jax.ablation.endpoint import Endpoint, ToTarget
+from gpt_jax.ablation.findings import ArmResults, Copies, Noise, Repeat, StudyResults
 from gpt_jax.ablation.log import read_log
 from gpt_jax.ablation.marks import marks
 from gpt_jax.ablation.schema import (
@@ -21,43 +22,36 @@ from gpt_jax.ablation.schema import (
     MEASUREMENTS,
     OUTCOME,
     RESULTS,
+    RUNS,
     STUDY,
-    AccuracyBy,
-    ArmPlan,
     ArmRecord,
-    Measurements,
     Origin,
-    PlannedRunRecord,
-    Points,
     Rules,
-    RunOutcome,
     StudyRecord,
 )
-from gpt_jax.ablation.schema import RUNS as RUNS
 from gpt_jax.ablation.sentence import verdict_sentence
+from gpt_jax.ablation.study_runs import StudyRun, final_loss, measurements, outcome
+from gpt_jax.ablation.values import SeedRuns
 from gpt_jax.ablation.verdict import compare_arms
 from gpt_jax.config.errors import MissingFile
-from gpt_jax.runs import metrics
-from gpt_jax.runs.checkpoint import Checkpoints
-from gpt_jax.runs.folder import METRICS, RunFolder, Workdir
+from gpt_jax.runs.folder import RunFolder, Workdir
 
-CURVE_POINTS = 150
+__all__ = [
+    "FAILURE",
+    "MEASUREMENTS",
+    "OUTCOME",
+    "RESULTS",
+    "RUNS",
+    "STUDY",
+    "collect",
+    "final_loss",
+    "measurements",
+    "outcome",
+    "rows_by_seed",
+    "write_results",
+]
 
-
-def outcome(folder: RunFolder) -> RunOutcome | None:
-    """How a run ended; None while it has not."""
-    return records.read(RunOutcome, folder, OUTCOME) if folder.exists(OUTCOME) else None
-
-
-def measurements(folder: RunFolder) -> Measurements | None:
-    """What was measured of a run; None before it was."""
-    return records.read(Measurements, folder, MEASUREMENTS) if folder.exists(MEASUREMENTS) else None
-
-
-def final_loss(folder: RunFolder) -> float | None:
-    """The validation loss after the last step, in nats per token; None where there is none, or it is not finite."""
-    found = metrics.read(folder, "validation")
-    return found[-1]["loss"] if found else None
+Seeds = Mapping[str, SeedRuns]
 
 
 def write_results(workdir: Workdir) -> StudyResults:
@@ -84,28 +78,94 @@ def collect(workdir: Workdir) -> StudyResults:
     if not folder.exists(STUDY):
         raise MissingFile(f"there is no study in {folder}: give the --workdir of experiments.ablate")
     study = history.under_claim(records.read(StudyRecord, folder, STUDY), folder)
-    runs = [_Run(folder, planned) for planned in study.runs]
-    arms = [_arm(arm, [r for r in runs if r.is_of(arm.name)], study) for arm in study.arms]
-    arms = list(compare_arms(arms, study))
+    endpoint, runs = values.endpoint_of(study), [StudyRun(folder, planned, study) for planned in study.runs]
+    seeds = {arm.name: _seeds(arm, runs, study) for arm in study.arms}
+    paired = {name: _paired(found, seeds[study.baseline]) for name, found in seeds.items()}
+    shared = _shared_machine(endpoint, study)
+    arms: Sequence[ArmResults] = [
+        arm_results(
+            arm,
+            [run for run in runs if run.is_of(arm.name)],
+            seeds[arm.name],
+            {} if shared else values_of(endpoint, paired[arm.name]),
+        )
+        for arm in study.arms
+    ]
+    rows = {arm.name: rows_by_seed(endpoint, paired[arm.name], arm) for arm in arms}
+    arms = compare_arms(arms, study, rows)
     return StudyResults(
         **{field.name: getattr(study, field.name) for field in fields(Rules)},
         question=study.question,
         baseline=study.baseline,
         seeds=study.seeds,
         budget=study.budget,
+        setup=study.setup,
+        devices=tuple(dict.fromkeys(d for d in (run.device() for run in runs) if d is not None)),
+        jobs=study.jobs,
         is_smoke=study.is_smoke,
         is_forced=study.is_forced,
-        marks=marks(folder, study, arms),
+        marks=(*marks(folder, study, arms), *shared, *_unpaired(seeds, paired)),
         log=read_log(folder),
         verdict=verdict_sentence(arms, study, sum(r.is_done for r in runs), len(runs)),
-        noise=_noise(runs),
+        noise=_noise(endpoint, study, runs),
         aa=_aa(runs),
         arms=tuple(arms),
+        contrasts=contrasts(arms, study, rows),
         repeat=_repeat(study, runs),
     )
 
 
-def _repeat(study: StudyRecord, runs: Sequence[_Run]) -> Repeat:
+def _seeds(arm: ArmRecord, runs: Sequence[StudyRun], study: StudyRecord) -> dict[str, SeedRuns]:
+    own = [run for run in runs if run.is_of(arm.name)]
+    return seeds_of(arm, own, own_rate(arm, own, study))
+
+
+def rows_by_seed(endpoint: Endpoint, seeds: Seeds, arm: ArmResults) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Sums and weights of the validation rows, (R,) each, of the seeds that have a value: Σ sums / Σ weights is it."""
+    found = {seed: values.rows(endpoint, seeds[seed]) for seed, value in arm.values.items() if value is not None}
+    return {seed: rows for seed, rows in found.items() if rows is not None}
+
+
+# ── pairs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _paired(seeds: Seeds, baseline: Seeds) -> dict[str, SeedRuns]:
+    """Without the seeds whose runs ended on another kind of device, or with other libraries or numeric settings, than
+    the baseline's.
+    """
+    return {seed: runs for seed, runs in seeds.items() if seed not in baseline or _is_pair(runs, baseline[seed])}
+
+
+def _is_pair(ours: SeedRuns, theirs: SeedRuns) -> bool:
+    done = [run for run in (ours.own, theirs.own, *ours.at_rates, *theirs.at_rates) if run.is_done]
+    return all(run.pairs_with(done[0]) for run in done)
+
+
+def _unpaired(seeds: Mapping[str, Seeds], paired: Mapping[str, Seeds]) -> list[str]:
+    """A sentence for each arm with seeds that make no pairs."""
+    left_out = {name: [seed for seed in found if seed not in paired[name]] for name, found in seeds.items()}
+    return [
+        f"{name}: left out seed{'s' * (len(found) > 1)} {', '.join(found)}, which ran on another kind of device or with"
+        " other versions or numeric settings than the baseline’s."
+        for name, found in left_out.items()
+        if found
+    ]
+
+
+def _shared_machine(endpoint: Endpoint, study: StudyRecord) -> list[str]:
+    """Why seconds can't be compared, if the endpoint is made of them and runs shared the machine."""
+    together = max((run.together for run in study.runs), default=1)
+    if not (isinstance(endpoint, ToTarget) and endpoint.cost == "seconds") or max(study.jobs, together) == 1:
+        return []
+    return [
+        "The runs shared the machine, so that their seconds decide nothing: run the study with one job, one by one."
+    ]
+
+
+# ── the study's own checks ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _repeat(study: StudyRecord, runs: Sequence[StudyRun]) -> Repeat:
     once = {r.planned.folder: r for r in runs}.values()
     return Repeat(
         **{field.name: getattr(study.repeat, field.name) for field in fields(Origin)},
@@ -116,154 +176,22 @@ def _repeat(study: StudyRecord, runs: Sequence[_Run]) -> Repeat:
     )
 
 
-class _Run:
-    """A planned run and what its folder holds."""
-
-    def __init__(self, study: RunFolder, planned: PlannedRunRecord) -> None:
-        self.planned, self.folder = planned, RunFolder(study.file(planned.folder))
-        ended = outcome(self.folder)
-        self.status = ended.status if ended else "interrupted" if self.folder.exists(METRICS) else "missing"
-        self.wall_seconds = ended.wall_seconds if ended else None
-        self.is_done = ended is not None
-        found = metrics.read(self.folder)
-        self.train = [r for r in found if r["split"] == "train"]
-        self.validation = [r for r in found if r["split"] == "validation"]
-        is_finished = self.status == "finished"
-        self.loss: float | None = self.validation[-1]["loss"] if is_finished and self.validation else None
-        self.measured = measurements(self.folder)
-        has_failed = not self.is_done and self.folder.exists(FAILURE)
-        self.failure = self.folder.read_text(FAILURE).split("\n")[0] if has_failed else None
-        if self.status == "diverged":
-            rate = planned.learning_rate
-            self.failure = f"{planned.arm}, seed {planned.seed}, learning rate {rate:g}: diverged"
-
-    def is_of(self, arm: str) -> bool:
-        return self.planned.purpose == "arm" and self.planned.arm == arm
-
-    def described(self) -> RunRecord:
-        p = self.planned
-        return RunRecord(p.seed, p.learning_rate, p.folder, self.status, p.config_hash, self.wall_seconds)
-
-    def numbers(self) -> list[Any]:
-        """All that must be equal in equal runs: the records, and the fingerprints of the last checkpoint."""
-        clean = [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in [*self.train, *self.validation]]
-        if self.status != "finished":
-            return clean
-        with Checkpoints(self.folder, read_only=True) as checkpoints:
-            return [*clean, checkpoints.saved_fingerprints(self.planned.steps)]
+def _noise(endpoint: Endpoint, study: StudyRecord, runs: Sequence[StudyRun]) -> Noise | None:
+    """Of the fresh seeds of the baseline; no mean where one failed."""
+    arm = next(arm for arm in study.arms if arm.name == study.baseline)
+    fresh = [run for run in runs if run.planned.purpose == "noise"]
+    found = values_of(endpoint, seeds_of(arm, fresh, own_rate(arm, fresh, study))).values()
+    summary = st.summarize([] if None in found else [value for value in found if value is not None])
+    return Noise(summary.mean, summary.std, len(found)) if found else None
 
 
-def _arm(arm: ArmRecord, runs: Sequence[_Run], study: StudyRecord) -> ArmResults:
-    """The results of one arm without its comparison with the baseline."""
-    initial = _mean([r.train[0]["loss"] for r in runs if r.train and r.train[0]["loss"] is not None])
-    by_rate: dict[float, list[_Run]] = {}
-    for run in runs:
-        if run.is_done:
-            by_rate.setdefault(run.planned.learning_rate, []).append(run)
-    losses = {rate: [r.loss for r in group] for rate, group in sorted(by_rate.items())}
-    best = min(losses, key=lambda rate: _badness(losses[rate])) if losses else None
-    chosen = [] if best is None else by_rate[best]
-    measured = [r.measured for r in chosen if r.measured is not None]
-    summary = st.summarize([r.loss for r in chosen if r.loss is not None])
-    return ArmResults(
-        **{field.name: getattr(arm, field.name) for field in fields(ArmPlan)},
-        measured_decode_tokens_per_second=_median([m.measured_decode_tokens_per_second for m in measured]),
-        measured_training_tokens_per_second=_median(_rates(chosen)),
-        measured_peak_bytes=_median([m.measured_peak_bytes for m in measured]),
-        learning_rate=best,
-        learning_rate_sensitivity=None if initial is None else st.learning_rate_sensitivity(losses, initial),
-        mean=summary.mean,
-        std=summary.std,
-        n=summary.n,
-        interval=summary.interval,
-        values={str(r.planned.seed): r.loss for r in chosen},
-        losses={str(r.planned.seed): r.loss for r in chosen},
-        by_learning_rate={f"{rate:g}": tuple(values) for rate, values in losses.items()},
-        curves=Curves(_curve([r.train for r in chosen]), _curve([r.validation for r in chosen])),
-        loss_by_position=tuple(row[:2] for row in _points([m.loss_by_position for m in measured])),
-        extrapolation=_points([m.extrapolation for m in measured]),
-        accuracy_by=_accuracy([m.accuracy_by for m in measured if m.accuracy_by is not None]),
-        diagnostics=_diagnostics(chosen, measured),
-        runs=tuple(r.described() for r in runs),
-    )
-
-
-def _badness(losses: Sequence[float | None]) -> tuple[int, float]:
-    """What the best learning rate has least of: runs that diverged, then mean loss."""
-    mean = _mean(losses)
-    return sum(loss is None for loss in losses), math.inf if mean is None else mean
-
-
-def _rates(runs: Sequence[_Run]) -> list[float | None]:
-    """Tokens per second while each step was taken, of all runs that trained together."""
-    found = [(r["tokens_per_second"], run.planned.together) for run in runs for r in run.train]
-    return [None if rate is None else rate * together for rate, together in found]
-
-
-def _mean(values: Sequence[float | int | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.mean(known)) if known else None
-
-
-def _median(values: Sequence[float | int | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.median(known)) if known else None
-
-
-def _curve(runs: Sequence[Sequence[Mapping[str, Any]]]) -> Points:
-    """(step, mean, least, most) over the runs, neighbouring steps averaged where they are many."""
-    by_run = [{r["step"]: r["loss"] for r in found if r["loss"] is not None} for found in runs]
-    steps = sorted(set.intersection(*map(set, by_run))) if by_run else []
-    if not steps:
-        return ()
-    values = np.array([[losses[step] for step in steps] for losses in by_run])
-    result = []
-    for part in np.array_split(np.arange(len(steps)), min(len(steps), CURVE_POINTS)):
-        means = values[:, part].mean(axis=1)
-        middle = steps[part[-1]] if len(part) == 1 else float(np.mean([steps[i] for i in part]))
-        result.append((middle, float(means.mean()), float(means.min()), float(means.max())))
-    return tuple(result)
-
-
-def _points(runs: Sequence[Points]) -> Points:
-    """(x, mean, least, most) over the runs, of the x that all have."""
-    tables: list[dict[Any, Any]] = [{x: value for x, value in run} for run in runs]
-    shared = [x for x in tables[0] if all(x in t for t in tables)] if tables else []
-    columns = {x: np.array([t[x] for t in tables]) for x in shared}
-    return tuple((x, float(v.mean()), float(v.min()), float(v.max())) for x, v in columns.items())
-
-
-def _accuracy(found: Sequence[AccuracyBy]) -> AccuracyBy | None:
-    return AccuracyBy(found[0].label, tuple(row[:2] for row in _points([f.points for f in found]))) if found else None
-
-
-def _diagnostics(runs: Sequence[_Run], measured: Sequence[Measurements]) -> Diagnostics:
-    found = [m.diagnostics for m in measured]
-    return Diagnostics(
-        attention_entropy=_mean([d.attention_entropy for d in found]),
-        sink_mass=_mean([d.sink_mass for d in found]),
-        largest_logit=_mean([d.largest_logit for d in found]),
-        gradient_norm=_median([r["grad_norm"] for run in runs for r in run.train]),
-        skipped_steps=_mean([run.train[-1]["skipped"] for run in runs if run.train]),
-    )
-
-
-def _noise(runs: Sequence[_Run]) -> Noise | None:
-    losses = [r.loss for r in runs if r.planned.purpose == "noise" and r.loss is not None]
-    summary = st.summarize(losses)
-    return Noise(summary.mean, summary.std, summary.n) if losses else None
-
-
-def _aa(runs: Sequence[_Run]) -> Copies | None:
-    """Whether the copies of the baseline's runs came out bit-equal; None while none of the pairs is done."""
+def _aa(runs: Sequence[StudyRun]) -> Copies | None:
+    """Whether the copies of the baseline's runs came out bit-equal on equal devices; None while no pair is done."""
     equal = []
     for copy in (r for r in runs if r.planned.purpose == "aa" and r.is_done):
         for run in (r for r in runs if r.planned.purpose == "arm" and r.is_done):
             ours, theirs = run.planned, copy.planned
-            if (ours.seed, ours.learning_rate, ours.config_hash) == (
-                theirs.seed,
-                theirs.learning_rate,
-                theirs.config_hash,
-            ):
+            same = ("seed", "learning_rate", "config_hash")
+            if all(getattr(ours, name) == getattr(theirs, name) for name in same) and run.pairs_with(copy):
                 equal.append(run.numbers() == copy.numbers())
-    return Copies(all(equal)) if equal else None
+    return Copies(all(equal), len(equal)) if equal else None

@@ -16,6 +16,7 @@ from gpt_jax.ablation import history, records, results
 from gpt_jax.ablation.addresses import is_measured, is_trained
 from gpt_jax.ablation.measure import Measure
 from gpt_jax.ablation.plan import PlannedRun, StudyPlan, describe
+from gpt_jax.ablation.rows import write_rows
 from gpt_jax.ablation.schema import Grouping, Measurements, Origin, RunOutcome
 from gpt_jax.analysis.diagnostics import decode_rate
 from gpt_jax.config import Config
@@ -132,7 +133,9 @@ class Runner:
         config = opened.config
         data = open_data(config.data, config.model.context_length, config.data_seed, progress=False)
         study = self.plan.study
-        found = self.measure.all(config, opened.params, data, study.extrapolation, study.probe)
+        found, by_row = self.measure.all(config, opened.params, data, study.extrapolation, study.probe, study.endpoint)
+        if by_row is not None:
+            write_rows(self.folder(run), study.endpoint, by_row)
         found = replace(found, address=run.measured_by)
         if not run.is_first:
             return found

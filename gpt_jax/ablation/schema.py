@@ -177,6 +177,7 @@ class StudyRecord(Rules):
     runs: tuple[PlannedRunRecord, ...]
     is_smoke: bool = False
     is_forced: bool = False
+    jobs: int = 1
     together: Grouping | None = None
     repeat: Origin = Origin()
 

@@ -26,12 +26,15 @@ Sums = Callable[[Any, Batch], Array]
 
 def weighted_sums(model: nn.Module, by: Literal["row", "position"], params: Any, batch: Batch) -> Float[Array, "3 N"]:
     """Σ weight · nll in nats, Σ weight · hits and Σ weight of each row (N = B) or at each position (N = T)."""
+    return jnp.stack([jnp.sum(x, axis=1 if by == "row" else 0) for x in weighted_terms(model, params, batch)])
+
+
+def weighted_terms(model: nn.Module, params: Any, batch: Batch) -> tuple[Float[Array, "B T"], ...]:
+    """weight · nll in nats, weight · hits and the weight of each target."""
     logits: Any = model.apply(params, batch.tokens, **model_arguments(model, batch))
     nll, _, hit = cross_entropy(logits, batch.targets)
-    weights, axis = batch.weights.astype(jnp.float32), 1 if by == "row" else 0
-    return jnp.stack(
-        [jnp.sum(weights * nll, axis=axis), jnp.sum(weights * hit, axis=axis), jnp.sum(weights, axis=axis)]
-    )
+    weights = batch.weights.astype(jnp.float32)
+    return weights * nll, weights * hit, weights
 
 
 def compile_sums_by_row(model: nn.Module, mesh: Mesh) -> Sums:

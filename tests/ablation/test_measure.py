@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import GPT
+from gpt_jax.ablation.endpoint import FinalLoss
 from gpt_jax.ablation.measure import Measure
 from gpt_jax.ablation.schema import AttentionDiagnostics
 from gpt_jax.analysis.diagnostics import decode_rate
@@ -34,7 +35,7 @@ def test_a_model_with_prefixes_is_asked_as_it_was_trained():
     for mask in (Prefix(), Causal()):
         model = tiny(Attention(heads=4, head_width=4, mask=mask), vocab_size=9)
         params = random_params(GPT(model))
-        found = Measure().all(run_of(model, task), params, data, (), None)
+        found, _ = Measure().all(run_of(model, task), params, data, (), None, FinalLoss())
         losses[type(mask)] = np.mean([loss for _, loss in found.loss_by_position])
         evaluated = make_evaluate(GPT(model), data, 16, make_mesh(jax.devices()[:1]))(params)["loss"]
         assert losses[type(mask)] == pytest.approx(evaluated, rel=1e-5)
