@@ -102,7 +102,7 @@ def _tuning(results: StudyResults) -> str:
     rates = {arm.learning_rate for arm in results.arms if arm.learning_rate is not None}
     if len(rates) == 1:
         return f"Nothing was tuned: all arms have the learning rate {rates.pop():g}."
-    return "Nothing was tuned."
+    return "Nothing was tuned." if rates else ""
 
 
 def _endpoint(results: StudyResults) -> str:
