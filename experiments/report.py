@@ -18,7 +18,8 @@ Write the report of a study from what has run so far, or overlay the curves of s
   python -m experiments.report --compare RUN RUN ... [--output=FILE.html]
 
   --workdir=DIR          The study's folder. Collects what its runs have written so far into results.json, and
-                         writes report.html, report.md and results.csv. The study may be running meanwhile.
+                         writes report.html, report.md and results.csv, and for a paper, in export/, the pictures
+                         (SVG, PNG), the table (LaTeX, CSV) and a methods paragraph. The study may be running meanwhile.
   --compare RUN RUN ...  Folders of runs, also unfinished ones; the first is the baseline of the others.
   --output=FILE.html     Where the comparison goes (comparison.html).
   --helpfull             All flags, those of the libraries too.

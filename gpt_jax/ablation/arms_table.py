@@ -10,7 +10,7 @@ from gpt_jax.ablation.picture import indices
 from gpt_jax.pages.axes import style
 
 DECIDED = ("better", "worse", "fails more often", "fails less often")
-KINDS = {"Δ": "delta", "p": "p", "verdict": "verdict-cell"}
+KINDS = {"Δ": "delta", "robust Δ": "delta", "p": "p", "verdict": "verdict-cell"}
 
 
 def arms_html(results: StudyResults) -> str:

@@ -99,7 +99,7 @@ def _tuning(results: StudyResults) -> str | None:
         least, most = min(trials.values()), max(trials.values())
         each = f"{least}" if least == most else f"{least} to {most}"
         return f"{each} settings for each arm, {sum(trials.values())} in all"
-    return "none" if any(arm.values for arm in results.arms) else None
+    return "none" if any(arm.learning_rate is not None for arm in results.arms) else None
 
 
 def _runs(results: StudyResults) -> list[tuple[str, str | None]]:
@@ -148,5 +148,8 @@ def _sentence(text: str) -> str:
 
 
 def facts_html(pairs: Sequence[tuple[str, str]]) -> str:
-    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs)
+    items = "".join(
+        f"<div{' class=wide' if len(value) > 48 else ''}><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        for name, value in pairs
+    )
     return f'<dl class="facts">{items}</dl>'

@@ -46,7 +46,8 @@ def paragraph(results: StudyResults) -> str:
 
 
 def _list(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    comma = "; " if any("," in word for word in words) else ", "
+    return words[0] if len(words) == 1 else f"{comma.join(words[:-1])} and {words[-1]}"
 
 
 def _count(n: int, word: str) -> str:
@@ -96,12 +97,12 @@ def _tuning(results: StudyResults) -> str:
         numbers = sorted({len(arm.tuned.trials) for arm in tuned if arm.tuned is not None})
         each = f"{numbers[0]} settings" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]} settings"
         best = [f"{arm.name} {arm.learning_rate:g}" for arm in tuned if arm.learning_rate is not None]
-        chosen = f" The learning rates so chosen: {', '.join(best)}." if best else ""
+        chosen = f" The learning rates so chosen: {_list(best)}." if best else ""
         return f"Each arm was tuned first, with {each} on seeds that the comparison does not use.{chosen}"
     rates = {arm.learning_rate for arm in results.arms if arm.learning_rate is not None}
     if len(rates) == 1:
         return f"Nothing was tuned: all arms have the learning rate {rates.pop():g}."
-    return "Nothing was tuned."
+    return "Nothing was tuned." if rates else ""
 
 
 def _endpoint(results: StudyResults) -> str:

@@ -43,7 +43,7 @@ def tuning(results: StudyResults) -> Picture | str | None:
             ringed = [(best.learning_rate, best.loss, f"{arm.name}, chosen: {best.learning_rate:g}{edge}")]
         lines.append(Line(arm.name, index, i, points, marks, ringed, crossed))
     if not lines:
-        return "nothing was tuned" if any(arm.values for arm in results.arms) else None
+        return "nothing was tuned" if any(arm.learning_rate is not None for arm in results.arms) else None
     note = (
         "What every arm tried, on seeds and text that the verdict does not use; a ring marks the chosen rate, a cross "
         "at the top one at which a seed failed."

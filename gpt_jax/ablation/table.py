@@ -171,20 +171,22 @@ def _supporting(results: StudyResults) -> list[Column]:
             lambda a: None if (ends := _versus(a).population_interval) is None else ends[1],
             lambda a: write.interval(_versus(a).population_interval),
         ),
-        Column("SD", "standard deviation over seeds", lambda a: a.std, lambda a: write.plain(a.std)),
+        Column("SD", "standard deviation over seeds", lambda a: a.std, lambda a: write.plain(a.std), on_paper=False),
         Column(
             "SD of Δ",
             "standard deviation of the paired differences",
             lambda a: _versus(a).std,
             lambda a: write.plain(_versus(a).std),
+            on_paper=False,
         ),
         Column(
             "pairing’s r",
             "correlation with the baseline over seeds, which is what pairing gains",
             lambda a: _versus(a).correlation,
             lambda a: "–" if (r := _versus(a).correlation) is None else decimals(r, 2),
+            on_paper=False,
         ),
-        Column("seeds", "runs in the mean", lambda a: a.n, lambda a: count(a.n)),
+        Column("seeds", "runs in the mean", lambda a: a.n, lambda a: count(a.n), on_paper=False),
         Column("runs", "all that the arm has", lambda a: statuses([a])["finished"], runs_text, on_paper=False),
         Column("LR", "learning rate", lambda a: a.learning_rate, _rate, _edge),
     ]  # fmt: skip
@@ -193,9 +195,9 @@ def _supporting(results: StudyResults) -> list[Column]:
 def _costs() -> list[Column]:
     return [
         _cost("parameters", "trainable, all", lambda a: a.parameters),
-        _cost("tokens", "that a run trains on", lambda a: a.tokens),
+        _cost("tokens", "that a run trains on", lambda a: a.tokens, on_paper=False),
         _cost("FLOPs", "of a run: training, forward and backward, counted analytically", lambda a: a.flops, _flops),
-        _cost("budget", "the matched cost ÷ the baseline’s", lambda a: a.budget_ratio, _ratio),
+        _cost("budget", "the matched cost ÷ the baseline’s", lambda a: a.budget_ratio, _ratio, on_paper=False),
         _cost("FLOPs/token", "of training, counted analytically", lambda a: a.flops_per_token, on_paper=False),
         _cost("KV bytes/token", "of the cache, all layers", lambda a: a.kv_bytes_per_token, _bytes),
     ]

@@ -14,6 +14,8 @@ from gpt_jax.pages import axes
 from gpt_jax.pages.axes import Frame, Scale
 from gpt_jax.pages.numbers import Number
 
+BESIDE = 150.0  # pixels of the longest name that still stands beside its row
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -54,9 +56,10 @@ def draw_forest(
     about: str,
 ) -> str:
     """Differences with their intervals; the range ± `smallest` is shaded, and `sides` names left and right."""
-    phone = width < 480
-    left, right = (8.0, 8.0) if phone else (min(150.0, max(axes.width_of(r.name) for r in rows) + 12), 196.0)
-    step = 46.0 if phone else 36.0
+    names = max(axes.width_of(row.name) for row in rows)
+    is_stacked = width < 480 or names > BESIDE  # names and figures above each row in place of beside it
+    left, right = (8.0, 8.0) if is_stacked else (names + 12, 206.0)
+    step = 46.0 if is_stacked else 36.0
     height = round(30 + step * len(rows) + 44)
     frame = Frame(width, height, left, right, 30, 44)
     values = [v for r in rows for v in r.shown] + [0.0]
@@ -78,17 +81,18 @@ def draw_forest(
     frame.around.append(axes.text(left, 18, f"← {sides[0]}", "start", "side"))
     frame.around.append(axes.text(width - right, 18, f"{sides[1]} →", "end", "side"))
     for i, row in enumerate(rows):
-        middle = frame.top + step * (i + 0.5) + (9 if phone else 0)
+        middle = frame.top + step * (i + 0.5) + (9 if is_stacked else 0)
         frame.inside.append(_row(row, x, middle))
-        labels = _labels_above(row, frame, middle) if phone else _labels_beside(row, frame, middle)
+        labels = _labels_above(row, frame, middle) if is_stacked else _labels_beside(row, frame, middle)
         labels += _arrows(row, x, middle + 12)
         frame.over.append(f'<g class="arm {axes.style(row.index)}" data-arm="{row.series}">{labels}</g>')
     return frame.svg(kind, about)
 
 
 def _labels_above(row: ForestRow, frame: Frame, middle: Number) -> str:
-    figures = axes.text(frame.width - frame.right, middle - 12, row.figures, "end", "figure")
-    room = frame.width - frame.left - frame.right - axes.width_of(row.figures) - 12
+    said = row.figures if frame.width < 480 else f"{row.figures}{row.p}, {axes.shorten(row.verdict, 170)}"
+    figures = axes.text(frame.width - frame.right, middle - 12, said, "end", "figure")
+    room = frame.width - frame.left - frame.right - axes.width_of(said) - 12
     return axes.text(frame.left, middle - 12, axes.shorten(row.name, room), "start", "name", row.name) + figures
 
 

@@ -1,6 +1,7 @@
 """A report says what its results say, in one file that needs nothing else, whatever is missing or is in a name."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -13,10 +14,15 @@ from xml.etree import ElementTree
 
 import pytest
 
-from gpt_jax.ablation.findings import StudyResults
+from gpt_jax.ablation.findings import ArmResults, StudyResults
+from gpt_jax.ablation.latex import to_latex
+from gpt_jax.ablation.method import paragraph
+from gpt_jax.ablation.pictures import pictures
 from gpt_jax.ablation.records import from_json
-from gpt_jax.ablation.report import to_html, to_markdown, write_report
-from gpt_jax.ablation.table import to_csv
+from gpt_jax.ablation.report import to_html, to_markdown, write_pages, write_report
+from gpt_jax.ablation.schema import Rules, StudyRecord
+from gpt_jax.ablation.table_csv import to_csv
+from gpt_jax.ablation.verdict import compare_arms
 from gpt_jax.config.errors import ConfigError
 from tests.ablation import made_up
 
@@ -92,7 +98,7 @@ def test_the_files_lie_beside_the_results(tmp_path: Path, study: dict[str, Any])
     (tmp_path / "results.json").write_text(json.dumps(study))
     path = write_report(str(tmp_path))
     assert path == str(tmp_path / "report.html")
-    names = {"results.json", "report.html", "report.md", "results.csv"}
+    names = {"results.json", "report.html", "report.md", "results.csv", "export"}
     assert {file.name for file in tmp_path.iterdir()} == names
     assert Path(path).read_text("utf-8").startswith("<!doctype html>")
 
@@ -100,7 +106,9 @@ def test_the_files_lie_beside_the_results(tmp_path: Path, study: dict[str, Any])
 def test_the_page_loads_nothing(source: str) -> None:
     page = Page(source)
     assert not {"link", "img", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
-    assert not {"src", "href", "srcset", "xlink:href"} & {name for _, attributes in page.tags for name in attributes}
+    assert not {"src", "srcset", "xlink:href"} & {name for _, attributes in page.tags for name in attributes}
+    links = {attributes["href"] for _, attributes in page.tags if "href" in attributes}
+    assert links and all(re.fullmatch(r"export/[\w-]+\.\w+", link or "") for link in links)
     assert "http:" not in source.replace("http-equiv", "") and "https:" not in source
     assert "@import" not in source and "url(" not in source
     (policy,) = (a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
@@ -112,17 +120,40 @@ def test_question_and_verdict_come_first(source: str, study: dict[str, Any]) -> 
     assert text.index(study["question"]) < text.index(study["verdict"]) < text.index("<table") < text.index("<figure")
 
 
+def figure_of(source: str, name: str) -> str:
+    (figure,) = re.findall(rf'<figure id="{name}">.*?</figure>', source, re.DOTALL)
+    return str(figure)
+
+
+def signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−")
+
+
 def test_every_arm_is_in_the_table_with_its_figures(source: str, study: dict[str, Any]) -> None:
     head, *rows = Page(source).rows
-    assert head[:5] == ["arm", "validation loss", "Δ", "p (Holm)", "verdict"]
+    assert head[:5] == ["arm", "Δ", "p", "verdict", "final validation loss"]
     assert [row[0].removesuffix(" baseline") for row in rows] == [arm["name"] for arm in study["arms"]]
     for row, arm in zip(rows, study["arms"], strict=True):
         low, high = arm["interval"]
-        assert row[1] == f"{arm['mean']:.4f} ± {(high - low) / 2:.4f}"
+        assert row[4] == f"{arm['mean']:.4f} ± {(high - low) / 2:.4f}"
         assert row[head.index("KV bytes/token")] == f"{arm['kv_bytes_per_token']:,}"
+        assert row[head.index("tokens")] == "1.54 M" and row[head.index("failed")] == "0 of 8"
         if (versus := arm["versus_baseline"]) is not None:
-            assert row[2].split(" ± ")[0] == f"{versus['mean']:+.4f}".replace("-", "−")
-            assert row[4] == versus["verdict"]
+            assert row[1] == signed(versus["mean"]) and row[3] == versus["verdict"]
+            assert row[head.index("robust Δ")] == signed(versus["robust"])
+            assert row[head.index("pairing’s r")] == f"{versus['correlation']:.2f}"
+            assert row[head.index("SD of Δ")] == f"{versus['std']:.4f}"
+            ends = versus["population_interval"]
+            assert row[head.index("for text like this")] == f"{signed(ends[0])} to {signed(ends[1])}"
+
+
+def test_the_interval_that_decides_stands_below_the_difference(source: str, study: dict[str, Any]) -> None:
+    cells = re.findall(r'<td class="delta" [^>]*>([^<]*)<small>([^<]*)</small>', source)
+    wanted = [(v["mean"], v["interval"]) for arm in study["arms"] if (v := arm["versus_baseline"])]
+    for mean, (low, high) in wanted:
+        assert (signed(mean), f"{signed(low)} to {signed(high)}") in cells
+    alone = [v["t_interval"] for arm in study["arms"] if (v := arm["versus_baseline"])]
+    assert all(f"for this arm alone: {signed(low)} to {signed(high)}" in source for low, high in alone)
 
 
 def test_markdown_and_csv_agree_with_the_results(study: dict[str, Any]) -> None:
@@ -132,14 +163,17 @@ def test_markdown_and_csv_agree_with_the_results(study: dict[str, Any]) -> None:
     assert len(rows) == len(study["arms"])
     for arm, row, cells in zip(study["arms"], rows, table[2:], strict=False):
         assert row["arm"] == cells[0] == arm["name"]
-        assert float(row["mean"]) == arm["mean"] and cells[1].startswith(f"{arm['mean']:.4f}")
+        assert float(row["mean"]) == arm["mean"] and cells[4].startswith(f"{arm['mean']:.4f}")
         assert int(row["kv_bytes_per_token"]) == arm["kv_bytes_per_token"]
         assert [float(row[f"loss_seed_{seed}"]) for seed in study["seeds"]] == list(arm["losses"].values())
-        assert json.loads(row["changes"]) == arm["changes"]
+        assert [float(row[f"value_seed_{seed}"]) for seed in study["seeds"]] == list(arm["values"].values())
+        assert json.loads(row["changes"]) == arm["changes"] and row["failed"] == "0"
         if (versus := arm["versus_baseline"]) is not None:
             assert float(row["difference_mean"]) == versus["mean"]
+            assert float(row["difference_interval_high"]) == versus["interval"][1]
             assert float(row["difference_t_interval_high"]) == versus["t_interval"][1]
-            assert row["verdict"] == cells[4] == versus["verdict"]
+            assert float(row["difference_robust"]) == versus["robust"] and float(row["p"]) == versus["p"]
+            assert row["verdict"] == cells[3].split(" (")[0] == versus["verdict"]
     assert study["question"] in markdown and study["verdict"] in markdown
     assert f"    {study['repeat']['command']}\n" in markdown
 
@@ -161,10 +195,14 @@ def test_names_from_users_are_text(fresh: dict[str, Any]) -> None:
     for arm in fresh["arms"][1:]:
         arm["name"] += NASTY
         arm["changes"] = {NASTY: NASTY}
-        arm["versus_baseline"]["verdict"] = NASTY
+        arm["versus_baseline"] |= {"verdict": NASTY, "reason": NASTY, "outliers": [NASTY]}
+        arm["leaves"] = [{"key": NASTY, "baseline": NASTY, "arm": NASTY, "asked_by": "arm"}]
         arm["accuracy_by"]["label"] = NASTY
         arm["runs"][0] |= {"folder": NASTY, "status": NASTY, "config_hash": NASTY}
     fresh |= {"question": NASTY, "verdict": NASTY, "budget": {"match": NASTY, "field": NASTY}}
+    fresh |= {"metric": NASTY, "unit": NASTY, "marks": [NASTY], "devices": [NASTY]}
+    fresh["log"][0] |= {"time": NASTY, "what": NASTY, "text": NASTY}
+    fresh["contrasts"][0] |= {"name": NASTY, "kind": NASTY}
     fresh["repeat"] |= {"command": NASTY, "git": NASTY, "failures": [NASTY], "configs": {NASTY: {NASTY: NASTY}}}
     source = html_of(fresh)
     page = Page(source)
@@ -177,12 +215,17 @@ def test_names_from_users_are_text(fresh: dict[str, Any]) -> None:
     outside = [line for line in markdown.splitlines() if not line.startswith("    ")]
     assert not any("<script" in line for line in outside)
     widths = {len(re.split(r"(?<!\\)\|", line)) for line in outside if line.startswith("| ") and "kv" not in line}
-    assert len(widths) <= 3  # one for each table: no name added a column
+    assert len(widths) <= 6  # one for each table: no name added a column
+    latex = to_latex(complete(fresh))
+    assert len({len(re.split(r"(?<!\\)&", line)) for line in latex.splitlines() if line.endswith(r" \\")}) == 1
+    assert not re.search(r"(?<!\\)[_#%](?!.*Needs)", latex.split("\n", 1)[1].replace("%\n", "\n"))
+    for picture in pictures(complete(fresh))[0]:
+        ElementTree.fromstring(picture.svg())
 
 
 def test_pictures_are_well_formed_and_drawn_twice(source: str) -> None:
     whole = re.findall(r"(<svg class=.*?</svg>)(?=<svg class=|</figure>)", source, re.DOTALL)
-    assert [picture.split('"')[1] for picture in whole] == ["wide", "narrow"] * 9
+    assert [picture.split('"')[1] for picture in whole] == ["wide", "narrow"] * 11
     for picture in whole:
         root = ElementTree.fromstring(picture)
         numbers = [v for e in root.iter() for k, v in e.items() if k in ("x", "y", "x1", "y1", "x2", "y2", "cx", "cy")]
@@ -192,6 +235,7 @@ def test_pictures_are_well_formed_and_drawn_twice(source: str) -> None:
 
 REMOVED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "forest": lambda arm: arm.update(versus_baseline=None),
+    "tuning": lambda arm: arm.update(tuned=None),
     "validation-curves": lambda arm: arm["curves"].pop("validation"),
     "train-curves": lambda arm: arm["curves"].update(train=None),
     "learning-rate": lambda arm: arm.update(by_learning_rate=None),
@@ -202,13 +246,14 @@ REMOVED: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 WORDS = {
     "forest": "forest of differences",
+    "tuning": "tuning of the learning rate",
     "validation-curves": "validation loss over training",
     "train-curves": "training loss",
     "learning-rate": "loss against learning rate",
     "position": "loss by position",
     "extrapolation": "length extrapolation",
     "accuracy": "accuracy",
-    "pareto": "loss against KV bytes",
+    "pareto": "endpoint against KV bytes",
 }
 
 
@@ -238,34 +283,167 @@ def test_columns_without_a_value_are_left_out_and_named(fresh: dict[str, Any]) -
 def test_one_arm_and_one_seed() -> None:
     page = Page(html_of(made_up.study(names=("only",), seeds=1)))
     assert "One seed: there are no intervals and no tests" in page.text
-    assert page.rows[1][1] == "1.5332" and "±" not in page.rows[1][1]
-    assert not {"forest", "gap", "pareto"} & page.figures()
+    cell = page.rows[1][page.rows[0].index("final validation loss")]
+    assert cell == "1.5332" and "±" not in cell
+    assert not {"forest", "contrasts", "gap", "pareto"} & page.figures()
 
 
 def test_two_arms_of_one_seed_have_a_difference_without_an_interval() -> None:
     page = Page(html_of(made_up.study(names=("a", "b"), seeds=1)))
     assert "forest" in page.figures() and "One seed: no intervals." in page.text
-    assert page.rows[2][2] == "−0.0019"
+    assert page.rows[2][1] == "−0.0019"
 
 
-def test_diverged_runs_are_shown_and_in_no_mean(fresh: dict[str, Any]) -> None:
-    arm = fresh["arms"][1]
-    arm["runs"][3]["status"] = "diverged"
-    arm["losses"]["3"] = math.nan
-    arm["n"] = 7
-    lost = fresh["arms"][2]
-    for run in lost["runs"]:
-        run["status"] = "diverged"
-    lost |= {"mean": None, "std": None, "n": 0, "interval": None, "versus_baseline": None, "curves": None}
-    lost["by_learning_rate"] = {"0.003": [None, math.inf]}
-    page = Page(html_of(fresh))
-    assert "9 of 40 runs diverged (gqa2, mqa); they are in no mean." in page.text
-    head, _, one, other, *_ = page.rows
-    assert one[head.index("runs")].startswith("7 of 8") and one[head.index("seeds")] == "7"
-    assert other[1] == "diverged"
-    assert "This study is not finished" not in page.text
-    rows = list(csv.DictReader(io.StringIO(to_csv(complete(fresh)))))
-    assert rows[1]["loss_seed_3"] == "" and rows[1]["runs_diverged"] == "1" and rows[2]["mean"] == ""
+LINES = ("validation-curves", "train-curves", "gap", "position", "extrapolation", "accuracy")
+
+
+def test_of_an_arm_with_failed_seeds_nothing_is_shown_but_its_failures() -> None:
+    study = made_up.study(lost={"mqa": (1, 5)})
+    source = html_of(study)
+    page = Page(source)
+    assert "Seeds failed: mqa (2 of 8). These arms have no mean" in page.text
+    head, *rows = page.rows
+    row = next(row for row in rows if row[0].startswith("mqa") and "window" not in row[0])
+    assert row[1] == "–" and row[3] == "not ranked" and row[head.index("failed")] == "2 of 8"
+    assert row[head.index("final validation loss")] == "–" == row[head.index("robust Δ")]
+    for name in (*LINES, "forest", "pareto"):
+        drawn = figure_of(source, name)
+        assert ">gqa2<" in drawn and not re.search(r'>mqa<|>mqa: |data-name="mqa"', drawn), name
+    assert "Not drawn, because seeds failed: mqa." in page.text
+    survivors = [value for value in study["arms"][2]["losses"].values() if value is not None]
+    mean = sum(survivors) / len(survivors)
+    assert f"{mean:.4f}" not in source and f"{mean:.4f}" not in to_markdown(complete(study))
+    rows = list(csv.DictReader(io.StringIO(to_csv(complete(study)))))
+    lost = rows[2]
+    assert lost["mean"] == lost["difference_mean"] == lost["loss_seed_1"] == "" and lost["runs_diverged"] == "2"
+    assert lost["failed"] == "2" and 0 < float(lost["failed_interval_low"]) < 0.25
+
+
+def test_a_rate_at_which_a_seed_failed_is_a_cross_and_no_mean(fresh: dict[str, Any], source: str) -> None:
+    assert source.count("gqa2, 0.03: failed") == 2  # in the wide picture and in the narrow one
+    fresh["arms"][1]["by_learning_rate"]["0.01"] = [1.55, None, 1.56]
+    before, after = figure_of(source, "learning-rate"), figure_of(html_of(fresh), "learning-rate")
+    assert after.count("gqa2, learning rate 0.01: 1 of 3 failed") == 2
+    assert "gqa2, learning rate 0.01: 1.5" not in after and "gqa2, learning rate 0.01: 1.5" in before
+
+
+def with_outlier(results: StudyResults, size: float) -> StudyResults:
+    """The same study, but seed 3 of the second arm ended so much higher."""
+    arm = results.arms[1]
+    value = arm.values["3"]
+    assert value is not None
+    arm = dataclasses.replace(arm, values={**arm.values, "3": value + size})
+    record = StudyRecord(
+        **{field.name: getattr(results, field.name) for field in dataclasses.fields(Rules)},
+        question=results.question,
+        baseline=results.baseline,
+        seeds=results.seeds or (),
+        arms=(),
+        runs=(),
+    )
+    arms = compare_arms([results.arms[0], arm, *results.arms[2:]], record)
+    return dataclasses.replace(results, arms=arms)
+
+
+def test_an_outlier_does_not_hide_the_margin_and_is_named() -> None:
+    source = to_html(with_outlier(made_up.results(), 3.0))
+    assert "Outliers among the differences: gqa2 (seed 3)." in source
+    figure = figure_of(source, "forest")
+    wide = figure[figure.index('<svg class="wide"') : figure.index('<svg class="narrow"')]
+    (margin,) = re.findall(r'<rect x="[-\d.]+" y="[\d.]+" width="([\d.]+)"[^>]*class="region"', wide)
+    assert float(margin) > 40  # pixels; on an axis up to 3 nats it would have 1
+    assert re.search(r'class="beyond">mean, seed 3 →', wide) or re.search(r'class="beyond">seed 3 →', wide)
+    assert "An arrow at the edge names what lies beyond the axis." in figure
+
+
+def test_a_smoke_test_is_stamped(fresh: dict[str, Any], source: str) -> None:
+    stamp = "smoke test: decides nothing"
+    assert stamp not in source.lower()
+    fresh |= {"is_smoke": True, "marks": ["a smoke test: decides nothing"]}
+    stamped = visible(html_of(fresh))
+    assert stamped.index('<p class="banner">Smoke test: decides nothing.') < stamped.index("<table")
+    assert stamped.count('class="mark"') == 0  # the banner says it
+    assert stamped.count('class="stamp"') == 22 and 'class="watermark"' in stamped
+    for text in (to_markdown(complete(fresh)), to_latex(complete(fresh)), paragraph(complete(fresh))):
+        assert stamp in text.lower()
+    assert all(stamp in picture.svg() for picture in pictures(complete(fresh))[0])
+
+
+def test_marks_and_facts_stand_above_the_table(source: str, study: dict[str, Any]) -> None:
+    text = visible(source)
+    top = text[text.index(study["verdict"]) : text.index("<table")]
+    assert top.index('<p class="mark">The endpoint was changed after 8 runs had finished.</p>') < top.index("<dl")
+    for fact in (
+        "final validation loss (nats per token); all else is secondary",
+        "5 planned, 8 seen, at most 12",
+        "1,000",
+        "12 rows",
+        "128 tokens",
+        "1,536,000",
+        "111,488 tokens",
+        "float32",
+        "TPU v5 lite",
+        "6 settings for each arm, 30 in all",
+        "3 of 3 repeated runs bit-equal",
+    ):
+        assert f"<dd>{fact}</dd>" in top, fact
+    assert "A/A" not in source
+
+
+def test_times_name_their_machine_and_what_shared_it(fresh: dict[str, Any], source: str) -> None:
+    assert "Times and memory are of TPU v5 lite. 2 processes shared the machine, so they are not comparable." in source
+    fresh["jobs"] = 1
+    alone = html_of(fresh)
+    assert "Times and memory are of TPU v5 lite." in alone and "shared the machine" not in alone
+
+
+def test_contrasts_tuning_and_the_log_have_their_tables(source: str, study: dict[str, Any]) -> None:
+    kinds = {contrast["kind"] for contrast in study["contrasts"]}
+    assert kinds == {"pair", "interaction"}
+    for contrast in study["contrasts"]:
+        assert f">{contrast['name']}</td>" in source and signed(contrast["versus"]["mean"]) in source
+    assert "0.003, weight decay 0.1, warm-up 100" in source
+    places = [source.index(f"<time>{event['time']}</time>") for event in study["log"]]
+    assert places == sorted(places) and source.count("runs done</small>") == len(study["log"])
+
+
+def test_values_alone_make_a_page(tmp_path: Path) -> None:
+    """As `experiments.judge` has them: no runs, no configurations, no setup."""
+    known = made_up.results()
+    arms = tuple(
+        ArmResults(
+            **{f: getattr(arm, f) for f in ("name", "values", "mean", "std", "n", "interval", "versus_baseline")}
+        )
+        for arm in known.arms
+    )
+    bare = StudyResults(question="Which?", baseline="mha", smallest_difference=0.01, arms=arms, verdict=known.verdict)
+    path = Path(write_pages(bare, tmp_path / "new"))
+    page = Page(path.read_text("utf-8"))
+    assert page.figures() == {"forest"} and "not finished" not in page.text
+    assert "To repeat it" not in page.text and "Determinism check" not in page.text
+    missing = "".join(text for text in page.texts if text.startswith("Not measured: "))
+    assert "parameters" in missing and "training loss" in missing
+    assert "othing was tuned" not in page.text  # nobody knows
+    assert page.rows[0][:5] == ["arm", "Δ", "p", "verdict", "final validation loss"]
+    assert {"forest.svg", "forest.png", "table.tex", "table.csv", "methods.md", "methods.txt"} == {
+        file.name for file in (tmp_path / "new" / "export").iterdir()
+    }
+
+
+def test_units_decide_how_values_are_written() -> None:
+    arms = []
+    for arm in made_up.results(names=("a", "b"), seeds=3).arms:
+        versus = arm.versus_baseline and dataclasses.replace(arm.versus_baseline, mean=-2.5e12, interval=(-4e12, -1e12))
+        arms.append(dataclasses.replace(arm, mean=1.234e15, interval=(1.2e15, 1.3e15), versus_baseline=versus))
+    source = to_html(StudyResults(question="?", baseline="a", smallest_difference=1e12, unit="FLOPs", arms=tuple(arms)))
+    assert ">−2.5 T<" in source and "−4 T to −1 T" in source and "1.23 P" in source
+
+
+def test_where_more_is_better_the_sides_are_swapped(fresh: dict[str, Any], source: str) -> None:
+    assert "← better" in source and "worse →" in source
+    fresh["lower_is_better"] = False
+    changed = html_of(fresh)
+    assert "← worse" in changed and "better →" in changed and "above 0 is better" in changed
 
 
 def test_a_study_half_run_says_so_on_top(fresh: dict[str, Any]) -> None:
@@ -281,23 +459,23 @@ def test_a_study_half_run_says_so_on_top(fresh: dict[str, Any]) -> None:
     source = visible(html_of(fresh))
     assert source.index("31 of 40 runs are done (1 interrupted, 8 missing)") < source.index("<table")
     assert "No verdict yet." in source
-    assert Page(source).rows[5][1] == "not run yet"
+    assert "not run yet" in Page(source).rows[5]
     assert "> This study is not finished" in to_markdown(complete(fresh))
 
 
 def test_a_study_of_which_nothing_ran_has_a_page(fresh: dict[str, Any]) -> None:
-    fresh["arms"] = [{"name": arm["name"], "runs": []} for arm in fresh["arms"]]
+    fresh |= {"arms": [{"name": arm["name"], "runs": []} for arm in fresh["arms"]], "contrasts": []}
     page = Page(html_of(fresh))
     assert "This study is not finished: no run has begun" in page.text and page.figures() == set()
     assert len(page.rows) == 6
 
 
 def test_an_unequal_copy_of_the_baseline_is_a_warning(fresh: dict[str, Any], source: str) -> None:
-    assert "trust no difference" not in source and "bit-equal" in source
-    fresh["aa"] = {"equal": False}
-    assert "trust no difference" in html_of(fresh)
+    assert "rust no difference" not in source and "bit-equal" in source
+    fresh["aa"] = {"equal": False, "pairs": 3}
+    assert "Trust no difference" in html_of(fresh)
     fresh["aa"] = None
-    assert "not compared" in html_of(fresh)
+    assert "no run was repeated" in html_of(fresh)
 
 
 def test_twenty_arms_have_names_that_do_not_touch() -> None:
