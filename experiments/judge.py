@@ -51,10 +51,12 @@ FLAGS = flags.FLAGS
 def main() -> int:
     jax.config.update("jax_platforms", "cpu")
     table = cli.required("table", "the CSV file of results; it may also stand first, without the flag's name")
+    baseline = cli.required("baseline", "the arm that the others are compared with")
+    smallest_difference = cli.required("smallest_difference", "the smallest difference that matters")
     results = judge_table(
         read_table(table),
-        baseline=cli.required("baseline", "the arm that the others are compared with"),
-        smallest_difference=cli.required("smallest_difference", "the smallest difference that matters"),
+        baseline=baseline,
+        smallest_difference=smallest_difference,
         question=FLAGS.question,
         most=FLAGS.most_seeds,
         unit=FLAGS.unit,

@@ -24,7 +24,6 @@ from gpt_jax.ablation.planned import shard_of
 from gpt_jax.ablation.redone import check_shard, redone
 from gpt_jax.ablation.results import STUDY
 from gpt_jax.ablation.runner import StudyStatus, write_plan
-from gpt_jax.ablation.schema import StudyRecord
 from gpt_jax.ablation.study import Study, Tuning, change
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.runs.folder import RunFolder
@@ -118,7 +117,7 @@ def begin(plan: StudyPlan, workdir: str, shard: stages.Shard | None, is_job: boo
     folder, unless this process `is_job`, whose parent has done so.
     """
     values, folder, is_part = flags.FLAGS, RunFolder(workdir), is_job or shard is not None
-    known = records.read(StudyRecord, folder, STUDY) if folder.exists(STUDY) else None
+    known = records.read_study(folder) if folder.exists(STUDY) else None
     shards = max(1 if known is None else known.shards, 1 if shard is None else shard[1])
     grouping = choose(plan, workdir, values.together, is_part, programs)
     if grouping.count > 1 or shards > 1:

@@ -265,13 +265,30 @@ def assert_contains(found: Any, expected: Any, path: str = "") -> None:
         assert found == expected, path
 
 
+def as_today(results: dict[str, Any]) -> dict[str, Any]:
+    """The results with today's names and sentence. The statistics of a comparison have others in their place, but the
+    mean and the verdict.
+    """
+    said = results.pop("verdict")
+    assert said == "So far (4 of 5 runs are done): against mha, mqa is undecided: +0.0040 nats."
+    for arm in results["arms"]:
+        arm["learning_rate"] = arm.pop("best_learning_rate")
+        assert not arm.pop("learning_rate_at_edge") and len(arm.pop("by_learning_rate")) == 1
+        if arm["versus_baseline"] is not None:
+            arm["versus_baseline"] = {name: arm["versus_baseline"][name] for name in ("mean", "verdict")}
+    return results | {
+        "metric": "final validation loss",
+        "verdict": said.replace("undecided", "undecided, 1 of 2 planned seeds done"),
+    }
+
+
 def test_a_study_reports_and_goes_on(earlier: Path) -> None:
     """The report repeats what the earlier code collected. Whether a run that is done counts or is made again depends on
     the code's version; the losses do not.
     """
     before = json.loads((earlier / "study" / "results.json").read_text())
     reported, results = studied(earlier)
-    assert_contains(reported, before)
+    assert_contains(reported, as_today(before))
     assert_golden(concluded(results), GOLDEN["study"])
     assert (earlier / "study" / "report.html").stat().st_size > 10_000
 

@@ -12,7 +12,7 @@ import jax
 from gpt_jax.ablation import records
 from gpt_jax.ablation.plan import StudyPlan
 from gpt_jax.ablation.results import STUDY
-from gpt_jax.ablation.schema import Grouping, StudyRecord
+from gpt_jax.ablation.schema import Grouping
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import config_hash
 from gpt_jax.config.errors import ConfigError
@@ -33,7 +33,7 @@ def recorded_grouping(plan: StudyPlan, workdir: Workdir) -> Grouping | None:
     folder = RunFolder(workdir)
     if not folder.exists(STUDY):
         return None
-    found = records.read(StudyRecord, folder, STUDY).together
+    found = records.read_study(folder).together
     return found if found is not None and found.config_hash == _hash(plan) else None
 
 

@@ -120,7 +120,7 @@ def device_kinds() -> tuple[str, ...]:
 def runs_done(folder: RunFolder) -> int:
     """How many runs of the verdict have ended; without `study.json`, how many runs."""
     if folder.exists(STUDY):
-        return sum(_by_run(folder, records.read(StudyRecord, folder, STUDY)).values())
+        return sum(_by_run(folder, records.read_study(folder)).values())
     if not folder.exists(RUNS):
         return 0
     return sum((run / OUTCOME).exists() for run in folder.file(RUNS).iterdir())

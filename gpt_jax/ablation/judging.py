@@ -127,7 +127,7 @@ def _numbers(values: Values, seeds: list[Any]) -> np.ndarray:
 def decide(mean: float, interval: st.Interval | None, n: int, rule: Rule) -> tuple[str, str | None]:
     """The verdict on a mean difference without failures and, where it is not plain, the reason in words."""
     if n < rule.planned:
-        return "undecided", f"{n} of the {rule.planned} planned seeds are done"
+        return "undecided", f"{n} of {rule.planned} planned seeds done"
     if interval is None:
         return "undecided", "one seed has no interval"
     smallest, gain = rule.smallest_difference, (mean < 0) == rule.lower_is_better
@@ -158,7 +158,7 @@ def compare_failures(ours: int, theirs: int, n: int, rule: Rule) -> Versus:
     interval = st.rate_difference_interval(ours, theirs, n, 1 - size)
     verdict, reason = "undecided", f"{ours} of {n} seeds failed, and {theirs} of the baseline’s"
     if n < rule.planned:
-        reason = f"{n} of the {rule.planned} planned seeds are done; {reason}"
+        reason = f"{n} of {rule.planned} planned seeds done; {reason}"
     elif p < st.ALPHA:
         verdict = "fails more often" if ours > theirs else "fails less often"
     elif max(map(abs, interval)) <= rule.smallest_difference:

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from gpt_jax.ablation.schema import STUDY, StudyRecord
 from gpt_jax.config.errors import ConfigError, nearest
 from gpt_jax.runs.folder import RunFolder
 
@@ -23,6 +24,16 @@ def read(kind: type[R], folder: RunFolder, name: str) -> R:
       ConfigError: the file holds something else; the message names the field.
     """
     return from_json(kind, folder.read_json(name), str(folder.file(name)))
+
+
+def read_study(folder: RunFolder) -> StudyRecord:
+    """`study.json` of a study's folder, with today's name for what earlier ones called the final loss.
+
+    Raises:
+      ConfigError: as `read`.
+    """
+    study = read(StudyRecord, folder, STUDY)
+    return dataclasses.replace(study, metric=StudyRecord.metric) if study.metric == "validation_loss" else study
 
 
 def write(record: Any, folder: RunFolder, name: str) -> None:

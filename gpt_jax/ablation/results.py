@@ -60,7 +60,7 @@ def write_results(workdir: Workdir) -> StudyResults:
     """
     folder = RunFolder(workdir)
     if folder.exists(STUDY):
-        history.look(folder, history.under_claim(records.read(StudyRecord, folder, STUDY), folder))
+        history.look(folder, history.under_claim(records.read_study(folder), folder))
     found = collect(workdir)
     records.write(found, folder, RESULTS)
     history.finish(folder, found)
@@ -77,7 +77,7 @@ def collect(workdir: Workdir) -> StudyResults:
     folder = RunFolder(workdir)
     if not folder.exists(STUDY):
         raise MissingFile(f"there is no study in {folder}: give the --workdir of experiments.ablate")
-    study = history.under_claim(records.read(StudyRecord, folder, STUDY), folder)
+    study = history.under_claim(records.read_study(folder), folder)
     endpoint, runs = values.endpoint_of(study), [StudyRun(folder, planned, study) for planned in study.runs]
     seeds = {arm.name: _seeds(arm, runs, study) for arm in study.arms}
     paired = {name: _paired(found, seeds[study.baseline]) for name, found in seeds.items()}

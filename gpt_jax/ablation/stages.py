@@ -16,7 +16,7 @@ from gpt_jax.ablation import log, records, results, tuning
 from gpt_jax.ablation.endpoint import BITS_PER_BYTE
 from gpt_jax.ablation.plan import StudyPlan, describe, planned_record
 from gpt_jax.ablation.planned import Group, PlannedRun, in_words
-from gpt_jax.ablation.schema import Grouping, Origin, PlannedRunRecord, StudyRecord, Trial, Tuned
+from gpt_jax.ablation.schema import Grouping, Origin, PlannedRunRecord, Trial, Tuned
 from gpt_jax.config.conversion import to_dict
 from gpt_jax.runs import metrics
 from gpt_jax.runs.folder import RunFolder
@@ -76,7 +76,7 @@ def write_record(
 
 def rewrite_record(plan: StudyPlan, folder: RunFolder, shard: Shard = WHOLE) -> None:
     """Writes `study.json` again, for a plan that has gone on since."""
-    earlier = records.read(StudyRecord, folder, results.STUDY)
+    earlier = records.read_study(folder)
     assert earlier.together is not None, "a study that runs has chosen how its seeds train"
     write_record(plan, folder, earlier.repeat, earlier.together, earlier.is_forced, earlier.jobs, shard)
 
@@ -104,14 +104,14 @@ def _key(run: PlannedRunRecord) -> PlannedRunRecord:
 
 
 def _recorded_runs(folder: RunFolder) -> Sequence[PlannedRunRecord]:
-    return records.read(StudyRecord, folder, results.STUDY).runs if folder.exists(results.STUDY) else ()
+    return records.read_study(folder).runs if folder.exists(results.STUDY) else ()
 
 
 def _recorded_choice(plan: StudyPlan, folder: RunFolder) -> Mapping[str, Tuned] | None:
     """What `study.json` says was chosen; None if it does not, or of other arms, other data or another tuning."""
     if plan.study.tuning is None or not folder.exists(results.STUDY):
         return None
-    earlier = records.read(StudyRecord, folder, results.STUDY)
+    earlier = records.read_study(folder)
     if earlier.tuning != _plain(asdict(plan.study.tuning)) or earlier.repeat.data_hash != plan.data_hash:
         return None
     configs = {arm.name: arm.config for arm in earlier.arms}

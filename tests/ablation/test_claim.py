@@ -26,7 +26,7 @@ from tests.tiny import tiny_config
 KV = "model.attention.kv_heads"
 STUDIES = sorted(file.stem for file in (Path(__file__).parents[2] / "configs" / "ablations").glob("*.py"))
 UNTUNED = "at the baseline’s learning rate: nothing was tuned"
-DEVICES = {"devices": {"kind": "cpu"}}
+DEVICES = {"devices": {"kind": "cpu", "count": 1, "processes": 1, "machine": "x86_64"}}
 
 
 def small_study(**changes: Any) -> Study:

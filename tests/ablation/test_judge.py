@@ -90,7 +90,7 @@ def test_an_outlier_is_named():
 
 def test_before_the_planned_seeds_there_is_no_verdict():
     found, reason = verdict(arm(0.5, seeds=5), planned=8)
-    assert found == "undecided" and reason == "5 of the 8 planned seeds are done"
+    assert found == "undecided" and reason == "5 of 8 planned seeds done"
 
 
 def test_added_seeds_pay_for_the_look_that_was_taken():

@@ -35,7 +35,7 @@ def test_results_come_back_as_they_were() -> None:
 
 def test_absent_fields_take_their_defaults() -> None:
     found = from_json(StudyRecord, STUDY, "study.json")
-    assert (found.together, found.repeat.command, found.metric) == (None, None, "loss")
+    assert (found.together, found.repeat.command, found.metric) == (None, None, "final validation loss")
     assert found.arms[0].is_ranked and found.arms[0].flops_per_token is None
     assert from_json(RunOutcome, {"status": "finished", "wall_seconds": 3}, "outcome.json").address is None
     assert from_json(ArmResults, {"name": "a", "losses": None, "runs": None}, "x").losses == {}

@@ -1,4 +1,4 @@
-"""The tuning of arms: equally many trials for all, a grid that grows past its edges, a choice that a kill can't move."""
+"""The tuning of arms: equally many trials for all, a grid that grows past its edges, a choice that no kill can move."""
 
 import math
 import random
@@ -43,8 +43,8 @@ def play(study: Study, loss: dict[str, Loss], known: Losses | None = None) -> tu
     return found, losses
 
 
-def tuned_study(tuning: Tuning = Tuning(RATES), **changes: Any) -> Study:
-    return small_study(tuning=tuning, **changes)
+def tuned_study(tuning: Tuning | None = None, **changes: Any) -> Study:
+    return small_study(tuning=tuning or Tuning(RATES), **changes)
 
 
 def rates(found: Search, name: str) -> list[float]:
