@@ -168,7 +168,7 @@ def concluded(results: dict[str, Any]) -> dict[str, Any]:
             "parameters": arm["parameters"],
             "versus_baseline": None if versus is None else {key: versus[key] for key in ("mean", "verdict")},
         }
-    return {"aa": results["aa"], "arms": arms}
+    return {"aa": {"equal": results["aa"]["equal"]}, "arms": arms}
 
 
 # ── runs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
