@@ -10,7 +10,7 @@ from gpt_jax.ablation.plan import make_plan
 from gpt_jax.ablation.report import write_report
 from gpt_jax.ablation.results import write_results
 from gpt_jax.ablation.runner import Runner
-from gpt_jax.ablation.show import show_plan
+from gpt_jax.ablation.show import show_plan, show_power
 from gpt_jax.ablation.stages import WHOLE
 from gpt_jax.runs.compilation import enable_compilation_cache
 from gpt_jax.training.programs import Programs
@@ -37,7 +37,9 @@ Run an ablation study, from a question to a report.
                          of some seeds, and all trials of some arms. It exits with 75 while the tuning of other parts
                          is not finished.
   --force                Rank arms that are not within 1% of the baseline's budget too.
-  --dry                  Print the arms, what they cost and how many runs they take, and stop.
+  --dry                  Print the arms, what they cost, how many runs they take, and which differences 3 to 40 seeds
+                         would find, and stop. --noise=FOLDER takes the spread of paired differences from an earlier
+                         study, --noise=NUMBER states it.
   --helpfull             All flags, those of the libraries too.
 
 A study that tunes has two stages: every arm tries equally many settings, on seeds and text that the verdict does not
@@ -61,6 +63,7 @@ flags.DEFINE_integer("together", None, "Seeds in one program.", lower_bound=1)
 flags.DEFINE_string("shard", None, "I/N: a part of the runs.")
 flags.DEFINE_bool("force", False, "Rank unmatched arms.")
 flags.DEFINE_bool("dry", False, "Print the plan only.")
+flags.DEFINE_string("noise", None, "Spread of paired differences, for --dry.")
 flags.DEFINE_string("job", None, "I/N: a slice of a stage, for the processes that --jobs starts.")
 cli.define_config()
 FLAGS = flags.FLAGS
@@ -74,7 +77,10 @@ def main() -> int:
     plan, programs = make_plan(studies.study_from_flags()), Programs()
     if FLAGS.dry:
         show_plan(make_plan(plan.study, FLAGS.together or 1, 1 if shard is None else shard[1]), console)
+        show_power(plan, FLAGS.noise, workdir, console)
         return 0
+    if FLAGS.noise is not None:
+        raise cli.UsageError("--noise goes with --dry: the runs themselves show the noise")
     plan = studies.begin(plan, workdir, shard, job is not None, programs)
     if job is not None:
         return CODES[Runner(plan, workdir, console, programs).run_slice(job)]

@@ -199,4 +199,4 @@ def costs() -> list[tuple[str, str]]:
 def wasted(n: int = 8) -> float:
     """The power of the first look at `n` seeds where one look of n seeds has 80%."""
     once = power(1.0, n, Rule(1e-9, planned=n, most=n)).detectable or 0.0
-    return outcomes(once, 1.0, n, Rule(1e-9, planned=n))[0]
+    return outcomes(once, 1.0, n, Rule(1e-9, planned=n)).different

@@ -7,6 +7,7 @@ import math
 import statistics
 
 from rich.console import Console
+from rich.table import Column, Table
 
 from gpt_jax.ablation import records
 from gpt_jax.ablation.findings import StudyResults
@@ -86,8 +87,8 @@ def _asked(leaves: tuple[Leaf, ...]) -> list[str]:
 
 
 def show_power(plan: StudyPlan, noise: str | None, workdir: str, console: Console) -> None:
-    """Prints what numbers of seeds would buy: the difference that 80% of studies find, and how often arms that are
-    alike are found to be so, by simulation.
+    """Prints what numbers of seeds would buy: the difference that 80% of studies tell from 0, and how often equal arms
+    come out as no different, by simulation.
 
     `noise` is the standard deviation of a paired difference, or the folder of an earlier study with the same endpoint;
     None: that of the study in `workdir` if it has results, else a guess.
@@ -99,17 +100,16 @@ def show_power(plan: StudyPlan, noise: str | None, workdir: str, console: Consol
         comparisons=max(1, len(plan.arms) - 1),
         rules_out_failures=study.rules_out_failures,
     )
-    lines = [f"  with paired differences of standard deviation {std:.4g} ({source}), {plan.unit}:"]
+    title = f"  if paired differences have the standard deviation {std:.4g} {plan.unit} ({source}):"
+    columns = ("seeds", "found in 80% of studies", "equal arms found alike", "")
+    table = Table(*(Column(name, justify="right") for name in columns), box=None, padding=(0, 0, 0, 4))
     for n in sorted({*SEEDS, len(study.seeds)}):
         first = dataclasses.replace(rule, planned=n, most=max(n, study.most_seeds))
         found = power(std, n, first)
-        seen = "nothing that is likely" if found.detectable is None else f"{found.detectable:.4g}"
-        mine = "  ← this study" if n == len(study.seeds) else ""
-        lines.append(
-            f"    {n:3d} seeds find a difference of {seen} in 80% of studies, and that equal arms are alike in"
-            f" {found.alike:.0%}{mine}"
-        )
-    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+        seen = "none" if found.detectable is None else f"{found.detectable:.2g}"
+        table.add_row(str(n), seen, f"{found.alike:.0%}", "this study" if n == len(study.seeds) else "")
+    console.print(title, highlight=False, markup=False, soft_wrap=True)
+    console.print(table, highlight=False)
 
 
 def _spread(noise: str | None, workdir: str, smallest: float) -> tuple[float, str]:
@@ -121,11 +121,11 @@ def _spread(noise: str | None, workdir: str, smallest: float) -> tuple[float, st
             return _spread_of(RunFolder(noise)), f"seen in {noise}"
         if not (math.isfinite(value) and value > 0):
             raise UserError(f"--noise must be a positive standard deviation or a study's folder, not {noise}")
-        return value, "as given"
+        return value, "from --noise"
     folder = RunFolder(workdir)
     if folder.exists(RESULTS):
         return _spread_of(folder), f"seen in {workdir}"
-    return smallest, "a guess, as much as what matters; --noise=NUMBER or --noise=FOLDER says better"
+    return smallest, "a guess: what matters; state it with --noise"
 
 
 def _spread_of(folder: RunFolder) -> float:
