@@ -99,16 +99,19 @@ class Embedding:
 @dataclass(frozen=True)
 class Head:
     """Hidden vectors to logits. `tied` shares the token embedding's table; `scale` multiplies the logits (Cohere,
-    Granite); then `softcap` c bounds them to c · tanh(logits / c).
+    Granite); then `softcap` c bounds them to c · tanh(logits / c). `block` is the number of positions whose logits the
+    loss holds at once (None: by size, see `training/blockwise.py`); results differ by rounding only.
     """
 
     tied: bool = True
     bias: bool = False
     softcap: float | None = None
     scale: float | None = None
+    block: int | None = None
 
     def __post_init__(self) -> None:
         require_positive(self.softcap, "head.softcap")
+        require_positive(self.block, "head.block")
 
 
 @dataclass(frozen=True)

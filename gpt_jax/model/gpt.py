@@ -66,11 +66,15 @@ class GPT(nn.Module):
 
     def __call__(self, tokens: Int[Array, "B T"], **options: Any) -> Any:
         hidden, cache, captured = self._hidden(tokens, **options)
-        return _unwrap(self.head(hidden, self.embedding.table), cache, captured)
+        return _unwrap(self.logits(hidden), cache, captured)
 
     def backbone(self, tokens: Int[Array, "B T"], **options: Any) -> Any:
         """Everything below the head: tokens (B, T) → hidden (B, T, C), with the same options as a plain call."""
         return _unwrap(*self._hidden(tokens, **options))
+
+    def logits(self, hidden: Float[Array, "B T C"]) -> Float[Array, "B T V"]:
+        """The head: hidden vectors of `backbone` → logits. It needs no parameters but its own, or the embedding's."""
+        return self.head(hidden, self.embedding.table if self.config.head.tied else None)
 
     def _hidden(
         self,

@@ -17,9 +17,10 @@ class LmHead(nn.Module):
     config: cfg.ModelConfig
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "B T C"], table: Float[Array, "V C"]) -> Float[Array, "B T V"]:
+    def __call__(self, hidden: Float[Array, "B T C"], table: Float[Array, "V C"] | None) -> Float[Array, "B T V"]:
         c, head = self.config, self.config.head
         if head.tied:
+            assert table is not None
             kernel = table.T
         else:
             shape = (c.width, c.vocab_size)

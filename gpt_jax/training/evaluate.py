@@ -16,9 +16,10 @@ from jaxtyping import Array, Float
 
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch, Data
+from gpt_jax.training import blockwise
 from gpt_jax.training.loss import cross_entropy
 from gpt_jax.training.sharding import row_shards, shard_batch, state_sharding, traced_under
-from gpt_jax.training.step import model_arguments
+from gpt_jax.training.step import loss_block, model_arguments
 
 Evaluate = Callable[[Any], dict[str, float | int]]
 Sums = Callable[[Any, Batch], Array]
@@ -31,8 +32,13 @@ def weighted_sums(model: nn.Module, by: Literal["row", "position"], params: Any,
 
 def weighted_terms(model: nn.Module, params: Any, batch: Batch) -> tuple[Float[Array, "B T"], ...]:
     """weight · nll in nats, weight · hits and the weight of each target."""
-    logits: Any = model.apply(params, batch.tokens, **model_arguments(model, batch))
-    nll, _, hit = cross_entropy(logits, batch.targets)
+    arguments, block = model_arguments(model, batch), loss_block(model, batch)
+    if block is None:
+        logits: Any = model.apply(params, batch.tokens, **arguments)
+        nll, _, hit = cross_entropy(logits, batch.targets)
+    else:
+        hidden: Any = model.apply(params, batch.tokens, **arguments, method="backbone")
+        nll, _, hit = blockwise.terms(model, params, hidden, batch.targets, block)
     weights = batch.weights.astype(jnp.float32)
     return weights * nll, weights * hit, weights
 

@@ -16,6 +16,7 @@ from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch
 from gpt_jax.model.adapter import replaced, trainable
 from gpt_jax.model.gpt import GPT
+from gpt_jax.training import blockwise
 from gpt_jax.training.average import make_average
 from gpt_jax.training.loss import Sums, cross_entropy_sums
 from gpt_jax.training.optimizer import make_optimizer
@@ -97,6 +98,14 @@ def model_arguments(model: nn.Module, batch: Batch) -> dict[str, Any]:
     return arguments
 
 
+def loss_block(model: nn.Module, batch: Batch) -> int | None:
+    """The positions whose logits the loss of a batch holds at once; None: all."""
+    if not isinstance(model, GPT):
+        return None
+    rows, positions = batch.tokens.shape
+    return blockwise.block_length(model.config, blockwise.rows_per_device(rows), positions)
+
+
 def accumulate(loss_of: Loss, params: Any, batch: Batch, key: Array, parts: int) -> tuple[Any, Sums]:
     """Gradients and sums of `loss_of(params, micro_batch, key)`, added over `parts` micro-batches, one after the other.
 
@@ -136,7 +145,13 @@ def _loss(model: nn.Module, train: config.Train, all_params: Any, scale: Float[A
 
     def loss_of(params: Any, micro: Batch, key: Array) -> tuple[Array, Sums]:
         variables, rngs = replaced(all_params, params), {"dropout": key}
-        logits: Any = model.apply(variables, micro.tokens, **model_arguments(model, micro), train=True, rngs=rngs)
+        arguments = {**model_arguments(model, micro), "train": True, "rngs": rngs}
+        block = loss_block(model, micro)
+        if block is not None:
+            hidden: Any = model.apply(variables, micro.tokens, **arguments, method="backbone")
+            total, sums = blockwise.objective(model, variables, hidden, micro, block, train.z_loss or 0.0)
+            return scale * total, sums
+        logits: Any = model.apply(variables, micro.tokens, **arguments)
         sums = cross_entropy_sums(logits, micro.targets, micro.weights)
         z_loss = 0.0 if train.z_loss is None else train.z_loss * sums.z_loss
         return scale * (sums.loss + z_loss), sums
