@@ -18,6 +18,7 @@ from gpt_jax.config.conversion import config_hash
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.data import open_data
 from gpt_jax.runs.folder import RunFolder, Workdir
+from gpt_jax.runs.together import can_train_together
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.sharding import make_mesh, replicate, shard_batch
 from gpt_jax.training.state import given_by
@@ -50,7 +51,7 @@ def choose(plan: StudyPlan, workdir: Workdir, asked: int | None, is_part: bool, 
       ConfigError: another grouping is recorded than asked for, or the runs can't train together.
     """
     config, earlier = plan.runs[0].resolved, recorded_grouping(plan, workdir)
-    is_possible = config.train.parallel == "jit" and config.wandb is None
+    is_possible = can_train_together(config)
     if earlier is not None:
         if asked is not None and asked != earlier.count:
             raise ConfigError(
@@ -60,7 +61,10 @@ def choose(plan: StudyPlan, workdir: Workdir, asked: int | None, is_part: bool, 
         return earlier
     if asked is not None:
         if asked > 1 and not is_possible:
-            raise ConfigError("runs can't train together by pmap, nor with wandb: leave --together out")
+            raise ConfigError(
+                "runs cannot train together by pmap, with wandb, or on a mesh that divides parameters: leave"
+                " --together out"
+            )
         return Grouping(asked, "as asked", _hash(plan))
     if is_part:
         return Grouping(1, "one after the other in each part, unless --together says how many", _hash(plan))
@@ -72,7 +76,7 @@ def choose(plan: StudyPlan, workdir: Workdir, asked: int | None, is_part: bool, 
 
 def time_both(config: Config, count: int, programs: Programs, chosen_for: str) -> Grouping:
     """Chooses by timing steps of the resolved configuration, first one state at a time and then `count` together."""
-    mesh, steps = make_mesh(), config.train.steps
+    mesh, steps = make_mesh(axes=config.mesh), config.train.steps
     data = open_data(config.data, config.model.context_length, config.data_seed, progress=False)
     rows = data.batch(0, config.train.batch_size)
     seeds = [dataclasses.replace(config, seed=config.seed + i) for i in range(count)]

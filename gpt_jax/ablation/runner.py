@@ -184,7 +184,7 @@ class Runner:
         return replace(
             found,
             measured_decode_tokens_per_second=decode_rate(config.model, opened.params),
-            measured_peak_bytes=self.programs.peak_bytes(config, make_mesh(), rows),
+            measured_peak_bytes=self.programs.peak_bytes(config, make_mesh(axes=config.mesh), rows),
         )
 
     def _note(self, run: PlannedRun) -> str:

@@ -22,12 +22,14 @@ from jaxtyping import Array
 
 from gpt_jax import config
 from gpt_jax.config.errors import UserError
+from gpt_jax.config.mesh import DATA
 from gpt_jax.data import Batch
 from gpt_jax.decoding.programs import advance, begin
 from gpt_jax.decoding.sampling import Sampler
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.shapes import parameter_shapes
-from gpt_jax.training.sharding import batch_sharding, compile_step, make_mesh, shape_structs, state_sharding
+from gpt_jax.training.partition import shardings
+from gpt_jax.training.sharding import batch_sharding, compile_step, make_mesh, replicated, shape_structs
 from gpt_jax.training.state import state_shapes
 from gpt_jax.training.step import make_train_step
 
@@ -47,7 +49,7 @@ class CompiledCost(NamedTuple):
     collectives: dict[str, int]
 
 
-def tpu_mesh(topology: str) -> Mesh:
+def tpu_mesh(topology: str, axes: str = DATA) -> Mesh:
     """The mesh of the TPU chips of a topology such as "v5e:2x2", to compile for but not to run on.
 
     Raises:
@@ -57,7 +59,7 @@ def tpu_mesh(topology: str) -> Mesh:
         raise UserError("planning for TPUs needs libtpu: pip install 'gpt_jax[plan]' (Linux x86-64 only)")
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # else libtpu queries a metadata server that only TPU machines have
     try:
-        return make_mesh(topologies.get_topology_desc(topology, "tpu").devices)
+        return make_mesh(topologies.get_topology_desc(topology, "tpu").devices, axes)
     except Exception as error:
         raise UserError(f'libtpu has no topology "{topology}" (try "v5e:2x2"): {error}') from error
 
@@ -67,8 +69,9 @@ def plan_train_step(c: config.Config, mesh: Mesh) -> CompiledCost:
     shape = (c.train.batch_size, c.model.context_length)
     ids = jax.ShapeDtypeStruct(shape, jnp.int32)
     batch = Batch(ids, ids, jax.ShapeDtypeStruct(shape, jnp.float32), ids, ids)
-    step = compile_step(make_train_step(GPT(c.model), c), mesh, "jit")
-    state = shape_structs(state_shapes(c), state_sharding(mesh))
+    shapes = state_shapes(c)
+    places = shardings(c.model, mesh, shapes)
+    step, state = compile_step(make_train_step(GPT(c.model), c), mesh, "jit", places), shape_structs(shapes, places)
     return _cost(step.lower(state, shape_structs(batch, batch_sharding(mesh))))  # type: ignore[attr-defined]
 
 
@@ -88,7 +91,7 @@ def plan_decode(model_config: config.ModelConfig, mesh: Mesh, rows: int, prompt:
         return advance(model, params, *first, *rest, new)
 
     arguments = (parameter_shapes(model.config), prompts, padding, keys, jax.eval_shape(Sampler), stop)
-    return _cost(decode.lower(*shape_structs(arguments, state_sharding(mesh))))
+    return _cost(decode.lower(*shape_structs(arguments, replicated(mesh))))
 
 
 def _cost(lowered: jax.stages.Lowered) -> CompiledCost:

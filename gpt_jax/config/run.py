@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from gpt_jax.config.checks import require
 from gpt_jax.config.data import DataConfig, Text
+from gpt_jax.config.mesh import DATA, parse_mesh
 from gpt_jax.config.model import ModelConfig, has_adapter, has_prefix
 from gpt_jax.config.training import Checkpoint, Constant, Evaluation, OptimizerConfig, ScheduleConfig, Train
 
@@ -16,7 +17,8 @@ class Config:
 
     `seed` determines everything random. `prompt` is the beginning of the sample printed after training. `wandb` names a
     Weights & Biases project (None: off). `init_from` is the folder of a run whose parameters are the initial ones of
-    this run (None: initial parameters are random).
+    this run (None: initial parameters are random). `mesh` names the axes over which devices divide the work, and their
+    sizes (`config/mesh.py`); -1 fills the devices.
     """
 
     model: ModelConfig
@@ -30,6 +32,7 @@ class Config:
     prompt: str = "\n"
     wandb: str | None = None
     init_from: str | None = None
+    mesh: str = DATA
 
     def __post_init__(self) -> None:
         require(
@@ -37,11 +40,15 @@ class Config:
             "the mask Prefix needs rows that begin with a prompt, which rows of Text do not: use a task such as Copy or"
             " Sort, or the mask Causal",
         )
+        parse_mesh(self.mesh)
+        require(
+            self.train.parallel == "jit" or self.mesh == DATA,
+            f'train.parallel="pmap" divides rows alone: set it to "jit" for the mesh "{self.mesh}"',
+        )
         require(
             self.init_from is not None or not has_adapter(self.model),
             "model.adapter adapts a trained model: set init_from to the folder of its run, or train without an adapter",
         )
-
         require(
             self.train.average is None or self.model.param_dtype == "float32",
             f"train.average adds small changes, which are lost in {self.model.param_dtype}: set model.param_dtype to"

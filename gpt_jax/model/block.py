@@ -11,6 +11,7 @@ from gpt_jax.model.convolution import convolved
 from gpt_jax.model.mixer import Carry
 from gpt_jax.model.mlp import Mlp
 from gpt_jax.model.norm import make_norm
+from gpt_jax.model.placement import by_rows
 from gpt_jax.model.registry import mixer_of
 from gpt_jax.model.row import Row
 from gpt_jax.model.slots import LayerCache
@@ -44,7 +45,7 @@ class Block(nn.Module):
             if c.residual_scale is not None:
                 change *= c.residual_scale
             change = nn.Dropout(c.dropout, name=f"{name}_dropout")(change, deterministic=not train)
-            return x + tap(self, f"{name}_change", change)
+            return by_rows(x + tap(self, f"{name}_change", change))
 
         def convolve(name: str, x: Array, cache: LayerCache | None) -> tuple[Array, LayerCache | None]:
             return convolved(name, x, c.convolution, model.param_dtype, row, cache)

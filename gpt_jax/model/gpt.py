@@ -19,6 +19,7 @@ from gpt_jax.model.embedding import TokenEmbedding
 from gpt_jax.model.head import LmHead
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.paths import matches
+from gpt_jax.model.placement import by_rows
 from gpt_jax.model.row import Row
 from gpt_jax.model.stack import Blocks
 
@@ -89,7 +90,7 @@ class GPT(nn.Module):
     ) -> tuple[Float[Array, "B T C"], Cache | None, dict[str, Array] | None]:
         check_inputs(self.config, tokens, positions, segments, prefix, cache)
         row = make_row(tokens, positions, segments, prefix, cache)
-        embedded = x = self.embedding(tokens, row.positions, train)
+        embedded = x = by_rows(self.embedding(tokens, row.positions, train))
         x, caches, captured = self.blocks(x, row, None if cache is None else cache.layers, train, capture is not None)
         hidden = self.final_norm(x)
 

@@ -49,7 +49,7 @@ def has_progress(folder: RunFolder) -> bool:
 
 
 def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -> None:
-    """Checks that the run of `old` in the folder may go on as `new`: only `train.steps` may differ, and only grow.
+    """Checks that the run of `old` in the folder may go on as `new`: `mesh` may differ, and `train.steps` may grow.
 
     Raises:
       ConfigChanged: something else differs; the message names it.
@@ -60,13 +60,14 @@ def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -
             f"{folder} holds a run already: choose another --workdir, delete it, or go on with it (--resume)"
         )
     changes = difference(old, new)
+    changes.pop("mesh", None)  # checkpoints hold whole arrays, whatever divided them
     if new.train.steps > old.train.steps:
         changes.pop("train.steps", None)
     if changes:
         shown = ", ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in changes.items())
         raise ConfigChanged(
             f"{folder} holds a run of another configuration ({shown}): choose another --workdir, or take the change"
-            " back (train.steps alone may grow)"
+            " back (only train.steps may grow, and mesh may change)"
         )
 
 

@@ -29,7 +29,6 @@ from gpt_jax.runs.profile import Trace
 from gpt_jax.training.evaluate import make_evaluate
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.resolve import lengthened, resolve
-from gpt_jax.training.sharding import replicate
 from gpt_jax.training.state import TrainState, from_trees
 
 Status = Literal["finished", "already finished", "interrupted"]
@@ -75,7 +74,7 @@ class Session:
             record.check_resumable(folder, earlier[0], config, resume)
         data = open_data(config.data, config.model.context_length, config.data_seed)
         resolved, base = _resolved(folder, config, data) if earlier is None else (earlier[1], None)
-        resolved = lengthened(resolved, config.train.steps)
+        resolved = dataclasses.replace(lengthened(resolved, config.train.steps), mesh=config.mesh)
         checkpoints = stack.enter_context(Checkpoints(folder, max(keep, resolved.checkpoint.keep)))
         return cls(folder, config, resolved, data, checkpoints, base)
 
@@ -94,7 +93,8 @@ class Session:
         params = None if base is None else base.params
         if restored is None:
             return programs.init(self.config, mesh, params), 0
-        return replicate(from_trees(self.config, restored.trees, params), mesh), restored.step
+        state = from_trees(self.config, restored.trees, params)
+        return jax.device_put(state, programs.placement(self.config, mesh)), restored.step
 
     def batches(self, start: int) -> Iterator[Batch]:
         """This process's rows of the batches after `start` updates."""

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from gpt_jax.config import Config
+from gpt_jax.config import Config, divides_parameters
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch
 from gpt_jax.runs.checkpoint import CheckpointError, Restored
@@ -48,7 +48,7 @@ def train_together(
         one run per process.
     """
     enable_compilation_cache()
-    programs, mesh = Programs() if programs is None else programs, make_mesh()
+    programs, mesh = Programs() if programs is None else programs, make_mesh(axes=configs[0].mesh)
     with ExitStack() as held:
         runs = [Session.open(c, workdir, True, held, 2) for c, workdir in zip(configs, workdirs, strict=True)]
         first = runs[0].config
@@ -124,8 +124,16 @@ def _check_alike(configs: Sequence[Config]) -> None:
     first = configs[0]
     if any(_with_luck_of(first, config) != first for config in configs):
         raise UserError("runs that train together may differ in seed and learning rate only")
-    if first.train.parallel != "jit" or first.wandb is not None:
-        raise UserError("runs cannot train together with pmap or with wandb: train them one after the other")
+    if not can_train_together(first):
+        raise UserError(
+            "runs cannot train together with pmap, with wandb, or on a mesh that divides parameters: train them one"
+            " after the other"
+        )
+
+
+def can_train_together(config: Config) -> bool:
+    """Whether several runs of this kind can share one program."""
+    return config.train.parallel == "jit" and config.wandb is None and not divides_parameters(config.mesh)
 
 
 def _with_luck_of(first: Config, config: Config) -> Config:

@@ -45,7 +45,7 @@ def train(
         the run in `init_from` has another model or tokenizer, or has changed since this run began.
     """
     enable_compilation_cache()
-    programs, mesh = Programs() if programs is None else programs, make_mesh()
+    programs, mesh = Programs() if programs is None else programs, make_mesh(axes=config.mesh)
     with ExitStack() as held:
         run = Session.open(config, workdir, resume, held)
         state, start = run.newest_state(mesh, programs)

@@ -20,6 +20,7 @@ from gpt_jax import config
 from gpt_jax.data import Batch
 from gpt_jax.model.gpt import GPT
 from gpt_jax.training.loss import Sums, cross_entropy, cross_entropy_sums
+from gpt_jax.training.partition import row_parts
 
 LARGEST = 2**26  # logits that a device holds at once, unless `model.head.block` says otherwise: 256 MiB in float32
 
@@ -69,8 +70,7 @@ def rows_per_device(rows: int) -> int:
 
 def _shards() -> int:
     """The number of parts into which the mesh in context divides rows; 1 without a mesh, and inside `pmap`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape["data"]
+    return row_parts(jax.sharding.get_abstract_mesh())
 
 
 def _logits_of(model: nn.Module) -> LogitsOf:

@@ -18,7 +18,7 @@ from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch, Data
 from gpt_jax.training import blockwise
 from gpt_jax.training.loss import cross_entropy
-from gpt_jax.training.sharding import row_shards, shard_batch, state_sharding, traced_under
+from gpt_jax.training.sharding import replicated, row_shards, shard_batch, traced_under
 from gpt_jax.training.step import loss_block, model_arguments
 
 Evaluate = Callable[[Any], dict[str, float | int]]
@@ -45,7 +45,7 @@ def weighted_terms(model: nn.Module, params: Any, batch: Batch) -> tuple[Float[A
 
 def compile_sums_by_row(model: nn.Module, mesh: Mesh) -> Sums:
     """`weighted_sums` of each row, compiled for parameters and batches on this mesh."""
-    return jax.jit(traced_under(mesh, partial(weighted_sums, model, "row")), out_shardings=state_sharding(mesh))
+    return jax.jit(traced_under(mesh, partial(weighted_sums, model, "row")), out_shardings=replicated(mesh))
 
 
 def each_sum(sums: Sums, params: Any, batches: Iterable[Batch]) -> Iterator[Float[np.ndarray, "3 N"]]:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from gpt_jax.config import Config, has_adapter
 from gpt_jax.data import Batch
@@ -19,7 +19,8 @@ from gpt_jax.model.adapter import grafted, pruned, trainable
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.stack import canonical, stacked
 from gpt_jax.training.evaluate import Sums, compile_sums_by_row
-from gpt_jax.training.sharding import Step, compile_step, replicate, shape_structs, shard_batch, state_sharding
+from gpt_jax.training.partition import shardings
+from gpt_jax.training.sharding import Step, compile_step, replicate, replicated, shape_structs, shard_batch
 from gpt_jax.training.state import TrainState, first_state, given_by, init_params, state_shapes, tree_shapes
 from gpt_jax.training.step import make_train_step
 from gpt_jax.training.together import StepTogether, compile_together
@@ -61,26 +62,39 @@ class Programs:
         Raises:
           UserError: a rule of `optimizer.decay` names no parameter.
         """
-        sharding = state_sharding(mesh)
+        place = self.placement(config, mesh)
+        whole = isinstance(place, Sharding)
+        of_params, rest = (place, place) if whole else (place.params, dataclasses.replace(place, params=None))
+        if base is not None:
+            of_params = replicated(mesh)
         drawn, name = (init_params, "params") if base is None else (_init_adapters, "adapters")
         draw = self._get(
             (name, *_state_key(config, mesh)),
-            lambda: jax.jit(partial(drawn, GPT(config.model), config), out_shardings=sharding),
+            lambda: jax.jit(partial(drawn, GPT(config.model), config), out_shardings=of_params),
         )
         begin = self._get(
             ("moments", *_state_key(config, mesh)),
-            lambda: jax.jit(partial(_state_without_params, config), out_shardings=sharding),
+            lambda: jax.jit(partial(_state_without_params, config), out_shardings=rest),
         )
         params = draw(jax.random.key(config.seed))
         if base is not None:
-            params = stacked(config.model, grafted(replicate(base, mesh), params))
+            base = jax.device_put(base, shardings(config.model, mesh, base))
+            params = stacked(config.model, grafted(base, params))
         return dataclasses.replace(begin(params), params=params)
 
     def templates(self, config: Config, mesh: Mesh) -> dict[str, Any]:
         """Shapes, types and shardings of the items of the run's checkpoints."""
-        return self._get(
-            ("templates", *_state_key(config, mesh)), lambda: shape_structs(tree_shapes(config), state_sharding(mesh))
-        )
+
+        def make() -> dict[str, Any]:
+            shapes = tree_shapes(config)
+            return shape_structs(shapes, shardings(config.model, mesh, shapes))
+
+        return self._get(("templates", *_state_key(config, mesh)), make)
+
+    def placement(self, config: Config, mesh: Mesh) -> Any:
+        """The shardings of a state of the run, as a tree, or one for all of its arrays."""
+        make = lambda: shardings(config.model, mesh, state_shapes(config))  # noqa: E731
+        return self._get(("placement", *_state_key(config, mesh)), make)
 
     def peak_bytes(self, config: Config, mesh: Mesh, rows: Batch) -> int | None:
         """Bytes of memory of one device that a training step needs by the compiler's account: state, batch and
@@ -90,7 +104,7 @@ class Programs:
         """
         if config.train.parallel == "pmap":
             return None
-        state = shape_structs(state_shapes(config), state_sharding(mesh))
+        state = shape_structs(state_shapes(config), self.placement(config, mesh))
         batch = shard_batch(rows, mesh, "jit", config.train.accumulate)
         compiled = self._step(config, mesh).lower(state, batch, None, replicate(given_by(config), mesh)).compile()
         used = compiled.memory_analysis()
@@ -102,7 +116,7 @@ class Programs:
     def _step(self, config: Config, mesh: Mesh) -> Any:
         return self._get(
             ("step", *_step_key(config, mesh)),
-            lambda: compile_step(make_train_step(GPT(config.model), config), mesh, "jit"),
+            lambda: compile_step(make_train_step(GPT(config.model), config), mesh, "jit", self.placement(config, mesh)),
         )
 
     def _get(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:

@@ -1,7 +1,7 @@
 """How states and batches lie on the devices, and one training step on all of them: by `jit` over a mesh, or by `pmap`.
 
-Either way the numbers are those of one device. States are made, changed, restored and evaluated with the one
-`state_sharding`, and rows are divided by the one `batch_sharding`.
+Either way the numbers are those of one device. States are made, changed and restored with the one
+`partition.shardings`, and rows are divided by the one `batch_sharding`.
 """
 
 from __future__ import annotations
@@ -14,46 +14,59 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from gpt_jax.config.errors import UserError
+from gpt_jax.config.mesh import DATA, ROWS, fill_mesh
 from gpt_jax.data import Batch
+from gpt_jax.training.partition import row_parts
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.step import Metrics, TrainStep
 
-AXIS = "data"
+AXIS = "data"  # of pmap
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of `devices` (None: all devices of all processes) along one axis, `data`."""
+def make_mesh(devices: Sequence[jax.Device] | None = None, axes: str = DATA) -> Mesh:
+    """A mesh of `devices` (None: all devices of all processes) with the axes that `Config.mesh` spells.
+
+    Raises:
+      ConfigError: the sizes of the axes don't fit the number of devices.
+    """
     devices = jax.devices() if devices is None else list(devices)
-    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    sizes = fill_mesh(axes, len(devices))
+    types = (AxisType.Auto,) * len(sizes)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
 
 
-def state_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of every array of a state (parameters, moments, counters) and of metrics: a copy on each device."""
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of arrays of which each device has a copy, such as metrics."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, is_stacked: bool = False) -> NamedSharding:
-    """The sharding of the arrays of a batch: rows divided over the axis `data`.
+    """The sharding of the arrays of a batch: rows divided over the axes `data` and `fsdp`.
 
     Rows are the first axis, or the second if the batches of several runs are stacked (`is_stacked`).
     """
-    return NamedSharding(mesh, PartitionSpec(*((None, AXIS) if is_stacked else (AXIS,))))
+    rows = tuple(name for name in ROWS if name in mesh.shape)
+    return NamedSharding(mesh, PartitionSpec(*((None, rows) if is_stacked else (rows,))))
 
 
 def row_shards(mesh: Mesh) -> int:
     """The number of parts that the rows of a global batch are divided into."""
-    return mesh.shape[AXIS]
+    return row_parts(mesh)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The arrays of a tree placed by `state_sharding`."""
-    return jax.device_put(tree, state_sharding(mesh))
+    """A copy of the arrays of a tree on each device."""
+    return jax.device_put(tree, replicated(mesh))
 
 
-def shape_structs(shapes: Any, sharding: Sharding) -> Any:
-    """A tree of arrays or shapes as `jax.ShapeDtypeStruct`s with this sharding, to compile or to restore for."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+def shape_structs(shapes: Any, shardings: Any) -> Any:
+    """A tree of arrays or shapes as `jax.ShapeDtypeStruct`s with one sharding, or a tree of them, to compile or to
+    restore for.
+    """
+    if isinstance(shardings, Sharding):
+        shardings = jax.tree.map(lambda _: shardings, shapes)
+    return jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), shapes, shardings)
 
 
 def shard_batch(batch: Batch, mesh: Mesh, parallel: Literal["jit", "pmap", "vmap"], accumulate: int = 1) -> Batch:
@@ -87,10 +100,13 @@ def traced_under(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]
     return under
 
 
-def compile_step(train_step: TrainStep, mesh: Mesh, parallel: Literal["jit", "pmap"]) -> Step:
-    """`step(state, batch)` for a state placed by `state_sharding`, which is donated, and a batch from `shard_batch`."""
+def compile_step(train_step: TrainStep, mesh: Mesh, parallel: Literal["jit", "pmap"], state: Any = None) -> Step:
+    """`step(state, batch)` for a batch from `shard_batch` and a state, which is donated. `state` is the state's
+    sharding, or a tree of them; None: each device has a copy.
+    """
     if parallel == "jit":
-        return jax.jit(traced_under(mesh, train_step), donate_argnums=0, out_shardings=state_sharding(mesh))
+        places = (replicated(mesh) if state is None else state, replicated(mesh))
+        return jax.jit(traced_under(mesh, train_step), donate_argnums=0, out_shardings=places)
     return jax.pmap(
         partial(train_step, axis_name=AXIS),
         axis_name=AXIS,

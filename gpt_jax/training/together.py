@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gpt_jax.data import Batch
-from gpt_jax.training.sharding import state_sharding, traced_under
+from gpt_jax.training.sharding import replicated, traced_under
 from gpt_jax.training.state import Given, TrainState
 from gpt_jax.training.step import Metrics, TrainStep
 
@@ -22,7 +22,7 @@ def compile_together(train_step: TrainStep, mesh: Mesh) -> StepTogether:
     """`step(states, batches, given)` of K runs, where every array has a leading axis of K; returns the states and K
     dicts of metrics.
 
-    States are placed by `state_sharding` and donated; batches come from `shard_batch`.
+    Each device has a copy of the states, which are donated; batches come from `shard_batch`.
     """
 
     def step(states: TrainState, batches: Batch, given: Given) -> tuple[TrainState, list[Metrics]]:
@@ -32,7 +32,7 @@ def compile_together(train_step: TrainStep, mesh: Mesh) -> StepTogether:
         states, metrics = jax.vmap(one)(states, batches, given)
         return states, [lane(metrics, i) for i in range(given.learning_rate.shape[0])]
 
-    return jax.jit(traced_under(mesh, step), donate_argnums=0, out_shardings=state_sharding(mesh))
+    return jax.jit(traced_under(mesh, step), donate_argnums=0, out_shardings=replicated(mesh))
 
 
 def stack(trees: Sequence[Any]) -> Any:

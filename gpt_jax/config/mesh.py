@@ -1,0 +1,62 @@
+"""The mesh of a run's devices, as text: `data=2,fsdp=4,tensor=2`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from gpt_jax.config.checks import require
+from gpt_jax.config.errors import ConfigError, nearest
+
+# What each axis divides.
+AXES = {
+    "data": "rows of a batch; each device has all parameters",
+    "fsdp": "rows of a batch, and parameters and moments",
+    "tensor": "heads, hidden units and the vocabulary",
+}
+
+ROWS = ("data", "fsdp")  # the axes that divide the rows of a batch
+DATA = "data=-1"
+
+
+def parse_mesh(text: str) -> Mapping[str, int]:
+    """Axis → size, in the order given; −1 stands for what fills the devices.
+
+    Raises:
+      ConfigError: an unknown axis, one given twice, a size that is no positive number, or several of −1.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\w+)\s*=\s*(-?\d+)\s*", part)
+        if not found:
+            raise ConfigError(f'mesh must read like "data=2,fsdp=4", not "{text}"')
+        name, size = found[1], int(found[2])
+        if name not in AXES:
+            raise ConfigError(f'mesh has no axis "{name}"{nearest(name, AXES)}')
+        require(name not in sizes, f'mesh has the axis "{name}" twice: give it once')
+        require(size == -1 or size > 0, f"mesh.{name} must be a positive number, or -1 to fill the devices, not {size}")
+        sizes[name] = size
+    require(list(sizes.values()).count(-1) <= 1, "mesh has more than one axis of -1: give all sizes but one")
+    return sizes
+
+
+def fill_mesh(text: str, devices: int) -> Mapping[str, int]:
+    """Axis → size on this many devices.
+
+    Raises:
+      ConfigError: as `parse_mesh`; or the sizes don't multiply to the number of devices.
+    """
+    sizes = dict(parse_mesh(text))
+    known = math.prod(size for size in sizes.values() if size > 0)
+    for name, size in sizes.items():
+        if size == -1:
+            sizes[name] = max(1, devices // known)
+    if math.prod(sizes.values()) != devices:
+        raise ConfigError(f'mesh "{text}" does not fit {devices} devices: make the product of its sizes {devices}')
+    return sizes
+
+
+def divides_parameters(text: str) -> bool:
+    """Whether parameters are divided over devices: whether there is an axis besides `data`, of more than one device."""
+    return any(name != "data" and size != 1 for name, size in parse_mesh(text).items())
