@@ -60,7 +60,7 @@ def make_batch(rows: int = 8, positions: int = 8) -> Batch:
 def gradients(model: ModelConfig, axes: str, devices: int, parts: int = 1) -> Any:
     """Raw gradients, as NumPy arrays, and the bytes that each device holds of the parameters."""
     mesh = make_mesh(jax.devices()[:devices], axes)
-    params = random_params(GPT(model), size=0.5)  # larger ones make a delta rule's states ill-conditioned
+    params = random_params(GPT(model), size=0.3)  # larger ones make a delta rule's states ill-conditioned
     placed = jax.device_put(params, shardings(model, mesh, params))
     train = Train(1, 8, accumulate=parts)
 
