@@ -49,9 +49,13 @@ def compile_sums_by_row(model: nn.Module, mesh: Mesh) -> Sums:
 
 
 def each_sum(sums: Sums, params: Any, batches: Iterable[Batch]) -> Iterator[Float[np.ndarray, "3 N"]]:
-    """`sums(params, batch)` of each batch, fetched while the next one is computed."""
-    running = None
+    """`sums(params, batch)` of each batch, fetched while the next one is computed. On CPUs, where independent programs
+    in flight at once may wait for one another for ever, each is computed after the one before.
+    """
+    running, is_cpu = None, jax.default_backend() == "cpu"
     for batch in batches:
+        if is_cpu:
+            jax.block_until_ready(running)
         following = sums(params, batch)
         if running is not None:
             yield np.asarray(running)
