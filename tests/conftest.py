@@ -8,6 +8,7 @@ from typing import Any
 
 # XLA reads these once, when jax first makes a backend; the processes that tests start inherit them.
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"  # programs of several devices in flight at once can deadlock
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
 os.environ["TPU_SKIP_MDS_QUERY"] = os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 os.environ["MPLBACKEND"] = "Agg"

@@ -20,7 +20,7 @@ from gpt_jax.model.gpt import GPT
 from gpt_jax.model.stack import canonical, stacked
 from gpt_jax.training.evaluate import Sums, compile_sums_by_row
 from gpt_jax.training.partition import shardings
-from gpt_jax.training.sharding import Step, compile_step, replicate, replicated, shape_structs, shard_batch
+from gpt_jax.training.sharding import Step, compile_step, replicate, replicated, settled, shape_structs, shard_batch
 from gpt_jax.training.state import TrainState, first_state, given_by, init_params, state_shapes, tree_shapes
 from gpt_jax.training.step import make_train_step
 from gpt_jax.training.together import StepTogether, compile_together
@@ -40,7 +40,7 @@ class Programs:
         if config.train.parallel == "pmap":  # `pmap` takes no `Given`, so this step belongs to one run
             return compile_step(make_train_step(GPT(config.model), config), mesh, "pmap")
         compiled, given = self._step(config, mesh), replicate(given_by(config), mesh)
-        return lambda state, batch: compiled(state, batch, None, given)
+        return lambda state, batch: settled(compiled(state, batch, None, given), mesh)
 
     def step_together(self, config: Config, mesh: Mesh) -> StepTogether:
         """The training step of several runs at once, see `compile_together`."""
@@ -76,11 +76,11 @@ class Programs:
             ("moments", *_state_key(config, mesh)),
             lambda: jax.jit(partial(_state_without_params, config), out_shardings=rest),
         )
-        params = draw(jax.random.key(config.seed))
+        params = settled(draw(jax.random.key(config.seed)), mesh)
         if base is not None:
             base = jax.device_put(base, shardings(config.model, mesh, base))
             params = stacked(config.model, grafted(base, params))
-        return dataclasses.replace(begin(params), params=params)
+        return dataclasses.replace(settled(begin(params), mesh), params=params)
 
     def templates(self, config: Config, mesh: Mesh) -> dict[str, Any]:
         """Shapes, types and shardings of the items of the run's checkpoints."""

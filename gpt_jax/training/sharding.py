@@ -60,6 +60,14 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, replicated(mesh))
 
 
+def settled(tree: Any, mesh: Mesh) -> Any:
+    """`tree`, on a mesh of CPUs that divides parameters once it is computed. There, independent programs that are in
+    flight at once may take the threads on which one another's devices should meet, and wait for ever.
+    """
+    is_divided = bool(set(mesh.axis_names) - {"data"})
+    return jax.block_until_ready(tree) if is_divided and mesh.devices.flat[0].platform == "cpu" else tree
+
+
 def shape_structs(shapes: Any, shardings: Any) -> Any:
     """A tree of arrays or shapes as `jax.ShapeDtypeStruct`s with one sharding, or a tree of them, to compile or to
     restore for.
