@@ -12,7 +12,7 @@ from gpt_jax.ablation import records
 from gpt_jax.ablation import statistics as st
 from gpt_jax.ablation.outside import judge_table, read_table
 from gpt_jax.ablation.report import write_pages
-from gpt_jax.ablation.results import RESULTS
+from gpt_jax.ablation.schema import RESULTS
 from gpt_jax.runs.folder import RunFolder
 
 PAGE = """

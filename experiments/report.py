@@ -8,7 +8,8 @@ from absl import flags
 from experiments import cli
 from gpt_jax.ablation.compare import write_comparison
 from gpt_jax.ablation.report import write_report
-from gpt_jax.ablation.results import RUNS, STUDY, write_results
+from gpt_jax.ablation.results import write_results
+from gpt_jax.ablation.schema import RUNS, STUDY
 from gpt_jax.runs.folder import RunFolder
 
 PAGE = """

@@ -22,8 +22,8 @@ from gpt_jax.ablation.grouping import choose
 from gpt_jax.ablation.plan import StudyPlan, make_plan
 from gpt_jax.ablation.planned import shard_of
 from gpt_jax.ablation.redone import check_shard, redone
-from gpt_jax.ablation.results import STUDY
 from gpt_jax.ablation.runner import StudyStatus, write_plan
+from gpt_jax.ablation.schema import STUDY
 from gpt_jax.ablation.study import Study, Tuning, change
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.runs.folder import RunFolder

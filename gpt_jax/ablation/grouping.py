@@ -11,8 +11,7 @@ import jax
 
 from gpt_jax.ablation import records
 from gpt_jax.ablation.plan import StudyPlan
-from gpt_jax.ablation.results import STUDY
-from gpt_jax.ablation.schema import Grouping
+from gpt_jax.ablation.schema import STUDY, Grouping
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import config_hash
 from gpt_jax.config.errors import ConfigError

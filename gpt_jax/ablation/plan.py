@@ -12,8 +12,8 @@ import jax
 from gpt_jax.ablation import guard
 from gpt_jax.ablation.matching import Matched, match_arms
 from gpt_jax.ablation.planned import Group, Opened, PlannedRun, Planner
-from gpt_jax.ablation.results import RUNS
 from gpt_jax.ablation.schema import (
+    RUNS,
     ArmRecord,
     Budget,
     Grouping,

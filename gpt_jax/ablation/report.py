@@ -15,7 +15,7 @@ from gpt_jax.ablation.findings import StudyResults
 from gpt_jax.ablation.method import method, paragraph
 from gpt_jax.ablation.picture import STAMP, Picture
 from gpt_jax.ablation.pictures import pictures
-from gpt_jax.ablation.results import RESULTS
+from gpt_jax.ablation.schema import RESULTS
 from gpt_jax.ablation.table_csv import to_csv
 from gpt_jax.config.errors import MissingFile
 from gpt_jax.pages.markdown import escape_markdown, pipe_table

@@ -18,11 +18,7 @@ from gpt_jax.ablation.findings import ArmResults, Copies, Noise, Repeat, StudyRe
 from gpt_jax.ablation.log import read_log
 from gpt_jax.ablation.marks import marks
 from gpt_jax.ablation.schema import (
-    FAILURE,
-    MEASUREMENTS,
-    OUTCOME,
     RESULTS,
-    RUNS,
     STUDY,
     ArmRecord,
     Origin,
@@ -30,26 +26,11 @@ from gpt_jax.ablation.schema import (
     StudyRecord,
 )
 from gpt_jax.ablation.sentence import verdict_sentence
-from gpt_jax.ablation.study_runs import StudyRun, final_loss, measurements, outcome
+from gpt_jax.ablation.study_runs import StudyRun
 from gpt_jax.ablation.values import SeedRuns
 from gpt_jax.ablation.verdict import compare_arms
 from gpt_jax.config.errors import MissingFile
 from gpt_jax.runs.folder import RunFolder, Workdir
-
-__all__ = [
-    "FAILURE",
-    "MEASUREMENTS",
-    "OUTCOME",
-    "RESULTS",
-    "RUNS",
-    "STUDY",
-    "collect",
-    "final_loss",
-    "measurements",
-    "outcome",
-    "rows_by_seed",
-    "write_results",
-]
 
 Seeds = Mapping[str, SeedRuns]
 

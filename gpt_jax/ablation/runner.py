@@ -12,13 +12,13 @@ from typing import Literal
 from rich.console import Console
 from rich.markup import escape
 
-from gpt_jax.ablation import history, records, results, stages
+from gpt_jax.ablation import history, records, stages, study_runs
 from gpt_jax.ablation.addresses import is_measured, is_trained
 from gpt_jax.ablation.measure import Measure
 from gpt_jax.ablation.plan import StudyPlan
 from gpt_jax.ablation.planned import Group, PlannedRun, in_words, shard_of
 from gpt_jax.ablation.rows import write_rows
-from gpt_jax.ablation.schema import Grouping, Measurements, Origin, RunOutcome
+from gpt_jax.ablation.schema import FAILURE, MEASUREMENTS, OUTCOME, RUNS, Grouping, Measurements, Origin, RunOutcome
 from gpt_jax.analysis.diagnostics import decode_rate
 from gpt_jax.config import Config
 from gpt_jax.data import open_data
@@ -125,7 +125,7 @@ class Runner:
 
     def folder(self, run: PlannedRun) -> RunFolder:
         """The run's folder, an ordinary one that `load_run` opens."""
-        return RunFolder(RunFolder(self.workdir).file(results.RUNS) / run.folder)
+        return RunFolder(RunFolder(self.workdir).file(RUNS) / run.folder)
 
     def _finish(self, group: Sequence[PlannedRun]) -> bool:
         """Trains the runs of a group that are not trained yet, and measures those whose measurements are missing or
@@ -141,15 +141,15 @@ class Runner:
             folder, start = self.folder(run), time.monotonic()
             if is_trained(folder):
                 if not is_measured(folder, run.measured_by):
-                    records.write(self._measured(run), folder, results.MEASUREMENTS)
+                    records.write(self._measured(run), folder, MEASUREMENTS)
                 continue
             end = ends[i]
             reason = str(end) if isinstance(end, TrainingDiverged) else None
             if reason is None and run.measured_by is not None:
-                records.write(self._measured(run), folder, results.MEASUREMENTS)
+                records.write(self._measured(run), folder, MEASUREMENTS)
             seconds = round(trained + time.monotonic() - start, 2)
             status = "finished" if reason is None else "diverged"
-            records.write(RunOutcome(status, seconds, reason, run.address.parts), folder, results.OUTCOME)
+            records.write(RunOutcome(status, seconds, reason, run.address.parts), folder, OUTCOME)
         return True
 
     def _train(self, group: Sequence[PlannedRun]) -> Sequence[Outcome | TrainingDiverged]:
@@ -189,7 +189,7 @@ class Runner:
 
     def _note(self, run: PlannedRun) -> str:
         """Keeps the run's loss for the means by arm, and returns it as text."""
-        ended, loss = results.outcome(self.folder(run)), results.final_loss(self.folder(run))
+        ended, loss = study_runs.outcome(self.folder(run)), study_runs.final_loss(self.folder(run))
         if ended is None or ended.status == "diverged" or loss is None:
             return "diverged"
         if run.purpose == "arm":
@@ -208,7 +208,7 @@ class Runner:
             text = f"{run.name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
             folder = self.folder(run)
             folder.make()
-            folder.write_text(results.FAILURE, text + "\n\n" + "".join(traceback.format_exception(error)))
+            folder.write_text(FAILURE, text + "\n\n" + "".join(traceback.format_exception(error)))
             self._say(f"failed: {text}")
 
     def _say(self, text: str) -> None:
@@ -233,7 +233,7 @@ def write_plan(
       ConfigError: the study has more seeds than its claim allows.
     """
     folder = RunFolder(workdir)
-    folder.make(results.RUNS)
+    folder.make(RUNS)
     history.begin(folder, plan.study, plan.data_hash, command, forced)
     origin = Origin(command=command, versions=versions(), git=git_revision())
     stages.write_record(plan, folder, origin, grouping, forced, jobs, shard)

@@ -16,8 +16,7 @@ from gpt_jax.ablation.judging import Rule
 from gpt_jax.ablation.plan import StudyPlan
 from gpt_jax.ablation.planned import AA
 from gpt_jax.ablation.power import SEEDS, power
-from gpt_jax.ablation.results import RESULTS
-from gpt_jax.ablation.schema import Leaf
+from gpt_jax.ablation.schema import RESULTS, Leaf
 from gpt_jax.ablation.study import Study
 from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.runs.folder import RunFolder
