@@ -144,9 +144,12 @@ def decide(mean: float, interval: st.Interval | None, n: int, rule: Rule) -> tup
 
 
 def _with_failures(ours: np.ndarray, theirs: np.ndarray, rule: Rule) -> Versus:
-    """Where seeds failed on either side there is no mean difference, and only the failures are compared."""
+    """Where seeds failed on either side there is no mean difference, and only the failures are compared. Rates that are
+    alike make no equal arms: the margin is in the unit of the values, and the values of failed seeds are not known.
+    """
     found = compare_failures(int(ours.sum()), int(theirs.sum()), len(ours), rule)
-    verdict = "not ranked" if found.verdict == "undecided" and len(ours) >= rule.planned else found.verdict
+    is_open = found.verdict in ("undecided", "no difference that matters")
+    verdict = "not ranked" if is_open and len(ours) >= rule.planned else found.verdict
     return dataclasses.replace(found, mean=None, interval=None, verdict=verdict)
 
 

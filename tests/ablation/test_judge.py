@@ -77,6 +77,14 @@ def test_failed_seeds_have_no_mean_difference():
     assert versus.reason == "2 of 8 seeds failed, and 0 of the baseline’s"
 
 
+def test_failed_seeds_are_never_no_difference():
+    """However large the margin is in the unit of the values, which is not that of a failure rate."""
+    values: dict[int, float | None] = {**dict.fromkeys(range(20), 1e12), 3: None}
+    base = dict.fromkeys(range(20), 1e12)
+    found = judge({"base": base, "arm": values}, baseline="base", smallest_difference=1e10)["arm"]
+    assert found.verdict == "not ranked" and found.reason == "1 of 20 seeds failed, and 0 of the baseline’s"
+
+
 def test_an_arm_that_always_fails_fails_more_often():
     assert verdict(dict.fromkeys(range(8)))[0] == "fails more often"
 
