@@ -8,7 +8,7 @@ import pytest
 from gpt_jax.ablation import statistics as st
 from gpt_jax.ablation.combine import product, vary
 from gpt_jax.ablation.contrasts import contrasts
-from gpt_jax.ablation.findings import ArmResults
+from gpt_jax.ablation.findings import ArmResults, Versus
 from gpt_jax.ablation.judging import judge
 from gpt_jax.ablation.schema import Budget, StudyRecord
 from gpt_jax.ablation.sentence import verdict_sentence
@@ -115,7 +115,16 @@ def test_an_interaction_by_hand() -> None:
     losses = {"-++": [1.0, 2.0, 3.0], "-+b": [0.8, 1.8, 2.81], "a++": [0.9, 1.9, 2.9], "a+b": [0.6, 1.6, 2.6]}
     found = [dataclasses.replace(arm, parts=planned.parts) for arm, planned in zip(made(**losses), arms, strict=True)]
     study = dataclasses.replace(STUDY, baseline="-++")
-    kinds = {c.name: c.versus for c in contrasts(compare_arms(found, study), study) if c.kind == "interaction"}
+    kinds = interactions_of(found, study)
     assert list(kinds) == ["a × b"]
     assert kinds["a × b"].mean == pytest.approx(np.mean([-0.1, -0.1, -0.11]))
     assert kinds["a × b"].n == 3 and kinds["a × b"].verdict == "better"
+    failed = dataclasses.replace(found[3], values={seed: None for seed in "012"}, losses={})
+    versus = interactions_of([*found[:3], failed], study)["a × b"]
+    assert (versus.verdict, versus.mean, versus.p, versus.failures) == ("not ranked", None, None, None)
+    off = dataclasses.replace(found[3], is_ranked=False, budget_ratio=2.0)
+    assert interactions_of([*found[:3], off], study) == {}, "an arm off the budget gains for another reason"
+
+
+def interactions_of(arms: list[ArmResults], study: StudyRecord) -> dict[str, Versus]:
+    return {c.name: c.versus for c in contrasts(compare_arms(arms, study), study) if c.kind == "interaction"}
