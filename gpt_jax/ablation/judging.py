@@ -74,8 +74,8 @@ def judge(
     """
     if baseline not in losses:
         raise UserError(f'the baseline "{baseline}" is not among the arms{nearest(baseline, losses)}')
-    if not smallest_difference > 0:
-        raise UserError(f"the smallest difference that matters must be positive, not {smallest_difference}")
+    if not (smallest_difference > 0 and math.isfinite(smallest_difference)):
+        raise UserError(f"the smallest difference that matters must be positive and finite, not {smallest_difference}")
     theirs, others = losses[baseline], {name: values for name, values in losses.items() if name != baseline}
     planned = max(2, len(theirs)) if planned is None else planned
     if len(theirs) > max(most, planned):

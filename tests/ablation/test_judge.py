@@ -121,6 +121,7 @@ def test_higher_may_be_better():
         ({"a": {0: 1.0}, "b": {1: 1.0}}, {"baseline": "a"}, "shares no seed"),
         ({"a": BASE, "b": BASE}, {"baseline": "a", "planned": 5, "most": 10}, "20 seeds and the claim allows 10"),
         ({"a": BASE, "b": BASE}, {"baseline": "a", "smallest_difference": 0.0}, "must be positive"),
+        ({"a": BASE, "b": BASE}, {"baseline": "a", "smallest_difference": math.inf}, "must be positive and finite"),
     ],
 )
 def test_mistakes_get_a_sentence(losses: dict, options: dict, message: str):
@@ -165,6 +166,28 @@ def test_tuning_seeds_decide_nothing_and_later_looks_are_counted(tmp_path):
     assert found.planned_seeds == 3 and found.arms[1].values["4"] is None
     assert [trial.learning_rate for trial in found.arms[1].tuned.trials] == [0.1, 0.2]
     assert found.arms[1].tuned.best.learning_rate == found.arms[1].learning_rate == 0.2 and not found.marks
+
+
+def test_seeds_without_a_pair_are_told(tmp_path):
+    """Leaving out an arm's bad seeds, or all that the baseline has."""
+    lines = ["arm,seed,loss,look", *(f"base,{seed},{1.5 + 0.01 * seed},{1 + (seed > 2)}" for seed in range(5))]
+    lines += [f"arm,{seed},{1.4 + 0.011 * seed},{1 + (seed > 2)}" for seed in (0, 1, 2, 4)]
+    lines += [f"other,{seed},1.4,1" for seed in (7, 8, 9)]
+    found = judge_table(table(tmp_path, "\n".join(lines)), baseline="base", smallest_difference=0.01)
+    without = "without a pair, and so left out of"
+    assert found.arms[1].versus_baseline.n == 4 and found.arms[2].versus_baseline is None
+    assert found.marks == (
+        f"{without} arm’s difference: seed 3 of base only",
+        f"{without} other’s difference: seeds 0, 1, 2, 3, 4 of base only and seeds 7, 8, 9 of other only",
+    )
+
+
+def test_an_arm_that_tried_more_rates_is_told(tmp_path):
+    lines = ["arm,seed,loss,rate", *(f"base,t,{1 + rate},{rate}" for rate in (0.1, 0.2))]
+    lines += [f"arm,t,{1 + rate},{rate}" for rate in (0.1, 0.2, 0.3)]
+    lines += [f"{name},{seed},{1.5 + 0.01 * seed},0.1" for name in ("base", "arm") for seed in range(3)]
+    found = judge_table(table(tmp_path, "\n".join(lines)), baseline="base", smallest_difference=0.01)
+    assert found.marks == ("tuned unequally, by rates tried: base 2, arm 3",)
 
 
 @pytest.mark.parametrize(
