@@ -9,7 +9,6 @@ from gpt_jax.ablation.claim import read_claim
 from gpt_jax.ablation.findings import ArmResults
 from gpt_jax.ablation.history import runs_done
 from gpt_jax.ablation.log import read_log
-from gpt_jax.ablation.matching import TOLERANCE
 from gpt_jax.ablation.schema import StudyRecord
 from gpt_jax.runs.folder import RunFolder
 
@@ -44,10 +43,9 @@ def _ended(runs: int) -> str:
 def _budgets(study: StudyRecord, arms: Sequence[ArmResults]) -> tuple[str, ...]:
     match, said = study.budget.match, []
     for arm in arms:
-        ratio = arm.budget_ratio
-        if ratio is None or (arm.is_ranked and abs(ratio - 1) <= TOLERANCE):
+        if arm.is_ranked and not arm.is_forced:
             continue
-        costs = f"its {match} are {ratio:.2f} × the baseline’s"
+        costs = f"its {match} are {arm.budget_ratio:.2f} × the baseline’s"
         if arm.is_ranked:
             said.append(f"{arm.name} is ranked though {costs}, by --force")
         else:

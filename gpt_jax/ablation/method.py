@@ -63,9 +63,11 @@ def _design(results: StudyResults) -> str:
     budget = results.budget
     if budget is not None and budget.match:
         by = f" by solving for {budget.field}" if budget.field else ""
-        text += f" All arms have the baseline’s budget of {budget.match}{by}."
+        text += f" The arms are matched to the baseline’s budget of {budget.match}{by}."
         off = [f"{a.name} ({a.budget_ratio:.3f} ×)" for a in results.arms if not a.is_ranked and a.budget_ratio]
         text += f" Off the budget and not ranked: {', '.join(off)}." if off else ""
+        forced = [f"{arm.name} ({arm.budget_ratio:.3f} ×)" for arm in results.arms if arm.is_forced]
+        text += f" Off the budget and ranked all the same: {', '.join(forced)}." if forced else ""
     return text
 
 
@@ -132,9 +134,9 @@ def _looks(results: StudyResults) -> str:
     looks = sum(event.what == "look" for event in results.log)
     if looks:
         text += f" The results were looked at {_count(looks, 'time')}."
-    changes = sum(event.what == "change" for event in results.log)
+    changes = sum(event.what == "change" and event.runs_done > 0 for event in results.log)
     if changes:
-        text += f" The claim was changed {_count(changes, 'time')} after the first run."
+        text += f" The claim was changed {_count(changes, 'time')} after runs had finished."
     return text.strip()
 
 

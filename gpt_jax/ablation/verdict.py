@@ -49,9 +49,13 @@ def _judged(
     if arm.name == baseline.name or not set(arm.values) & set(baseline.values):
         return arm
     versus = versus_of(arm, baseline, study, rule, rows)
+    ratio = "" if arm.budget_ratio is None else f"{arm.budget_ratio:.3f} × "
+    costs = f"its {study.budget.match} are {ratio}the baseline’s"
     if not arm.is_ranked:
-        reason = f"its {study.budget.match} are {arm.budget_ratio:.3f} × the baseline’s"
-        versus = dataclasses.replace(versus, p=None, verdict="not ranked", reason=reason, seeds_to_decide=None)
+        versus = dataclasses.replace(versus, p=None, verdict="not ranked", reason=costs, seeds_to_decide=None)
+    elif arm.is_forced:
+        forced = f"ranked by --force though {costs}"
+        versus = dataclasses.replace(versus, reason=f"{versus.reason}; {forced}" if versus.reason else forced)
     return dataclasses.replace(arm, versus_baseline=versus)
 
 

@@ -65,6 +65,17 @@ def test_an_arm_off_the_budget_is_not_ranked_nor_counted() -> None:
     assert "big is not ranked, its params are 1.310 × the baseline’s: −0.4967 nats" in sentence([*arms[:2], off], study)
 
 
+def test_a_forced_arm_says_so_beside_its_verdict() -> None:
+    arms = made(mha=[1.0, 1.1, 1.2], big=[0.5, 0.6, 0.71])
+    study = dataclasses.replace(STUDY, most_seeds=3, budget=Budget("params", "model.mlp.width"))
+    forced = [arms[0], dataclasses.replace(arms[1], budget_ratio=1.314)]
+    said = "ranked by --force though its params are 1.314 × the baseline’s"
+    assert compare_arms(forced, study)[1].versus_baseline.reason == said
+    assert f"big is better, {said}: −0.4967 nats" in sentence(forced, study)
+    near = [arms[0], dataclasses.replace(arms[1], budget_ratio=1.009)]
+    assert compare_arms(near, study)[1].versus_baseline.reason is None
+
+
 def test_another_endpoint_is_named_with_its_unit() -> None:
     study = dataclasses.replace(
         STUDY, metric="accuracy of the probe at 4", unit="share of the answers", lower_is_better=False, most_seeds=3
