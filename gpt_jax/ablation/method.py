@@ -5,7 +5,7 @@ from __future__ import annotations
 from gpt_jax.ablation.findings import ArmResults, StudyResults
 from gpt_jax.ablation.picture import STAMP
 from gpt_jax.ablation.statistics import seeds_without_failure
-from gpt_jax.ablation.statuses import failed
+from gpt_jax.ablation.statuses import ended, failed
 from gpt_jax.pages.numbers import p_value, writer
 
 METHOD = (
@@ -141,7 +141,7 @@ def _looks(results: StudyResults) -> str:
 
 
 def _failures(results: StudyResults) -> str:
-    lost = [f"{failed(arm)} of {len(arm.values)} seeds of {arm.name}" for arm in results.arms if failed(arm)]
+    lost = [f"{failed(arm)} of {ended(arm)} seeds of {arm.name}" for arm in results.arms if failed(arm)]
     if not lost:
         return ""
     rule = "Arms with failed seeds have no mean difference; exact tests compare the failures."

@@ -45,7 +45,7 @@ def compare_arms(
 def _judged(
     arm: ArmResults, baseline: ArmResults, study: StudyRecord, rule: Rule, rows: Mapping[str, Rows]
 ) -> ArmResults:
-    arm = dataclasses.replace(arm, failures=_failures(arm))
+    arm = dataclasses.replace(arm, failures=_failures(arm, study))
     if arm.name == baseline.name or not set(arm.values) & set(baseline.values):
         return arm
     versus = versus_of(arm, baseline, study, rule, rows)
@@ -91,9 +91,12 @@ def _population(ours: Rows, theirs: Rows, seeds: Sequence[str]) -> st.Interval |
     return st.population_interval(sums, weights)
 
 
-def _failures(arm: ArmResults) -> Failures:
-    values = (arm.losses or arm.values).values()
-    failed = sum(value is None for value in values)
+def _failures(arm: ArmResults, study: Rules) -> Failures:
+    """Of the seeds that failed on the endpoint, which a run of a finite loss may, as one that never reaches a target;
+    of runs, where the endpoint counts these or has no value.
+    """
+    values = arm.losses if is_of_failures(study) else {**arm.losses, **arm.values}
+    failed = sum(value is None for value in values.values())
     return Failures(failed=failed, n=len(values), interval=st.rate_interval(failed, len(values)))
 
 

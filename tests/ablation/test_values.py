@@ -22,6 +22,7 @@ from gpt_jax.ablation.endpoint import (
     ToTarget,
 )
 from gpt_jax.ablation.findings import ArmResults, StudyResults
+from gpt_jax.ablation.report import to_html
 from gpt_jax.ablation.results import collect
 from gpt_jax.ablation.rows import mean_of, row_sums, write_rows
 from gpt_jax.ablation.schema import (
@@ -236,6 +237,23 @@ def test_survivors_are_no_arm(tmp_path: Path) -> None:
     assert failed.curves is not None and not failed.curves.train and not failed.curves.validation
     assert not failed.loss_by_position and not failed.extrapolation and failed.versus_baseline is not None
     assert failed.versus_baseline.failures is not None and failed.versus_baseline.failures.failed == 1
+
+
+def test_a_seed_fails_on_the_endpoint_whatever_its_loss(tmp_path: Path) -> None:
+    """A finite loss that never reaches the target is a failure everywhere; a rate of a sweep that diverges is none."""
+    runs = [Made(arm, seed) for arm in "ab" for seed in (0, 1)]
+    runs[3].losses = (3.0, 2.5)
+    missed = found(tmp_path / "target", ToTarget(2.25), *runs).arms[1]
+    assert missed.values["1"] is None and missed.losses["1"] == 2.5 and missed.mean is None
+    assert missed.failures is not None and (missed.failures.failed, missed.failures.n) == (1, 2)
+    page = to_html(collect(tmp_path / "target"))
+    assert "Seeds failed: b (1 of 2). These arms have no mean" in page
+    sweep = [Made(arm, seed, rate) for arm in "ab" for seed in (0, 1) for rate in (0.001, 0.01)]
+    sweep[7].status = "diverged"
+    swept = found(tmp_path / "sweep", RateSensitivity(), *sweep).arms[1]
+    assert swept.losses["1"] is None and swept.mean is not None
+    assert swept.failures is not None and swept.failures.failed == 0
+    assert "Seeds failed" not in to_html(collect(tmp_path / "sweep"))
 
 
 def test_the_noise_is_that_of_the_endpoint(tmp_path: Path) -> None:
