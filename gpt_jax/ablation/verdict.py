@@ -70,7 +70,7 @@ def versus_of(arm: ArmResults, other: ArmResults, study: StudyRecord, rule: Rule
         return versus
     if arm.name in rows and other.name in rows:
         versus = dataclasses.replace(versus, population_interval=_population(rows[arm.name], rows[other.name], seeds))
-    if versus.verdict == "undecided" and versus.std is not None and versus.mean is not None:
+    if versus.verdict == "undecided" and versus.std and versus.mean is not None:
         versus = dataclasses.replace(versus, seeds_to_decide=seeds_to_decide(versus.mean, versus.std, len(seeds), rule))
     return versus
 

@@ -66,6 +66,23 @@ def test_the_interval_and_the_verdict_and_p_agree():
         assert found.t_p < found.p
 
 
+def test_equal_differences_of_rounded_values_decide_nothing():
+    """Two decimals hide the spread: of two seeds a tenth would be false verdicts, and far arms would seem alike."""
+    rng, false = np.random.default_rng(0), 0
+    for _ in range(300):
+        ours, theirs = (np.round(1.5 + rng.normal(0, 0.007, 2), 2).tolist() for _ in range(2))
+        found = judge({"b": dict(enumerate(theirs)), "a": dict(enumerate(ours))}, baseline="b", smallest_difference=0.1)
+        false += found["a"].verdict != "undecided"
+    assert false / 300 <= 0.05
+    base = {seed: round(1.5 + 0.01 * (seed % 3), 2) for seed in range(20)}
+    alike = judge({"b": base, "a": base}, baseline="b", smallest_difference=0.01)["a"]
+    assert (alike.verdict, alike.interval) == ("undecided", None)
+    assert alike.reason == "all differences are equal: is the value rounded?"
+    apart = {seed: value + 0.05 for seed, value in base.items()}
+    found = judge({"b": base, "a": apart}, baseline="b", smallest_difference=0.01, most=20)["a"]
+    assert found.verdict == "worse" and found.p == pytest.approx(2.0**-19), "twenty signs are no chance"
+
+
 def test_failed_seeds_have_no_mean_difference():
     """The survivors' difference is nowhere, whether they look better or worse."""
     values: dict[int, float | None] = {**arm(-0.2, seeds=8), 3: math.nan, 5: None}
