@@ -16,6 +16,7 @@ from gpt_jax.ablation.endpoint import PositionLoss
 from gpt_jax.ablation.findings import StudyResults
 from gpt_jax.ablation.results import collect, write_results
 from gpt_jax.ablation.schema import ArmRecord, Budget, PlannedRunRecord, RunOutcome, StudyRecord
+from gpt_jax.ablation.sentence import with_marks
 from gpt_jax.ablation.study import Arm, Probe, Study, Tuning
 from gpt_jax.config import Alibi, Attention, Config, Copy, Rope
 from gpt_jax.config.conversion import from_config_dict
@@ -356,6 +357,7 @@ def test_marks_of_size_and_rates(tmp_path: Path) -> None:
     assert collect(start(tmp_path / "plain", small_study()).path).marks == (UNTUNED,)
     smoke = collect(start(tmp_path / "smoke", small_study(is_smoke=True)).path)
     assert smoke.marks == ("a smoke test: decides nothing", UNTUNED) and smoke.is_smoke
+    assert with_marks(smoke).split("\n") == [smoke.verdict, *(f"  note: {mark}" for mark in smoke.marks)]
     tuned: StudyResults = collect(start(tmp_path / "tuned", small_study(), tuning={"rates": [1e-3]}).path)
     assert tuned.marks == ()
     assert collect(start(tmp_path / "swept", small_study(), learning_rates=(1e-3, 1e-2)).path).marks == ()
