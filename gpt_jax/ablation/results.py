@@ -30,7 +30,7 @@ from gpt_jax.ablation.schema import (
     StudyRecord,
 )
 from gpt_jax.ablation.sentence import verdict_sentence
-from gpt_jax.ablation.study_runs import StudyRun, final_loss, measurements, outcome
+from gpt_jax.ablation.study_runs import StudyRun, measurements, outcome
 from gpt_jax.ablation.values import SeedRuns
 from gpt_jax.ablation.verdict import compare_arms
 from gpt_jax.config.errors import MissingFile
@@ -44,7 +44,6 @@ __all__ = [
     "RUNS",
     "STUDY",
     "collect",
-    "final_loss",
     "measurements",
     "outcome",
     "rows_by_seed",

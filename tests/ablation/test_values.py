@@ -256,6 +256,16 @@ def test_a_seed_fails_on_the_endpoint_whatever_its_loss(tmp_path: Path) -> None:
     assert "Seeds failed" not in to_html(collect(tmp_path / "sweep"))
 
 
+def test_an_arm_that_seems_to_be_the_baseline_is_told(tmp_path: Path) -> None:
+    """Where the guard sees two programs and both give one loss, but for its rounding."""
+    runs = [Made(arm, seed, losses=(2.0 + 0.1 * seed,)) for arm in "ab" for seed in (0, 1)]
+    runs[3].losses = (2.1 * (1 + 2e-7),)
+    mark = "b has a’s final loss at every seed: they may be one function"
+    assert mark in found(tmp_path / "same", FinalLoss(), *runs).marks
+    runs[3].losses = (2.1 * (1 + 2e-5),)
+    assert mark not in found(tmp_path / "other", FinalLoss(), *runs).marks
+
+
 def test_the_noise_is_that_of_the_endpoint(tmp_path: Path) -> None:
     accuracy = [Measurements(accuracy_by=AccuracyBy("pairs", ((2, x),))) for x in (0.5, 0.7)]
     fresh = [Made("a", seed, measured=m, purpose="noise") for seed, m in enumerate(accuracy, 5)]
