@@ -232,6 +232,19 @@ def test_a_change_without_a_look_says_so(tmp_path: Path) -> None:
     assert marks_of(place) == ("the margin was changed from 0.01 to 0.02 after 1 run had finished",)
 
 
+def test_a_run_that_was_stopped_has_shown_its_losses(tmp_path: Path) -> None:
+    """Whoever stops a run before its end has seen as much; one without an evaluation has shown nothing."""
+    place = start(tmp_path, small_study())
+    run = RunFolder(tmp_path / "runs" / "mqa-0")
+    run.make()
+    run.write_text(METRICS, json.dumps({"step": 1, "split": "train", "loss": 3.0}) + "\n")
+    start(tmp_path, small_study(smallest_difference=0.02))
+    assert marks_of(place) == ()
+    run.write_text(METRICS, json.dumps({"step": 4, "split": "validation", "loss": 2.1}) + "\n")
+    start(tmp_path, small_study(smallest_difference=0.05))
+    assert marks_of(place) == ("the margin was changed from 0.02 to 0.05 after a run had shown its losses",)
+
+
 def test_secondary_changes_are_logged_only(tmp_path: Path) -> None:
     place = start(tmp_path, small_study())
     finish(place)
