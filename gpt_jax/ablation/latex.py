@@ -35,7 +35,7 @@ def escaped(text: str) -> str:
 
 
 def to_latex(results: StudyResults) -> str:
-    """The table with booktabs' rules, as wide as the page; its caption says which intervals it has, and the study's marks."""
+    """The table with booktabs' rules, as wide as the page; its caption has the study's marks too."""
     columns = [column for column in table.columns(results)[0] if column.on_paper]
     kinds = "".join("l" if column.is_text else "r" for column in columns)
     rows = [[_cell(column, arm) for column in columns] for arm in results.arms]

@@ -101,7 +101,9 @@ def judge_table(
     if baseline not in names:
         raise UserError(f'the baseline "{baseline}" is not among the arms{nearest(baseline, names)}')
     if not (smallest_difference > 0 and math.isfinite(smallest_difference)):
-        raise UserError(f"the smallest difference that matters must be positive and finite, not {smallest_difference:g}")
+        raise UserError(
+            f"the smallest difference that matters must be positive and finite, not {smallest_difference:g}"
+        )
     tuning = _tuning_seeds(rows)
     deciding = [row for row in rows if row.seed not in tuning]
     values = {name: {row.seed: row.loss for row in deciding if row.arm == name} for name in names}

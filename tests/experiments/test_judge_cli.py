@@ -30,7 +30,9 @@ def test_a_table_gets_verdicts_and_a_page(tmp_path: Path) -> None:
 def test_what_the_verdict_leaves_out_is_told_beside_it(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text(TABLE.replace("sigmoid,4,", "sigmoid,nine,"))
     done = command("judge", str(tmp_path / "mine.csv"), "--baseline=softmax", "--smallest_difference=0.01")
-    said = "without a pair, and so left out of sigmoid’s difference: seed 4 of softmax only and seed nine of sigmoid only"
+    said = (
+        "without a pair, and so left out of sigmoid’s difference: seed 4 of softmax only and seed nine of sigmoid only"
+    )
     assert f"  note: {said}\n" in done.stdout, done.stderr
     assert "sigmoid is undecided, 4 of 5 planned seeds done" in done.stdout
     page = (tmp_path / "mine" / "report.html").read_text()
