@@ -290,6 +290,17 @@ def test_a_pair_across_two_kinds_of_device_is_left_out_and_told(tmp_path: Path) 
     assert "left out seed 1" in unknown.marks[-1], "where one ran is not recorded"
 
 
+def test_a_copy_on_another_kind_of_device_checks_nothing(tmp_path: Path) -> None:
+    runs = [Made(arm, seed, devices=CPU) for arm in "ab" for seed in (0, 1)]
+    copy = Made("A/A", 1, devices=TPU, purpose="aa")
+    results = found(tmp_path / "elsewhere", FinalLoss(), *runs, copy)
+    assert results.aa is None
+    assert [mark for mark in results.marks if mark.startswith("determinism is not checked at seed 1: the copy ran on")]
+    runs[1].status = runs[3].status = None
+    waits = found(tmp_path / "waits", FinalLoss(), *runs, copy)
+    assert not [mark for mark in waits.marks if "determinism" in mark], "its run may still end there"
+
+
 def test_versions_and_flags_part_pairs_too(tmp_path: Path) -> None:
     runs = [Made(arm, seed, devices=CPU) for arm in "ab" for seed in (0, 1)]
     assert not any("left out" in mark for mark in found(tmp_path, FinalLoss(), *runs).marks)
