@@ -10,6 +10,7 @@ from gpt_jax.ablation.plan import make_plan
 from gpt_jax.ablation.report import write_report
 from gpt_jax.ablation.results import write_results
 from gpt_jax.ablation.runner import Runner
+from gpt_jax.ablation.sentence import with_marks
 from gpt_jax.ablation.show import show_plan, show_power
 from gpt_jax.ablation.stages import WHOLE
 from gpt_jax.runs.compilation import enable_compilation_cache
@@ -91,7 +92,7 @@ def main() -> int:
     else:
         status = Runner(plan, workdir, console, programs).run(shard or WHOLE)
     results = write_results(workdir)
-    print(f"\n{results.verdict}\nreport: {write_report(workdir)}")
+    print(f"\n{with_marks(results)}\nreport: {write_report(workdir)}")
     if status == "interrupted":
         print(f"interrupted; to resume:\n  {cli.command()}")
     elif status == "waiting":

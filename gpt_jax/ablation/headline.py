@@ -9,7 +9,7 @@ from gpt_jax.ablation.findings import StudyResults
 from gpt_jax.ablation.method import seeds_seen
 from gpt_jax.ablation.picture import STAMP
 from gpt_jax.ablation.schema import Budget
-from gpt_jax.ablation.statuses import failed, statuses
+from gpt_jax.ablation.statuses import ended, failed, statuses
 from gpt_jax.pages.numbers import compact, loss, seconds
 
 
@@ -23,9 +23,13 @@ def warnings(results: StudyResults) -> list[str]:
         open_runs = ", ".join(f"{n} {s}" for s, n in counts.items() if n and s not in ("finished", "diverged"))
         done = f"{total - left} of {total} runs are done ({open_runs})" if total else "no run has begun"
         said.append(f"This study is not finished: {done}. The figures will change.")
-    lost = [f"{arm.name} ({failed(arm)} of {len(arm.losses or arm.values)})" for arm in results.arms if failed(arm)]
+    lost = [arm for arm in results.arms if failed(arm)]
     if lost:
-        said.append(f"Seeds failed: {', '.join(lost)}. These arms have no mean and no difference of means.")
+        names = ", ".join(f"{arm.name} ({failed(arm)} of {ended(arm)})" for arm in lost)
+        is_bare = all(arm.mean is None for arm in lost)
+        said.append(
+            f"Seeds failed: {names}.{' These arms have no mean and no difference of means.' if is_bare else ''}"
+        )
     compared = {arm.name: arm.versus_baseline for arm in results.arms if arm.versus_baseline is not None}
     odd = [f"{name} (seed {', '.join(versus.outliers)})" for name, versus in compared.items() if versus.outliers]
     if odd:

@@ -85,7 +85,7 @@ def collect(workdir: Workdir) -> StudyResults:
         jobs=study.jobs,
         is_smoke=study.is_smoke,
         is_forced=study.is_forced,
-        marks=(*marks(folder, study, arms), *shared, *_unpaired(seeds, paired)),
+        marks=(*marks(folder, study, arms), *shared, *_unchecked(runs), *_unpaired(seeds, paired)),
         log=read_log(folder),
         verdict=verdict_sentence(arms, study, sum(r.is_done for r in runs), len(runs)),
         noise=_noise(endpoint, study, runs),
@@ -166,11 +166,24 @@ def _noise(endpoint: Endpoint, study: StudyRecord, runs: Sequence[StudyRun]) -> 
 
 def _aa(runs: Sequence[StudyRun]) -> Copies | None:
     """Whether the copies of the baseline's runs came out bit-equal on equal devices; None while no pair is done."""
-    equal = []
-    for copy in (r for r in runs if r.planned.purpose == "aa" and r.is_done):
-        for run in (r for r in runs if r.planned.purpose == "arm" and r.is_done):
-            ours, theirs = run.planned, copy.planned
-            same = ("seed", "learning_rate", "config_hash")
-            if all(getattr(ours, name) == getattr(theirs, name) for name in same) and run.pairs_with(copy):
-                equal.append(run.numbers() == copy.numbers())
+    equal = [run.numbers() == copy.numbers() for copy, own in _copies(runs) for run in own if run.pairs_with(copy)]
     return Copies(all(equal), len(equal)) if equal else None
+
+
+def _unchecked(runs: Sequence[StudyRun]) -> list[str]:
+    """What the headline says where the copy of a shard is no check of what ran there."""
+    lost = [copy for copy, own in _copies(runs) if own and not any(run.pairs_with(copy) for run in own)]
+    seeds = ", ".join(str(copy.planned.seed) for copy in lost)
+    said = "ran on another kind of device or with other versions or numeric settings than its run"
+    return [f"determinism is not checked at seed {seeds}: the copy {said}"] if lost else []
+
+
+def _copies(runs: Sequence[StudyRun]) -> list[tuple[StudyRun, list[StudyRun]]]:
+    """Each copy of a run of the baseline that has ended, and the runs that it is the copy of, on whatever devices."""
+    same = ("seed", "learning_rate", "config_hash")
+    done = [run for run in runs if run.planned.purpose == "arm" and run.is_done]
+    return [
+        (copy, [r for r in done if all(getattr(r.planned, n) == getattr(copy.planned, n) for n in same)])
+        for copy in runs
+        if copy.planned.purpose == "aa" and copy.is_done
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import time
 import traceback
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Literal
 from rich.console import Console
 from rich.markup import escape
 
-from gpt_jax.ablation import history, records, stages, study_runs
+from gpt_jax.ablation import history, records, stages
 from gpt_jax.ablation.addresses import is_measured, is_trained
 from gpt_jax.ablation.measure import Measure
 from gpt_jax.ablation.plan import StudyPlan
@@ -189,15 +190,14 @@ class Runner:
 
     def _note(self, run: PlannedRun) -> str:
         """Keeps the run's loss for the means by arm, and returns it as text."""
-        ended, loss = study_runs.outcome(self.folder(run)), study_runs.final_loss(self.folder(run))
-        if ended is None or ended.status == "diverged" or loss is None:
-            return "diverged"
+        loss = stages.loss_of(run, self.plan, RunFolder(self.workdir))
+        assert loss is not None, "the run has ended"
         if run.purpose == "arm":
             self._losses.setdefault(run.arm, []).append(loss)
-        return f"{loss:.4f}"
+        return f"{loss:.4f}" if math.isfinite(loss) else "failed"
 
     def _report(self, place: str, still: int, group: Sequence[PlannedRun], shown: Sequence[str]) -> None:
-        means = "  ".join(f"{name} {sum(x) / len(x):.4f}" for name, x in self._losses.items())
+        means = "  ".join(f"{name} {_mean(losses)}" for name, losses in self._losses.items())
         mean = sum(self._seconds) / len(self._seconds)
         left = datetime.timedelta(seconds=round(mean * still))
         took = self._seconds[-1] * len(group)
@@ -213,6 +213,12 @@ class Runner:
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _mean(losses: Sequence[float]) -> str:
+    """The mean of an arm's losses; that of those which survived is none."""
+    failed = sum(not math.isfinite(loss) for loss in losses)
+    return f"{failed} of {len(losses)} failed" if failed else f"{sum(losses) / len(losses):.4f}"
 
 
 def _name(group: Sequence[PlannedRun]) -> str:

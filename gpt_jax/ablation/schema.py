@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+TOLERANCE = 0.01  # by how much a matched cost may differ from the baseline's
+
 Number = float | int
 Interval = tuple[Number, Number]
 # The files of a study's folder, and of each run's.
@@ -101,6 +103,11 @@ class ArmPlan:
     budget_ratio: float | None = None
     is_ranked: bool = True
     tuned: Tuned | None = None
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether it is ranked off the budget, which takes --force."""
+        return self.is_ranked and self.budget_ratio is not None and abs(self.budget_ratio - 1) > TOLERANCE
 
 
 @dataclass(frozen=True, kw_only=True)

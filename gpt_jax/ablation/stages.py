@@ -130,7 +130,7 @@ def _losses(plan: StudyPlan, folder: RunFolder) -> dict[str, dict[Trial, float]]
     found: dict[str, dict[Trial, list[float | None]]] = {name: {} for name in plan.arms}
     for group in plan.trials:
         for run in group:
-            found[run.arm].setdefault(run.setting, []).append(_loss(run, plan, folder))
+            found[run.arm].setdefault(run.setting, []).append(loss_of(run, plan, folder))
     return {
         name: {
             setting: sum(known) / len(known)
@@ -141,8 +141,8 @@ def _losses(plan: StudyPlan, folder: RunFolder) -> dict[str, dict[Trial, float]]
     }
 
 
-def _loss(run: PlannedRun, plan: StudyPlan, folder: RunFolder) -> float | None:
-    """The final loss, infinite where the run failed; None where it has not ended."""
+def loss_of(run: PlannedRun, plan: StudyPlan, folder: RunFolder) -> float | None:
+    """The final loss in nats per token, infinite where the run failed; None where it has not ended."""
     place = RunFolder(folder.file(RUNS) / run.folder)
     ended, above = study_runs.outcome(place), plan.study.fails_above
     if ended is None:

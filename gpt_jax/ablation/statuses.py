@@ -16,13 +16,21 @@ def statuses(arms: Iterable[ArmResults]) -> dict[str, int]:
 
 
 def failed(arm: ArmResults) -> int:
-    """How many of the arm's seeds failed."""
+    """How many of the arm's seeds failed, on the endpoint."""
     if arm.failures is not None:
         return arm.failures.failed
-    return sum(value is None for value in (arm.losses or arm.values).values())
+    return sum(value is None for value in _values(arm).values())
+
+
+def ended(arm: ArmResults) -> int:
+    """How many of the arm's seeds ended, well or not."""
+    return arm.failures.n if arm.failures is not None else len(_values(arm))
 
 
 def failures_text(arm: ArmResults) -> str | None:
     """`1 of 8 seeds failed`; None where none did."""
-    n = arm.failures.n if arm.failures is not None else len(arm.losses or arm.values)
-    return f"{failed(arm)} of {n} seeds failed" if failed(arm) else None
+    return f"{failed(arm)} of {ended(arm)} seeds failed" if failed(arm) else None
+
+
+def _values(arm: ArmResults) -> dict[str, float | None]:
+    return {**arm.losses, **arm.values}

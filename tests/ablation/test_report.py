@@ -367,6 +367,7 @@ def test_a_smoke_test_is_stamped(fresh: dict[str, Any], source: str) -> None:
     for text in (to_markdown(complete(fresh)), to_latex(complete(fresh)), paragraph(complete(fresh))):
         assert stamp in text.lower()
     assert all(stamp in picture.svg() for picture in pictures(complete(fresh))[0])
+    assert {row["is_smoke"] for row in csv.DictReader(io.StringIO(to_csv(complete(fresh))))} == {"True"}
 
 
 def test_marks_and_facts_stand_above_the_table(source: str, study: dict[str, Any]) -> None:
@@ -388,6 +389,27 @@ def test_marks_and_facts_stand_above_the_table(source: str, study: dict[str, Any
     ):
         assert f"<dd>{fact}</dd>" in top, fact
     assert "A/A" not in source
+
+
+def test_a_forced_arm_is_told_wherever_it_is_copied_from(fresh: dict[str, Any]) -> None:
+    """The page's table, Markdown, CSV, and what a paper takes: LaTeX and the methods, which are matched else."""
+    said = "ranked by --force though its params are 1.314 × the baseline’s"
+    fresh["is_forced"], fresh["marks"] = True, ["mqa is ranked though its params are 1.31 × the baseline’s, by --force"]
+    fresh["arms"][2]["budget_ratio"] = 1.314
+    fresh["arms"][2]["versus_baseline"]["reason"] = said
+    results = complete(fresh)
+    row = next(row for row in re.findall("<tr>.*?</tr>", html_of(fresh)) if "<b>mqa</b>" in row)
+    assert f"<small>{said}</small>" in row and f"({said})" in to_markdown(results)
+    assert list(csv.DictReader(io.StringIO(to_csv(results))))[2]["reason"] == said
+    assert r"Mqa is ranked though its params are 1.31 $\times$ the baseline's, by --force." in to_latex(results)
+    assert "Off the budget and ranked all the same: mqa (1.314 ×)." in paragraph(results)
+    assert "ranked all the same" not in paragraph(made_up.results())
+
+
+def test_the_methods_count_changes_after_results_only(fresh: dict[str, Any]) -> None:
+    early = {"time": "2026-03-01T07:00:00Z", "what": "change", "text": "the margin: 0.02 → 0.01", "runs_done": 0}
+    fresh["log"].insert(0, early)
+    assert "The claim was changed 1 time after runs had finished." in paragraph(complete(fresh))
 
 
 def test_times_name_their_machine_and_what_shared_it(fresh: dict[str, Any], source: str) -> None:

@@ -98,6 +98,7 @@ def test_shipped_studies_smoke(name: str, tmp_path: Path) -> None:
     start = time.monotonic()
     shown = ablate(f"--config=configs/ablations/{name}.py", f"--workdir={tmp_path}", "--smoke")
     assert shown.returncode == 0, shown.stderr
+    assert "  note: a smoke test: decides nothing" in shown.stdout
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["aa"]["equal"] and results["repeat"]["failures"] == []
     assert all(arm["n"] == 2 for arm in results["arms"])
