@@ -48,7 +48,8 @@ def facts(results: StudyResults) -> list[tuple[str, str]]:
     found: list[tuple[str, str | None]] = [("Endpoint", unit)]
     if results.smallest_difference is not None:
         found.append(("Smallest difference that matters", f"{results.smallest_difference:g}"))
-    found += [("Baseline", f"{results.baseline}, against {len(results.arms) - 1} arms"), ("Seeds", _seeds(results))]
+    n = len(results.arms) - 1
+    found += [("Baseline", f"{results.baseline}, against {n} arm{'' if n == 1 else 's'}"), ("Seeds", _seeds(results))]
     found += [*_setup(results), ("Learning rates", _rates(results)), ("Tuning", _tuning(results))]
     budget = results.budget
     if budget is not None or results.repeat.configs:
