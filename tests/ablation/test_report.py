@@ -21,6 +21,7 @@ from gpt_jax.ablation.pictures import pictures
 from gpt_jax.ablation.records import from_json
 from gpt_jax.ablation.report import publish, to_html, to_markdown, write_pages, write_report
 from gpt_jax.ablation.schema import Rules, StudyRecord
+from gpt_jax.ablation.table import changes_text
 from gpt_jax.ablation.table_csv import to_csv
 from gpt_jax.ablation.verdict import compare_arms
 from gpt_jax.config.errors import ConfigError
@@ -395,6 +396,15 @@ def test_times_name_their_machine_and_what_shared_it(fresh: dict[str, Any], sour
     fresh["jobs"] = 1
     alone = html_of(fresh)
     assert "Times and memory are of TPU v5 lite." in alone and "shared the machine" not in alone
+
+
+def test_short_names_of_changes_are_not_alike() -> None:
+    """Two settings with one last name keep their parents; what an arm switches off comes after what it chooses."""
+    relative, absolute = "model.attention.position.type", "model.embedding.position.type"
+    learned = ArmResults(name="learned", changes={relative: "none", absolute: "Learned", "model.mlp.width": 80})
+    said = "embedding.position = Learned, mlp.width = 80, attention.position = none"
+    assert changes_text(learned) == said
+    assert changes_text(ArmResults(name="alibi", changes={relative: "Alibi"})) == "position = Alibi"
 
 
 def test_contrasts_tuning_and_the_log_have_their_tables(source: str, study: dict[str, Any]) -> None:
