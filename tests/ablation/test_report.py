@@ -407,6 +407,13 @@ def test_short_names_of_changes_are_not_alike() -> None:
     assert changes_text(ArmResults(name="alibi", changes={relative: "Alibi"})) == "position = Alibi"
 
 
+def test_arms_that_differ_in_their_layers_alone_are_told_apart(fresh: dict[str, Any]) -> None:
+    for arm, layers in zip(fresh["arms"][1:3], ([0, 2], [1]), strict=True):
+        arm["leaves"] = [{"key": "model.attention.mask.type", "baseline": "Causal", "arm": "Window", "layers": layers}]
+    for page in (html_of(fresh), to_markdown(complete(fresh)).replace("\\", "")):
+        assert "model.attention.mask.type in layers 0, 2" in page and "model.attention.mask.type in layer 1" in page
+
+
 def test_contrasts_tuning_and_the_log_have_their_tables(source: str, study: dict[str, Any]) -> None:
     kinds = {contrast["kind"] for contrast in study["contrasts"]}
     assert kinds == {"pair", "interaction"}
