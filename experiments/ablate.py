@@ -23,7 +23,7 @@ Run an ablation study, from a question to a report.
   python -m experiments.ablate --config=configs/ablations/kv_heads.py --workdir=runs/kv --config.data.path=FILE.txt
 
   --config=FILE.py[:ARG] The study: get_config(ARG) is the base, get_study(base, ARG) the question and its arms
-                         (required); kv_heads.py:tuned finds the learning rate of each arm first.
+                         (required). NAME.py:tuned finds the learning rate of each arm first; qk_norm sweeps it.
   --config.KEY=VALUE     Changes a setting of the base, and so of every arm.
   --workdir=DIR          The study's folder (required): study.json, runs/, results.json, results.csv, report.html.
                          Finished runs in it are skipped, interrupted ones go on. A run is trained again where what

@@ -51,6 +51,8 @@ def study_from_flags() -> Study:
     if values.smoke:
         base = change(base, SMOKE | (module.SMOKE if hasattr(module, "SMOKE") else {}))
     takes_arg = len(inspect.signature(module.get_study).parameters) > 1
+    if arg and not takes_arg:
+        raise ConfigError(f'{file} has one study and no ":{arg}": leave the argument out')
     study: Study = module.get_study(base, arg) if takes_arg else module.get_study(base)
     if values.learning_rates is not None:
         study = _at_rates(study, _rates(values.learning_rates))

@@ -60,7 +60,8 @@ def choose(plan: StudyPlan, workdir: Workdir, asked: int | None, is_part: bool, 
     if asked is not None:
         if asked > 1 and not is_possible:
             raise ConfigError("runs can't train together by pmap, nor with wandb: leave --together out")
-        return Grouping(asked, "as asked", _hash(plan))
+        how = "one after the other" if asked == 1 else f"{asked} in one program"
+        return Grouping(asked, f"{how}, as asked", _hash(plan))
     if is_part:
         return Grouping(1, "one after the other in each part, unless --together says how many", _hash(plan))
     count = min(len(plan.study.seeds), MOST)

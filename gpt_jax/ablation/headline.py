@@ -21,7 +21,9 @@ def warnings(results: StudyResults) -> list[str]:
     said = []
     if left or not (total or has_values):
         open_runs = ", ".join(f"{n} {s}" for s, n in counts.items() if n and s not in ("finished", "diverged"))
-        done = f"{total - left} of {total} runs are done ({open_runs})" if total else "no run has begun"
+        is_tuned = any(arm.tuned is not None for arm in results.arms)
+        begun = "no run of the verdict has begun, the tuning comes first" if is_tuned else "no run has begun"
+        done = f"{total - left} of {total} runs are done ({open_runs})" if total else begun
         said.append(f"This study is not finished: {done}. The figures will change.")
     lost = [arm for arm in results.arms if failed(arm)]
     if lost:
@@ -50,7 +52,8 @@ def facts(results: StudyResults) -> list[tuple[str, str]]:
     found: list[tuple[str, str | None]] = [("Endpoint", unit)]
     if results.smallest_difference is not None:
         found.append(("Smallest difference that matters", f"{results.smallest_difference:g}"))
-    found += [("Baseline", f"{results.baseline}, against {len(results.arms) - 1} arms"), ("Seeds", _seeds(results))]
+    n = len(results.arms) - 1
+    found += [("Baseline", f"{results.baseline}, against {n} arm{'' if n == 1 else 's'}"), ("Seeds", _seeds(results))]
     found += [*_setup(results), ("Learning rates", _rates(results)), ("Tuning", _tuning(results))]
     budget = results.budget
     if budget is not None or results.repeat.configs:
@@ -132,7 +135,7 @@ def _determinism(results: StudyResults) -> str:
         return "no run was repeated"
     n = results.aa.pairs or 1
     if results.aa.equal:
-        return f"{n} of {n} repeated runs bit-equal"
+        return f"{n} of {n} repeated run{'' if n == 1 else 's'} bit-equal"
     return f"not bit-equal ({n} repeated)"
 
 

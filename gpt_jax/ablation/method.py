@@ -151,8 +151,9 @@ def _failures(results: StudyResults) -> str:
 def _machines(results: StudyResults) -> str:
     text = f"Runs used {_list(list(results.devices))}." if results.devices else ""
     if results.aa is not None and results.aa.equal is not None:
-        equal = "were bit-equal to" if results.aa.equal else "differed from"
-        text += f" {_count(results.aa.pairs or 1, 'repeated run')} {equal} the first."
+        n = results.aa.pairs or 1
+        equal = f"{'was' if n == 1 else 'were'} bit-equal to" if results.aa.equal else "differed from"
+        text += f" {_count(n, 'repeated run')} {equal} the first."
     versions = results.repeat.versions or {}
     if versions:
         text += f" Software: {', '.join(f'{name} {version}' for name, version in versions.items())}."

@@ -59,6 +59,12 @@ class Leaf:
     asked_by: str = "arm"
     layers: tuple[int, ...] = ()
 
+    @property
+    def where(self) -> str:
+        """` in layers 0, 2`; nothing where it differs in all of them: two arms may differ in their layers alone."""
+        layers = "layer" if len(self.layers) == 1 else "layers"
+        return f" in {layers} {', '.join(map(str, self.layers))}" if self.layers else ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:

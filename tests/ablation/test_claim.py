@@ -107,9 +107,12 @@ def round_trip(study: Study) -> Study:
 @pytest.mark.parametrize("name", [name for name in STUDIES if name != "base"])
 def test_shipped_studies_survive_the_claim(name: str) -> None:
     module = importlib.import_module(f"configs.ablations.{name}")
-    study = module.get_study(from_config_dict(Config, module.get_config()))
-    again = round_trip(study)
-    assert again == study and again.configs() == study.configs()
+    base = from_config_dict(Config, module.get_config())
+    for args in ((), ("tuned",)) if name != "qk_norm" else ((),):
+        study = module.get_study(base, *args)
+        again = round_trip(study)
+        assert again == study and again.configs() == study.configs()
+        assert (study.tuning is None) == (not args)
 
 
 def test_every_field_of_a_study_is_in_the_claim() -> None:

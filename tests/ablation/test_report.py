@@ -19,8 +19,9 @@ from gpt_jax.ablation.latex import to_latex
 from gpt_jax.ablation.method import paragraph
 from gpt_jax.ablation.pictures import pictures
 from gpt_jax.ablation.records import from_json
-from gpt_jax.ablation.report import to_html, to_markdown, write_pages, write_report
+from gpt_jax.ablation.report import publish, to_html, to_markdown, write_pages, write_report
 from gpt_jax.ablation.schema import Rules, StudyRecord
+from gpt_jax.ablation.table import changes_text
 from gpt_jax.ablation.table_csv import to_csv
 from gpt_jax.ablation.verdict import compare_arms
 from gpt_jax.config.errors import ConfigError
@@ -419,6 +420,22 @@ def test_times_name_their_machine_and_what_shared_it(fresh: dict[str, Any], sour
     assert "Times and memory are of TPU v5 lite." in alone and "shared the machine" not in alone
 
 
+def test_short_names_of_changes_are_not_alike() -> None:
+    """Two settings with one last name keep their parents; what an arm switches off comes after what it chooses."""
+    relative, absolute = "model.attention.position.type", "model.embedding.position.type"
+    learned = ArmResults(name="learned", changes={relative: "none", absolute: "Learned", "model.mlp.width": 80})
+    said = "embedding.position = Learned, mlp.width = 80, attention.position = none"
+    assert changes_text(learned) == said
+    assert changes_text(ArmResults(name="alibi", changes={relative: "Alibi"})) == "position = Alibi"
+
+
+def test_arms_that_differ_in_their_layers_alone_are_told_apart(fresh: dict[str, Any]) -> None:
+    for arm, layers in zip(fresh["arms"][1:3], ([0, 2], [1]), strict=True):
+        arm["leaves"] = [{"key": "model.attention.mask.type", "baseline": "Causal", "arm": "Window", "layers": layers}]
+    for page in (html_of(fresh), to_markdown(complete(fresh)).replace("\\", "")):
+        assert "model.attention.mask.type in layers 0, 2" in page and "model.attention.mask.type in layer 1" in page
+
+
 def test_contrasts_tuning_and_the_log_have_their_tables(source: str, study: dict[str, Any]) -> None:
     kinds = {contrast["kind"] for contrast in study["contrasts"]}
     assert kinds == {"pair", "interaction"}
@@ -450,6 +467,21 @@ def test_values_alone_make_a_page(tmp_path: Path) -> None:
     assert {"forest.svg", "forest.png", "table.tex", "table.csv", "methods.md", "methods.txt"} == {
         file.name for file in (tmp_path / "new" / "export").iterdir()
     }
+
+
+def test_published_pages_need_no_other_file(tmp_path: Path) -> None:
+    """They are those of the study, without links to what stays behind; a claim goes with them."""
+    write_pages(made_up.results(), tmp_path / "study")
+    (tmp_path / "study" / "results.json").write_text(json.dumps(dataclasses.asdict(made_up.results())))
+    (tmp_path / "study" / "claim.json").write_text("{}")
+    path = Path(publish(tmp_path / "study", tmp_path / "published"))
+    found = {file.name: file.read_text("utf-8") for file in path.parent.iterdir()}
+    assert found.keys() == {"report.html", "report.md", "results.csv", "claim.json"}
+    for name in ("report.md", "results.csv", "claim.json"):
+        assert found[name] == (tmp_path / "study" / name).read_text("utf-8")
+    links = [attributes["href"] or "" for tag, attributes in Page(found["report.html"]).tags if "href" in attributes]
+    assert all(link.startswith(("#", "data:", "https:")) for link in links)
+    assert "results.json" not in found["report.md"] and "export/" in (tmp_path / "study" / "report.html").read_text()
 
 
 def test_units_decide_how_values_are_written() -> None:
@@ -490,10 +522,14 @@ def test_a_study_of_which_nothing_ran_has_a_page(fresh: dict[str, Any]) -> None:
     page = Page(html_of(fresh))
     assert "This study is not finished: no run has begun" in page.text and page.figures() == set()
     assert len(page.rows) == 6
+    fresh["arms"] = [arm | {"tuned": {"trials": []}} for arm in fresh["arms"]]
+    assert "no run of the verdict has begun, the tuning comes first" in html_of(fresh)
 
 
 def test_an_unequal_copy_of_the_baseline_is_a_warning(fresh: dict[str, Any], source: str) -> None:
-    assert "rust no difference" not in source and "bit-equal" in source
+    assert "rust no difference" not in source and "3 repeated runs were bit-equal" in source
+    fresh["aa"] = {"equal": True, "pairs": 1}
+    assert "1 repeated run was bit-equal" in html_of(fresh) and "1 of 1 repeated run bit-equal" in html_of(fresh)
     fresh["aa"] = {"equal": False, "pairs": 3}
     assert "Trust no difference" in html_of(fresh)
     fresh["aa"] = None

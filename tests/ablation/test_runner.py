@@ -409,7 +409,8 @@ def test_what_a_study_began_with_stays(done: tuple[Path, dict[str, Any]], tmp_pa
     assert choose(plan, folder, None, False, programs) == asked(plan)
     with pytest.raises(ConfigError, match="began with --together=1"):
         choose(plan, folder, 2, False, programs)
-    assert choose(plan, tmp_path, 2, False, programs).count == 2
+    assert choose(plan, tmp_path, 2, False, programs).reason == "2 in one program, as asked"
+    assert choose(plan, tmp_path, 1, False, programs).reason == "one after the other, as asked"
     assert choose(plan, tmp_path, None, True, programs).count == 1, "parts of a study on several machines agree"
     write_plan(plan, tmp_path, "command", asked(plan, 2), False)
     assert choose(plan, tmp_path, None, True, programs) == asked(plan, 2)

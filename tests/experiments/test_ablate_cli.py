@@ -63,6 +63,8 @@ def test_help_reads_like_a_page() -> None:
         (["--workdir=x"], "--config is required"),
         (["--workdir=x", "--config=configs/quickstart.py"], "not a study: it needs get_study"),
         (["--config=configs/ablations/window.py"], "--workdir is required"),
+        (["--workdir=x", "--config=configs/ablations/window.py:tune"], "choose :tuned, or none"),
+        (["--workdir=x", "--config=configs/ablations/qk_norm.py:tuned"], "leave the argument out"),
         (["--workdir=x", "--config=configs/ablations/window.py", "--shard=3/2"], "--shard must be I/N"),
         (["--workdir=x", "--config=configs/ablations/window.py", "--learning_rates=a,b"], "must be numbers"),
         (["--workdir=x", "--config=configs/ablations/induction.py", "--noise=1"], "--noise goes with --dry"),
