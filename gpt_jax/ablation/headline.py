@@ -36,8 +36,6 @@ def warnings(results: StudyResults) -> list[str]:
     odd = [f"{name} (seed {', '.join(versus.outliers)})" for name, versus in compared.items() if versus.outliers]
     if odd:
         said.append(f"Outliers among the differences: {', '.join(odd)}. See the robust estimate beside the mean.")
-    if results.aa is not None and results.aa.equal is False:
-        said.append("The determinism check failed: a repeated run was not bit-equal to the first. Trust no difference.")
     edge = [arm.name for arm in results.arms if arm.tuned is not None and arm.tuned.is_at_edge]
     if edge and not any("edge" in mark for mark in results.marks):
         said.append(f"The best learning rate lies on the edge of the grid for {', '.join(edge)}: widen the grid.")

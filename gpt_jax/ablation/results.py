@@ -72,7 +72,7 @@ def collect(workdir: Workdir) -> StudyResults:
         )
         for arm in study.arms
     ]
-    rows = {arm.name: rows_by_seed(endpoint, paired[arm.name], arm) for arm in arms}
+    rows, copies = {arm.name: rows_by_seed(endpoint, paired[arm.name], arm) for arm in arms}, _aa(runs)
     arms = compare_arms(arms, study, rows)
     return StudyResults(
         **{field.name: getattr(study, field.name) for field in fields(Rules)},
@@ -85,11 +85,11 @@ def collect(workdir: Workdir) -> StudyResults:
         jobs=study.jobs,
         is_smoke=study.is_smoke,
         is_forced=study.is_forced,
-        marks=(*marks(folder, study, arms), *shared, *_unchecked(runs), *_unpaired(seeds, paired)),
+        marks=(*marks(folder, study, arms), *shared, *_checked(copies), *_unchecked(runs), *_unpaired(seeds, paired)),
         log=read_log(folder),
         verdict=verdict_sentence(arms, study, sum(r.is_done for r in runs), len(runs)),
         noise=_noise(endpoint, study, runs),
-        aa=_aa(runs),
+        aa=copies,
         arms=tuple(arms),
         contrasts=contrasts(arms, study, rows),
         repeat=_repeat(study, runs),
@@ -162,6 +162,12 @@ def _noise(endpoint: Endpoint, study: StudyRecord, runs: Sequence[StudyRun]) -> 
     found = values_of(endpoint, seeds_of(arm, fresh, own_rate(arm, fresh, study))).values()
     summary = st.summarize([] if None in found else [value for value in found if value is not None])
     return Noise(summary.mean, summary.std, len(found)) if found else None
+
+
+def _checked(copies: Copies | None) -> tuple[str, ...]:
+    if copies is None or copies.equal is not False:
+        return ()
+    return ("the determinism check failed: a repeated run was not bit-equal to the first, so trust no difference",)
 
 
 def _aa(runs: Sequence[StudyRun]) -> Copies | None:

@@ -329,7 +329,9 @@ def test_a_changed_bit_fails_the_copy(done: tuple[Path, dict[str, Any]], tmp_pat
     lines = aa.read_text().splitlines()
     record = json.loads(lines[2])
     aa.write_text("\n".join([*lines[:2], json.dumps(record | {"loss": np.nextafter(record["loss"], 9)}), *lines[3:]]))
-    assert collect(tmp_path / "copy")["aa"] == {"equal": False, "pairs": 1}
+    found = collect(tmp_path / "copy")
+    assert found["aa"] == {"equal": False, "pairs": 1}
+    assert any("determinism check failed" in mark for mark in found["marks"])
 
 
 def test_other_parameters_at_the_end_fail_the_copy(

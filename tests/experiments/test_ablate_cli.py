@@ -79,7 +79,10 @@ def test_dry_prints_the_arms_and_writes_nothing(study: str, tmp_path: Path) -> N
     shown = ablate(study, f"--workdir={tmp_path / 'out'}", "--dry", "--seeds=3", "--config.train.steps=7")
     assert shown.returncode == 0, shown.stderr
     assert "model.attention.kv_heads: 2 → 1 (asked by the arm)" in shown.stdout
-    assert "8 runs: 2 arms × 3 seeds, 1 of the baseline for the noise, and the A/A copy" in shown.stdout
+    assert (
+        "8 runs: 2 arms × 3 seeds, 1 of the baseline for the noise, and 1 copy for the determinism check"
+        in shown.stdout
+    )
     assert "(a guess: what matters; state it with --noise)" in shown.stdout
     assert not (tmp_path / "out").exists()
 
