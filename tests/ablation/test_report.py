@@ -405,6 +405,8 @@ def test_short_names_of_changes_are_not_alike() -> None:
     said = "embedding.position = Learned, mlp.width = 80, attention.position = none"
     assert changes_text(learned) == said
     assert changes_text(ArmResults(name="alibi", changes={relative: "Alibi"})) == "position = Alibi"
+    hybrid = {"model.attention.mask.type": "Window", "model.letters.B.attention.mask.type": "Causal"}
+    assert changes_text(ArmResults(name="b", changes=hybrid)) == "attention.mask = Window, B.attention.mask = Causal"
 
 
 def test_arms_that_differ_in_their_layers_alone_are_told_apart(fresh: dict[str, Any]) -> None:
