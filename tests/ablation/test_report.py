@@ -409,6 +409,17 @@ def test_short_names_of_changes_are_not_alike() -> None:
     assert changes_text(ArmResults(name="b", changes=hybrid)) == "attention.mask = Window, B.attention.mask = Causal"
 
 
+def test_a_sweep_names_all_its_rates(fresh: dict[str, Any]) -> None:
+    for arm in fresh["arms"]:
+        arm |= {"tuned": None, "learning_rate": 0.01, "by_learning_rate": {"0.1": [2.0], "0.001": [2.1], "0.01": [1.9]}}
+    page = html_of(fresh)
+    assert "0.001, 0.01, 0.1, each in all arms" in page and "0.01 for all arms" not in page
+    assert "trained at each of the learning rates 0.001, 0.01 and 0.1." in page and "Nothing was tuned" not in page
+    for arm in fresh["arms"]:
+        arm |= {"by_learning_rate": {"0.01": [1.9]}}
+    assert "0.01 for all arms" in html_of(fresh)
+
+
 def test_arms_that_differ_in_their_layers_alone_are_told_apart(fresh: dict[str, Any]) -> None:
     for arm, layers in zip(fresh["arms"][1:3], ([0, 2], [1]), strict=True):
         arm["leaves"] = [{"key": "model.attention.mask.type", "baseline": "Causal", "arm": "Window", "layers": layers}]
