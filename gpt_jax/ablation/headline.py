@@ -9,7 +9,7 @@ from gpt_jax.ablation.findings import StudyResults
 from gpt_jax.ablation.method import seeds_seen
 from gpt_jax.ablation.picture import STAMP
 from gpt_jax.ablation.schema import Budget
-from gpt_jax.ablation.statuses import ended, failed, statuses
+from gpt_jax.ablation.statuses import ended, failed, statuses, swept
 from gpt_jax.pages.numbers import compact, loss, seconds
 
 
@@ -90,6 +90,8 @@ def _rates(results: StudyResults) -> str | None:
     rates = {arm.name: arm.learning_rate for arm in results.arms if arm.learning_rate is not None}
     if not rates:
         return None
+    if several := swept(results.arms):
+        return f"{', '.join(f'{rate:g}' for rate in several)}, each in all arms"
     is_tuned = any(arm.tuned is not None for arm in results.arms)
     if len(set(rates.values())) == 1:
         return f"{next(iter(rates.values())):g} for all arms"

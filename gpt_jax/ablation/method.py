@@ -5,7 +5,7 @@ from __future__ import annotations
 from gpt_jax.ablation.findings import ArmResults, StudyResults
 from gpt_jax.ablation.picture import STAMP
 from gpt_jax.ablation.statistics import seeds_without_failure
-from gpt_jax.ablation.statuses import ended, failed
+from gpt_jax.ablation.statuses import ended, failed, swept
 from gpt_jax.pages.numbers import p_value, writer
 
 METHOD = (
@@ -101,6 +101,8 @@ def _tuning(results: StudyResults) -> str:
         best = [f"{arm.name} {arm.learning_rate:g}" for arm in tuned if arm.learning_rate is not None]
         chosen = f" The learning rates so chosen: {_list(best)}." if best else ""
         return f"Each arm was tuned first, with {each} on seeds that the comparison does not use.{chosen}"
+    if several := swept(results.arms):
+        return f"Every arm was trained at each of the learning rates {_list([f'{rate:g}' for rate in several])}."
     rates = {arm.learning_rate for arm in results.arms if arm.learning_rate is not None}
     if len(rates) == 1:
         return f"Nothing was tuned: all arms have the learning rate {rates.pop():g}."

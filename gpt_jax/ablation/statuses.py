@@ -1,4 +1,4 @@
-"""How many of an arm's runs finished, and how many of its seeds failed."""
+"""What an arm's runs are: how many finished or failed, and at which learning rates."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ def failed(arm: ArmResults) -> int:
 def ended(arm: ArmResults) -> int:
     """How many of the arm's seeds ended, well or not."""
     return arm.failures.n if arm.failures is not None else len(_values(arm))
+
+
+def swept(arms: Iterable[ArmResults]) -> list[float]:
+    """The learning rates at which every arm was trained, from low to high; none where no arm had several."""
+    rates = [[float(rate) for rate in arm.by_learning_rate or {}] for arm in arms]
+    return sorted(max(rates, key=len, default=[])) if any(len(known) > 1 for known in rates) else []
 
 
 def failures_text(arm: ArmResults) -> str | None:

@@ -70,7 +70,7 @@ def seeds_needed(arm: ArmResults) -> int | None:
 def changes_text(arm: ArmResults) -> str:
     """`kv_heads = 1, mlp.width = 80`: the arm's changes, with short names. What is switched off comes last."""
     changes = arm.changes or {}
-    paths = {key: key.removesuffix(".type").split(".") for key in changes}
+    paths = {key: key.removeprefix("model.").removesuffix(".type").split(".") for key in changes}
     ordered = sorted(changes, key=lambda key: changes[key] == "none")
     return ", ".join(f"{_short(paths[key], paths.values())} = {plain(changes[key])}" for key in ordered)
 

@@ -427,6 +427,19 @@ def test_short_names_of_changes_are_not_alike() -> None:
     said = "embedding.position = Learned, mlp.width = 80, attention.position = none"
     assert changes_text(learned) == said
     assert changes_text(ArmResults(name="alibi", changes={relative: "Alibi"})) == "position = Alibi"
+    hybrid = {"model.attention.mask.type": "Window", "model.letters.B.attention.mask.type": "Causal"}
+    assert changes_text(ArmResults(name="b", changes=hybrid)) == "attention.mask = Window, B.attention.mask = Causal"
+
+
+def test_a_sweep_names_all_its_rates(fresh: dict[str, Any]) -> None:
+    for arm in fresh["arms"]:
+        arm |= {"tuned": None, "learning_rate": 0.01, "by_learning_rate": {"0.1": [2.0], "0.001": [2.1], "0.01": [1.9]}}
+    page = html_of(fresh)
+    assert "0.001, 0.01, 0.1, each in all arms" in page and "0.01 for all arms" not in page
+    assert "trained at each of the learning rates 0.001, 0.01 and 0.1." in page and "Nothing was tuned" not in page
+    for arm in fresh["arms"]:
+        arm |= {"by_learning_rate": {"0.01": [1.9]}}
+    assert "0.01 for all arms" in html_of(fresh)
 
 
 def test_arms_that_differ_in_their_layers_alone_are_told_apart(fresh: dict[str, Any]) -> None:
@@ -527,11 +540,11 @@ def test_a_study_of_which_nothing_ran_has_a_page(fresh: dict[str, Any]) -> None:
 
 
 def test_an_unequal_copy_of_the_baseline_is_a_warning(fresh: dict[str, Any], source: str) -> None:
-    assert "rust no difference" not in source and "3 repeated runs were bit-equal" in source
+    assert "3 repeated runs were bit-equal" in source
     fresh["aa"] = {"equal": True, "pairs": 1}
     assert "1 repeated run was bit-equal" in html_of(fresh) and "1 of 1 repeated run bit-equal" in html_of(fresh)
     fresh["aa"] = {"equal": False, "pairs": 3}
-    assert "Trust no difference" in html_of(fresh)
+    assert "not bit-equal (3 repeated)" in html_of(fresh)
     fresh["aa"] = None
     assert "no run was repeated" in html_of(fresh)
 
