@@ -30,7 +30,7 @@ def ended(arm: ArmResults) -> int:
 def swept(arms: Iterable[ArmResults]) -> list[float]:
     """The learning rates at which every arm was trained, from low to high; none where no arm had several."""
     rates = [[float(rate) for rate in arm.by_learning_rate or {}] for arm in arms]
-    return sorted(max(rates, key=len, default=[])) if any(len(known) > 1 for known in rates) else []
+    return sorted({rate for known in rates for rate in known}) if any(len(known) > 1 for known in rates) else []
 
 
 def failures_text(arm: ArmResults) -> str | None:
