@@ -10,6 +10,7 @@ from gpt_jax.ablation.plan import make_plan
 from gpt_jax.ablation.report import write_report
 from gpt_jax.ablation.results import write_results
 from gpt_jax.ablation.runner import Runner
+from gpt_jax.ablation.sentence import with_marks
 from gpt_jax.ablation.show import show_plan, show_power
 from gpt_jax.ablation.stages import WHOLE
 from gpt_jax.runs.compilation import enable_compilation_cache
@@ -22,7 +23,7 @@ Run an ablation study, from a question to a report.
   python -m experiments.ablate --config=configs/ablations/kv_heads.py --workdir=runs/kv --config.data.path=FILE.txt
 
   --config=FILE.py[:ARG] The study: get_config(ARG) is the base, get_study(base, ARG) the question and its arms
-                         (required); kv_heads.py:tuned finds the learning rate of each arm first.
+                         (required). NAME.py:tuned finds the learning rate of each arm first; qk_norm sweeps it.
   --config.KEY=VALUE     Changes a setting of the base, and so of every arm.
   --workdir=DIR          The study's folder (required): study.json, runs/, results.json, results.csv, report.html.
                          Finished runs in it are skipped, interrupted ones go on. A run is trained again where what
@@ -91,7 +92,7 @@ def main() -> int:
     else:
         status = Runner(plan, workdir, console, programs).run(shard or WHOLE)
     results = write_results(workdir)
-    print(f"\n{results.verdict}\nreport: {write_report(workdir)}")
+    print(f"\n{with_marks(results)}\nreport: {write_report(workdir)}")
     if status == "interrupted":
         print(f"interrupted; to resume:\n  {cli.command()}")
     elif status == "waiting":

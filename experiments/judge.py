@@ -12,7 +12,8 @@ from gpt_jax.ablation import records
 from gpt_jax.ablation import statistics as st
 from gpt_jax.ablation.outside import judge_table, read_table
 from gpt_jax.ablation.report import write_pages
-from gpt_jax.ablation.results import RESULTS
+from gpt_jax.ablation.schema import RESULTS
+from gpt_jax.ablation.sentence import with_marks
 from gpt_jax.runs.folder import RunFolder
 
 PAGE = """
@@ -65,7 +66,7 @@ def main() -> int:
     folder = RunFolder(FLAGS.workdir or Path(table).with_suffix(""))
     folder.make()
     records.write(results, folder, RESULTS)
-    print(f"{results.verdict}\nreport: {write_pages(results, folder.path)}")
+    print(f"{with_marks(results)}\nreport: {write_pages(results, folder.path)}")
     return 0
 
 

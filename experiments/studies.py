@@ -22,8 +22,8 @@ from gpt_jax.ablation.grouping import choose
 from gpt_jax.ablation.plan import StudyPlan, make_plan
 from gpt_jax.ablation.planned import shard_of
 from gpt_jax.ablation.redone import check_shard, redone
-from gpt_jax.ablation.results import STUDY
 from gpt_jax.ablation.runner import StudyStatus, write_plan
+from gpt_jax.ablation.schema import STUDY
 from gpt_jax.ablation.study import Study, Tuning, change
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.runs.folder import RunFolder
@@ -51,6 +51,8 @@ def study_from_flags() -> Study:
     if values.smoke:
         base = change(base, SMOKE | (module.SMOKE if hasattr(module, "SMOKE") else {}))
     takes_arg = len(inspect.signature(module.get_study).parameters) > 1
+    if arg and not takes_arg:
+        raise ConfigError(f'{file} has one study and no ":{arg}": leave the argument out')
     study: Study = module.get_study(base, arg) if takes_arg else module.get_study(base)
     if values.learning_rates is not None:
         study = _at_rates(study, _rates(values.learning_rates))

@@ -1,9 +1,10 @@
 """The base that the studies on text share: 3 layers of width 96 on characters or bytes, 1 M tokens, about 45 s a run on
-two CPU cores. Not a study itself.
+two CPU cores; and the tuning that any study may have. Not a study itself.
 """
 
 from ml_collections import ConfigDict
 
+from gpt_jax.ablation.study import Tuning
 from gpt_jax.config import (
     Adamw,
     Attention,
@@ -22,6 +23,7 @@ from gpt_jax.config import (
     WarmupCosine,
 )
 from gpt_jax.config.conversion import to_config_dict
+from gpt_jax.config.errors import ConfigError
 
 SMOKE = {"model.width": 32, "model.mlp.width": 64, "data.validation_tokens": 2048}
 
@@ -39,3 +41,14 @@ def text_config(attention: AttentionConfig | None = None, tokenizer: TokenizerCo
         checkpoint=Checkpoint(every=500),
     )
     return to_config_dict(config)
+
+
+def tuning(arg: str, rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)) -> Tuning | None:
+    """What FILE.py:tuned asks for: every arm tries `rates` first. None without the argument.
+
+    Raises:
+      ConfigError: another argument.
+    """
+    if arg not in ("", "tuned"):
+        raise ConfigError(f'there is no study "{arg}" here: choose :tuned, or none')
+    return Tuning(rates) if arg == "tuned" else None

@@ -10,7 +10,7 @@ and several seeds found both inside the noise.) About 20 minutes on two CPU core
 
 from ml_collections import ConfigDict
 
-from configs.ablations.base import SMOKE, text_config
+from configs.ablations.base import SMOKE, text_config, tuning
 from gpt_jax.ablation.endpoint import FinalLoss
 from gpt_jax.ablation.study import Arm, Study
 from gpt_jax.config import Config, ElementwiseGate, HeadwiseGate, ValueResidual
@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return text_config()
 
 
-def get_study(base: Config) -> Study:
+def get_study(base: Config, arg: str = "") -> Study:
     gate, residual = "model.attention.gate", "model.attention.value.residual"
     return Study(
         question="Do output gates or value residuals lower the loss at equal numbers of parameters?",
@@ -39,4 +39,5 @@ def get_study(base: Config) -> Study:
         smallest_difference=0.01,
         match="params",
         free="model.mlp.width",
+        tuning=tuning(arg),
     )

@@ -10,6 +10,7 @@ cores.
 
 from ml_collections import ConfigDict
 
+from configs.ablations.base import tuning
 from gpt_jax.ablation.combine import vary
 from gpt_jax.ablation.endpoint import FinalLoss
 from gpt_jax.ablation.study import Study
@@ -55,7 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
 
 
-def get_study(base: Config) -> Study:
+def get_study(base: Config, arg: str = "") -> Study:
     return Study(
         question="Does induction need two attention-only layers, by the loss on repeated sequences?",
         base=base,
@@ -65,4 +66,5 @@ def get_study(base: Config) -> Study:
         endpoint=FinalLoss(),
         smallest_difference=0.1,
         seeds=(0, 1, 2),
+        tuning=tuning(arg, rates=(3e-3, 1e-2, 3e-2)),
     )

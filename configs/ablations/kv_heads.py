@@ -14,12 +14,11 @@ With --config=configs/ablations/kv_heads.py:tuned every arm finds its learning r
 
 from ml_collections import ConfigDict
 
-from configs.ablations.base import SMOKE, text_config
+from configs.ablations.base import SMOKE, text_config, tuning
 from gpt_jax.ablation.combine import vary
 from gpt_jax.ablation.endpoint import FinalLoss
-from gpt_jax.ablation.study import Study, Tuning
+from gpt_jax.ablation.study import Study
 from gpt_jax.config import Attention, Characters, Config, Rope
-from gpt_jax.config.errors import ConfigError
 
 __all__ = ["SMOKE", "get_config", "get_study"]
 
@@ -29,8 +28,6 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def get_study(base: Config, arg: str = "") -> Study:
-    if arg not in ("", "tuned"):
-        raise ConfigError(f'configs/ablations/kv_heads.py has no study "{arg}": choose :tuned, or none')
     return Study(
         question="What do fewer key/value heads cost in loss, at equal numbers of parameters?",
         base=base,
@@ -41,5 +38,5 @@ def get_study(base: Config, arg: str = "") -> Study:
         smallest_difference=0.01,
         match="params",
         free="model.mlp.width",
-        tuning=Tuning(rates=(1e-3, 3e-3, 1e-2)) if arg == "tuned" else None,
+        tuning=tuning(arg),
     )

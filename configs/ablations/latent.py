@@ -10,7 +10,7 @@ shows them. About 15 minutes on two CPU cores.
 
 from ml_collections import ConfigDict
 
-from configs.ablations.base import text_config
+from configs.ablations.base import text_config, tuning
 from gpt_jax.ablation.endpoint import FinalLoss
 from gpt_jax.ablation.study import Arm, Study
 from gpt_jax.config import Attention, Config, Latent, Rope
@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return text_config(Attention(heads=4, kv_heads=2, head_width=24, position=Rope()))
 
 
-def get_study(base: Config) -> Study:
+def get_study(base: Config, arg: str = "") -> Study:
     return Study(
         question="Which way to halve the cache of keys and values has the lowest loss?",
         base=base,
@@ -37,4 +37,5 @@ def get_study(base: Config) -> Study:
         smallest_difference=0.01,
         match="kv_bytes",
         free={"mla": "model.attention.rank"},
+        tuning=tuning(arg),
     )

@@ -10,7 +10,7 @@ cores.
 
 from ml_collections import ConfigDict
 
-from configs.ablations.base import SMOKE, text_config
+from configs.ablations.base import SMOKE, text_config, tuning
 from gpt_jax.ablation.endpoint import LongLoss
 from gpt_jax.ablation.study import Arm, Study
 from gpt_jax.config import Alibi, Config, Learned, Sinusoidal
@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return text_config()
 
 
-def get_study(base: Config) -> Study:
+def get_study(base: Config, arg: str = "") -> Study:
     relative, absolute = "model.attention.position", "model.embedding.position"
     table = Learned(length=4 * base.model.context_length)
     return Study(
@@ -40,4 +40,5 @@ def get_study(base: Config) -> Study:
         endpoint=LongLoss(factor=4),
         smallest_difference=0.05,
         extrapolation=(1, 2, 4),
+        tuning=tuning(arg),
     )

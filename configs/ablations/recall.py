@@ -11,6 +11,7 @@ About 4 minutes on two CPU cores.
 
 from ml_collections import ConfigDict
 
+from configs.ablations.base import tuning
 from gpt_jax.ablation.endpoint import ProbeAccuracy
 from gpt_jax.ablation.study import Arm, Probe, Study
 from gpt_jax.config import (
@@ -59,7 +60,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
 
 
-def get_study(base: Config) -> Study:
+def get_study(base: Config, arg: str = "") -> Study:
     no_position = "model.letters.B.attention.position"
     # Linear attention could rotate its keys too; here it has no positions.
     linear, local = LinearAttention(heads=2), {"mask": Window(4)}
@@ -82,4 +83,5 @@ def get_study(base: Config) -> Study:
         smallest_difference=0.05,
         seeds=(0, 1, 2),
         probe=Probe("number of pairs", {n: Recall(symbols=32, pairs=n, length=32) for n in PAIRS}),
+        tuning=tuning(arg, rates=(1.5e-3, 5e-3, 1.5e-2)),
     )

@@ -9,7 +9,7 @@ minutes on two CPU cores.
 
 from ml_collections import ConfigDict
 
-from configs.ablations.base import SMOKE, text_config
+from configs.ablations.base import SMOKE, text_config, tuning
 from gpt_jax.ablation.combine import chain, vary
 from gpt_jax.ablation.endpoint import FinalLoss
 from gpt_jax.ablation.study import Arm, Study
@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return text_config()
 
 
-def get_study(base: Config) -> Study:
+def get_study(base: Config, arg: str = "") -> Study:
     score = "model.attention.score"
     plain = {"softmax": "softmax", "sinks": "sinks", "plus one": "softmax_plus_one", "sigmoid": "sigmoid"}
     return Study(
@@ -37,4 +37,5 @@ def get_study(base: Config) -> Study:
         endpoint=FinalLoss(),
         smallest_difference=0.01,
         extrapolation=(1, 2, 4),
+        tuning=tuning(arg),
     )

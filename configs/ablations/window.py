@@ -10,7 +10,7 @@ patterns less, and bytes of cache fall with it (Gemma 2 9B with windows of 4096,
 
 from ml_collections import ConfigDict
 
-from configs.ablations.base import SMOKE, text_config
+from configs.ablations.base import SMOKE, text_config, tuning
 from gpt_jax.ablation.endpoint import PositionLoss
 from gpt_jax.ablation.study import Arm, Study
 from gpt_jax.config import Config, Window
@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return text_config()
 
 
-def get_study(base: Config) -> Study:
+def get_study(base: Config, arg: str = "") -> Study:
     local = {"B": {"attention": {"mask": Window(16)}}}
     return Study(
         question="What does a window of 16 tokens cost at the positions that have more before them?",
@@ -38,4 +38,5 @@ def get_study(base: Config) -> Study:
         endpoint=PositionLoss(first=16),
         smallest_difference=0.01,
         extrapolation=(1, 2, 4),
+        tuning=tuning(arg),
     )

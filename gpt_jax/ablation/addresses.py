@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gpt_jax.ablation import results
+from gpt_jax.ablation import study_runs
 from gpt_jax.ablation.rows import kept_for
 from gpt_jax.ablation.study import Study
 from gpt_jax.config import Config
@@ -50,11 +50,11 @@ def measurement_address(run: Address, study: Study, is_first: bool) -> str:
 
 def is_trained(folder: RunFolder) -> bool:
     """Whether a run is at its end, finished or diverged."""
-    return results.outcome(folder) is not None
+    return study_runs.outcome(folder) is not None
 
 
 def is_measured(folder: RunFolder, address: str | None) -> bool:
     """Whether a run's measurements are those of `address` (None: nothing is measured); one that diverged has none."""
-    ended, found = results.outcome(folder), results.measurements(folder)
+    ended, found = study_runs.outcome(folder), study_runs.measurements(folder)
     is_made = address is None or (found is not None and found.address == address)
     return ended is not None and (is_made or ended.status == "diverged")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 
 from gpt_jax.ablation import table
@@ -49,7 +50,8 @@ def _cell(column: table.Column, arm: ArmResults) -> str:
 def _name_cell(arm: ArmResults, colour: int | None, is_baseline: bool) -> str:
     tag = ' <span class="tag">baseline</span>' if is_baseline else ""
     change = table.changes_text(arm)
-    small = f"<small>{escape(change if len(change) <= 36 else change[:35] + '…')}</small>" if change else ""
+    short = escape(change if len(change) <= 36 else change[:35] + "…")
+    small = f"<small>{re.sub(r'[.](?=[a-z])', '.<wbr>', short)}</small>" if change else ""
     full = "\n".join(f"{key} = {table.plain(value)}" for key, value in (arm.changes or {}).items())
     name = escape(arm.name)
     key = f'<span class="key {style(colour)}"></span>'

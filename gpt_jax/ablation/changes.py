@@ -97,10 +97,15 @@ def marked(changes: Sequence[Change]) -> tuple[str, ...]:
         before, after = own[0].before, own[-1].after
         if before == after:
             continue
-        runs = f"{own[0].runs_done} run{'s' * (own[0].runs_done > 1)}"
-        when = f"after results of {runs} were seen" if own[0].is_seen else f"after {runs} had finished"
-        found.append(f"{what} {_verb(what, before, after)} {when}")
+        found.append(f"{what} {_verb(what, before, after)} {_when(own[0])}")
     return tuple(found)
+
+
+def _when(change: Change) -> str:
+    if not change.runs_done:
+        return "after a run had shown its losses"
+    runs = f"{change.runs_done} run{'s' * (change.runs_done > 1)}"
+    return f"after results of {runs} were seen" if change.is_seen else f"after {runs} had finished"
 
 
 def _verb(what: str, before: str | None, after: str | None) -> str:

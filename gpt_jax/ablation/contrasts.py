@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from gpt_jax.ablation.findings import ArmResults, Contrast
-from gpt_jax.ablation.judging import compare
+from gpt_jax.ablation.findings import ArmResults, Contrast, Versus
+from gpt_jax.ablation.judging import Rule, compare
 from gpt_jax.ablation.schema import StudyRecord
 from gpt_jax.ablation.verdict import Rows, is_of_failures, rule_of, versus_of
 
@@ -31,16 +31,25 @@ def contrasts(
 
 
 def _interactions(arms: Sequence[ArmResults], study: StudyRecord) -> list[Contrast]:
-    """For each two changes of a product: what both do together beyond what each does alone, by seed."""
+    """For each two changes of a product of ranked arms: what both do together beyond what each does alone, by seed."""
     if is_of_failures(study):
         return []
-    found = [(name, *sides) for name, sides in interactions(arms, study.baseline).items()]
+    ranked = [arm for arm in arms if arm.is_ranked]
+    found = [(name, *sides) for name, sides in interactions(ranked, study.baseline).items()]
     rule = rule_of(study, len(found))
     return [
-        Contrast(name=name, kind="interaction", versus=compare(together, apart, rule))
+        Contrast(name=name, kind="interaction", versus=_interaction(together, apart, rule))
         for name, together, apart in found
         if set(together) & set(apart)
     ]
+
+
+def _interaction(together: Values, apart: Values, rule: Rule) -> Versus:
+    """Where a seed failed in one of the four arms, there is none: which pair of arms has more failures is no answer."""
+    versus = compare(together, apart, rule)
+    if versus.mean is not None:
+        return versus
+    return Versus(n=versus.n, verdict="not ranked", reason="seeds of the four arms failed")
 
 
 def interactions(arms: Sequence[ArmResults], baseline: str) -> dict[str, tuple[Values, Values]]:

@@ -11,8 +11,7 @@ import jax
 
 from gpt_jax.ablation import records
 from gpt_jax.ablation.plan import StudyPlan
-from gpt_jax.ablation.results import STUDY
-from gpt_jax.ablation.schema import Grouping
+from gpt_jax.ablation.schema import STUDY, Grouping
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import config_hash
 from gpt_jax.config.errors import ConfigError
@@ -62,10 +61,11 @@ def choose(plan: StudyPlan, workdir: Workdir, asked: int | None, is_part: bool, 
     if asked is not None:
         if asked > 1 and not is_possible:
             raise ConfigError(
-                "runs cannot train together by pmap, with wandb, or on a mesh that divides parameters: leave"
-                " --together out"
+                "runs can't train together by pmap, with wandb, or on a mesh that divides parameters: leave --together"
+                " out"
             )
-        return Grouping(asked, "as asked", _hash(plan))
+        how = "one after the other" if asked == 1 else f"{asked} in one program"
+        return Grouping(asked, f"{how}, as asked", _hash(plan))
     if is_part:
         return Grouping(1, "one after the other in each part, unless --together says how many", _hash(plan))
     count = min(len(plan.study.seeds), MOST)

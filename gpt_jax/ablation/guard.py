@@ -105,9 +105,7 @@ def _is_declared(study: Study, leaf: Leaf) -> bool:
 
 def spelled(leaf: Leaf) -> str:
     """`key: old → new`, and the layers where it is not all of them."""
-    layers = "layer" if len(leaf.layers) == 1 else "layers"
-    where = f" in {layers} {', '.join(map(str, leaf.layers))}" if leaf.layers else ""
-    return f"{leaf.key}: {leaf.baseline!r} → {leaf.arm!r}{where}"
+    return f"{leaf.key}: {leaf.baseline!r} → {leaf.arm!r}{leaf.where}"
 
 
 def _in_words(key: str, value: Any) -> str:

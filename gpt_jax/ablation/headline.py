@@ -9,7 +9,7 @@ from gpt_jax.ablation.findings import StudyResults
 from gpt_jax.ablation.method import seeds_seen
 from gpt_jax.ablation.picture import STAMP
 from gpt_jax.ablation.schema import Budget
-from gpt_jax.ablation.statuses import failed, statuses
+from gpt_jax.ablation.statuses import ended, failed, statuses, swept
 from gpt_jax.pages.numbers import compact, loss, seconds
 
 
@@ -21,17 +21,21 @@ def warnings(results: StudyResults) -> list[str]:
     said = []
     if left or not (total or has_values):
         open_runs = ", ".join(f"{n} {s}" for s, n in counts.items() if n and s not in ("finished", "diverged"))
-        done = f"{total - left} of {total} runs are done ({open_runs})" if total else "no run has begun"
+        is_tuned = any(arm.tuned is not None for arm in results.arms)
+        begun = "no run of the verdict has begun, the tuning comes first" if is_tuned else "no run has begun"
+        done = f"{total - left} of {total} runs are done ({open_runs})" if total else begun
         said.append(f"This study is not finished: {done}. The figures will change.")
-    lost = [f"{arm.name} ({failed(arm)} of {len(arm.losses or arm.values)})" for arm in results.arms if failed(arm)]
+    lost = [arm for arm in results.arms if failed(arm)]
     if lost:
-        said.append(f"Seeds failed: {', '.join(lost)}. These arms have no mean and no difference of means.")
+        names = ", ".join(f"{arm.name} ({failed(arm)} of {ended(arm)})" for arm in lost)
+        is_bare = all(arm.mean is None for arm in lost)
+        said.append(
+            f"Seeds failed: {names}.{' These arms have no mean and no difference of means.' if is_bare else ''}"
+        )
     compared = {arm.name: arm.versus_baseline for arm in results.arms if arm.versus_baseline is not None}
     odd = [f"{name} (seed {', '.join(versus.outliers)})" for name, versus in compared.items() if versus.outliers]
     if odd:
         said.append(f"Outliers among the differences: {', '.join(odd)}. See the robust estimate beside the mean.")
-    if results.aa is not None and results.aa.equal is False:
-        said.append("The determinism check failed: a repeated run was not bit-equal to the first. Trust no difference.")
     edge = [arm.name for arm in results.arms if arm.tuned is not None and arm.tuned.is_at_edge]
     if edge and not any("edge" in mark for mark in results.marks):
         said.append(f"The best learning rate lies on the edge of the grid for {', '.join(edge)}: widen the grid.")
@@ -46,7 +50,8 @@ def facts(results: StudyResults) -> list[tuple[str, str]]:
     found: list[tuple[str, str | None]] = [("Endpoint", unit)]
     if results.smallest_difference is not None:
         found.append(("Smallest difference that matters", f"{results.smallest_difference:g}"))
-    found += [("Baseline", f"{results.baseline}, against {len(results.arms) - 1} arms"), ("Seeds", _seeds(results))]
+    n = len(results.arms) - 1
+    found += [("Baseline", f"{results.baseline}, against {n} arm{'' if n == 1 else 's'}"), ("Seeds", _seeds(results))]
     found += [*_setup(results), ("Learning rates", _rates(results)), ("Tuning", _tuning(results))]
     budget = results.budget
     if budget is not None or results.repeat.configs:
@@ -85,6 +90,8 @@ def _rates(results: StudyResults) -> str | None:
     rates = {arm.name: arm.learning_rate for arm in results.arms if arm.learning_rate is not None}
     if not rates:
         return None
+    if several := swept(results.arms):
+        return f"{', '.join(f'{rate:g}' for rate in several)}, each in all arms"
     is_tuned = any(arm.tuned is not None for arm in results.arms)
     if len(set(rates.values())) == 1:
         return f"{next(iter(rates.values())):g} for all arms"
@@ -128,7 +135,7 @@ def _determinism(results: StudyResults) -> str:
         return "no run was repeated"
     n = results.aa.pairs or 1
     if results.aa.equal:
-        return f"{n} of {n} repeated runs bit-equal"
+        return f"{n} of {n} repeated run{'' if n == 1 else 's'} bit-equal"
     return f"not bit-equal ({n} repeated)"
 
 

@@ -26,8 +26,9 @@ from gpt_jax.ablation.findings import ArmResults, Event, StudyResults
 from gpt_jax.ablation.schema import OUTCOME, RUNS, STUDY, RunOutcome, StudyRecord
 from gpt_jax.ablation.study import Study
 from gpt_jax.config.errors import ConfigError
+from gpt_jax.runs import metrics
 from gpt_jax.runs.environment import git_revision, versions
-from gpt_jax.runs.folder import RunFolder
+from gpt_jax.runs.folder import METRICS, RunFolder
 
 # ── a start ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -35,8 +36,8 @@ from gpt_jax.runs.folder import RunFolder
 def begin(folder: RunFolder, study: Study, data_hash: str | None, command: str, is_forced: bool) -> None:
     """Freezes the study, or compares it with the claim that was frozen. To be called before `study.json` is written.
 
-    A change before any run of the verdict has finished replaces the claim; a later one is added to it and stands in the
-    headline. More seeds, up to the claim's `most_seeds`, are no change.
+    A change before any run of the verdict has a validation loss replaces the claim; a later one is added to it and
+    stands in the headline. More seeds, up to the claim's `most_seeds`, are no change.
 
     Raises:
       ConfigError: more seeds than the claim allows.
@@ -61,7 +62,7 @@ def begin(folder: RunFolder, study: Study, data_hash: str | None, command: str, 
             if done:
                 events.append(log.event(log.CHANGE, f"the claim was written after {done} runs had finished", done))
             write_frozen(folder, replace(now, runs_before=done))
-        elif done == 0:
+        elif done == 0 and not _shows_losses(folder):
             events += _replaced(folder, found[0], now)
         else:
             events += _changed(folder, found[0], now, done, any(event.what == log.LOOK for event in earlier))
@@ -72,7 +73,7 @@ def begin(folder: RunFolder, study: Study, data_hash: str | None, command: str, 
 
 
 def _replaced(folder: RunFolder, old: Claim, now: Frozen) -> list[Event]:
-    """The claim of a study of which no run has finished."""
+    """The claim of a study of which nobody can have seen a result."""
     found = [changes.logged(*c) for c in changes.differences(changes.settings(old.frozen), changes.settings(now))]
     before, after = len(old.frozen.study.seeds), len(now.study.seeds)
     found += [changes.logged("the number of seeds", str(before), str(after))] if before != after else []
@@ -130,6 +131,14 @@ def _by_run(folder: RunFolder, study: StudyRecord) -> dict[str, bool]:
     """Folder → whether the run has ended, of the runs of the verdict."""
     planned = dict.fromkeys(run.folder for run in study.runs if run.purpose == "arm")
     return {name: (folder.file(name) / OUTCOME).exists() for name in planned}
+
+
+def _shows_losses(folder: RunFolder) -> bool:
+    """Whether a run of the verdict has recorded a validation loss, also if it was stopped before its end."""
+    if not folder.exists(STUDY):
+        return False
+    runs = (RunFolder(folder.file(name)) for name in _by_run(folder, records.read_study(folder)))
+    return any(run.exists(METRICS) and metrics.read(run, "validation") for run in runs)
 
 
 def look(folder: RunFolder, study: StudyRecord) -> None:

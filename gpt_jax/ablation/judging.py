@@ -20,6 +20,8 @@ from gpt_jax.ablation import statistics as st
 from gpt_jax.ablation.findings import Failures, Versus
 from gpt_jax.config.errors import UserError, nearest
 
+EQUAL = 1e-12  # of the values: what the rounding of a difference of floats leaves
+
 Values = Mapping[Any, float | int | None]
 
 
@@ -74,8 +76,8 @@ def judge(
     """
     if baseline not in losses:
         raise UserError(f'the baseline "{baseline}" is not among the arms{nearest(baseline, losses)}')
-    if not smallest_difference > 0:
-        raise UserError(f"the smallest difference that matters must be positive, not {smallest_difference}")
+    if not (smallest_difference > 0 and math.isfinite(smallest_difference)):
+        raise UserError(f"the smallest difference that matters must be positive and finite, not {smallest_difference}")
     theirs, others = losses[baseline], {name: values for name, values in losses.items() if name != baseline}
     planned = max(2, len(theirs)) if planned is None else planned
     if len(theirs) > max(most, planned):
@@ -96,9 +98,10 @@ def compare(ours: Values, theirs: Values, rule: Rule) -> Versus:
     n, has_failures = len(seeds), not (np.isfinite(a).all() and np.isfinite(b).all())
     if has_failures:
         return _with_failures(~np.isfinite(a), ~np.isfinite(b), rule)
-    d = a - b
+    d = _differences(a, b)
     level, p = rule.level(n), st.t_p(d)
-    interval = st.t_interval(d, 1 - level)
+    is_certain = p is not None and np.ptp(d) == 0 and p <= level  # equal differences, and many of one sign
+    interval = (float(d[0]), float(d[0])) if is_certain else st.t_interval(d, 1 - level)
     verdict, reason = decide(float(d.mean()), interval, n, rule)
     robust, robust_interval, robust_level = st.hodges_lehmann(d)
     return Versus(
@@ -124,12 +127,20 @@ def _numbers(values: Values, seeds: list[Any]) -> np.ndarray:
     return np.array([math.nan if values[seed] is None else values[seed] for seed in seeds], np.float64)
 
 
+def _differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a − b, made equal where they are so but for the rounding of floats."""
+    d, error = a - b, EQUAL * max(np.abs(a).max(), np.abs(b).max())
+    if np.ptp(d) > error:
+        return d
+    return np.full(len(d), 0.0 if abs(d.mean()) <= error else d.mean())
+
+
 def decide(mean: float, interval: st.Interval | None, n: int, rule: Rule) -> tuple[str, str | None]:
     """The verdict on a mean difference without failures and, where it is not plain, the reason in words."""
     if n < rule.planned:
         return "undecided", f"{n} of {rule.planned} planned seeds done"
     if interval is None:
-        return "undecided", "one seed has no interval"
+        return "undecided", "one seed has no interval" if n == 1 else "all differences are equal: is the value rounded?"
     smallest, gain = rule.smallest_difference, (mean < 0) == rule.lower_is_better
     word, is_significant = "better" if gain else "worse", not interval[0] <= 0 <= interval[1]
     is_within, needed = max(map(abs, interval)) <= smallest, st.seeds_without_failure(rule.rules_out_failures)
@@ -144,9 +155,12 @@ def decide(mean: float, interval: st.Interval | None, n: int, rule: Rule) -> tup
 
 
 def _with_failures(ours: np.ndarray, theirs: np.ndarray, rule: Rule) -> Versus:
-    """Where seeds failed on either side there is no mean difference, and only the failures are compared."""
+    """Where seeds failed on either side there is no mean difference, and only the failures are compared. Rates that are
+    alike make no equal arms: the margin is in the unit of the values, and the values of failed seeds are not known.
+    """
     found = compare_failures(int(ours.sum()), int(theirs.sum()), len(ours), rule)
-    verdict = "not ranked" if found.verdict == "undecided" and len(ours) >= rule.planned else found.verdict
+    is_open = found.verdict in ("undecided", "no difference that matters")
+    verdict = "not ranked" if is_open and len(ours) >= rule.planned else found.verdict
     return dataclasses.replace(found, mean=None, interval=None, verdict=verdict)
 
 

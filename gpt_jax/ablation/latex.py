@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpt_jax.ablation import table
+from gpt_jax.ablation import headline, table
 from gpt_jax.ablation.findings import ArmResults, StudyResults
 from gpt_jax.ablation.picture import STAMP
 
@@ -35,7 +35,7 @@ def escaped(text: str) -> str:
 
 
 def to_latex(results: StudyResults) -> str:
-    """The table with booktabs' rules, as wide as the page; its caption says which intervals it has."""
+    """The table with booktabs' rules, as wide as the page; its caption has the study's marks too."""
     columns = [column for column in table.columns(results)[0] if column.on_paper]
     kinds = "".join("l" if column.is_text else "r" for column in columns)
     rows = [[_cell(column, arm) for column in columns] for arm in results.arms]
@@ -45,6 +45,7 @@ def to_latex(results: StudyResults) -> str:
     caption = (
         f"{stamp}{results.question} Endpoint: {results.metric.replace('_', ' ')} ({results.unit}). Δ is the mean "
         f"paired difference from {results.baseline}, with the interval that holds for all arms and looks at once (95%)."
+        f"{''.join(f' {mark}' for mark in headline.marks(results))}"
     )
     return "\n".join(
         [

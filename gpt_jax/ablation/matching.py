@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from gpt_jax.ablation.schema import TOLERANCE
 from gpt_jax.ablation.study import Match, Study, change
 from gpt_jax.analysis.cost import count_parameters, kv_bytes_per_token, training_flops_per_token
 from gpt_jax.config import Config
@@ -15,7 +16,6 @@ from gpt_jax.config.conversion import flatten, to_dict
 from gpt_jax.config.errors import ConfigError, nearest
 from gpt_jax.training.schedule import resolve_schedule
 
-TOLERANCE = 0.01
 LARGEST = 2**20
 STEPS = (1, 2, 4, 8, 16)  # some widths must be even, or a multiple of the heads
 SANE = 4  # a solution lies within this factor of the key's start unless the study declares bounds

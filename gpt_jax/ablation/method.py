@@ -5,7 +5,7 @@ from __future__ import annotations
 from gpt_jax.ablation.findings import ArmResults, StudyResults
 from gpt_jax.ablation.picture import STAMP
 from gpt_jax.ablation.statistics import seeds_without_failure
-from gpt_jax.ablation.statuses import failed
+from gpt_jax.ablation.statuses import ended, failed, swept
 from gpt_jax.pages.numbers import p_value, writer
 
 METHOD = (
@@ -63,9 +63,11 @@ def _design(results: StudyResults) -> str:
     budget = results.budget
     if budget is not None and budget.match:
         by = f" by solving for {budget.field}" if budget.field else ""
-        text += f" All arms have the baseline’s budget of {budget.match}{by}."
+        text += f" The arms are matched to the baseline’s budget of {budget.match}{by}."
         off = [f"{a.name} ({a.budget_ratio:.3f} ×)" for a in results.arms if not a.is_ranked and a.budget_ratio]
         text += f" Off the budget and not ranked: {', '.join(off)}." if off else ""
+        forced = [f"{arm.name} ({arm.budget_ratio:.3f} ×)" for arm in results.arms if arm.is_forced]
+        text += f" Off the budget and ranked all the same: {', '.join(forced)}." if forced else ""
     return text
 
 
@@ -99,6 +101,8 @@ def _tuning(results: StudyResults) -> str:
         best = [f"{arm.name} {arm.learning_rate:g}" for arm in tuned if arm.learning_rate is not None]
         chosen = f" The learning rates so chosen: {_list(best)}." if best else ""
         return f"Each arm was tuned first, with {each} on seeds that the comparison does not use.{chosen}"
+    if several := swept(results.arms):
+        return f"Every arm was trained at each of the learning rates {_list([f'{rate:g}' for rate in several])}."
     rates = {arm.learning_rate for arm in results.arms if arm.learning_rate is not None}
     if len(rates) == 1:
         return f"Nothing was tuned: all arms have the learning rate {rates.pop():g}."
@@ -132,14 +136,14 @@ def _looks(results: StudyResults) -> str:
     looks = sum(event.what == "look" for event in results.log)
     if looks:
         text += f" The results were looked at {_count(looks, 'time')}."
-    changes = sum(event.what == "change" for event in results.log)
+    changes = sum(event.what == "change" and event.runs_done > 0 for event in results.log)
     if changes:
-        text += f" The claim was changed {_count(changes, 'time')} after the first run."
+        text += f" The claim was changed {_count(changes, 'time')} after runs had finished."
     return text.strip()
 
 
 def _failures(results: StudyResults) -> str:
-    lost = [f"{failed(arm)} of {len(arm.values)} seeds of {arm.name}" for arm in results.arms if failed(arm)]
+    lost = [f"{failed(arm)} of {ended(arm)} seeds of {arm.name}" for arm in results.arms if failed(arm)]
     if not lost:
         return ""
     rule = "Arms with failed seeds have no mean difference; exact tests compare the failures."
@@ -149,8 +153,9 @@ def _failures(results: StudyResults) -> str:
 def _machines(results: StudyResults) -> str:
     text = f"Runs used {_list(list(results.devices))}." if results.devices else ""
     if results.aa is not None and results.aa.equal is not None:
-        equal = "were bit-equal to" if results.aa.equal else "differed from"
-        text += f" {_count(results.aa.pairs or 1, 'repeated run')} {equal} the first."
+        n = results.aa.pairs or 1
+        equal = f"{'was' if n == 1 else 'were'} bit-equal to" if results.aa.equal else "differed from"
+        text += f" {_count(n, 'repeated run')} {equal} the first."
     versions = results.repeat.versions or {}
     if versions:
         text += f" Software: {', '.join(f'{name} {version}' for name, version in versions.items())}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,8 +100,10 @@ def judge_table(
     names = list(dict.fromkeys(row.arm for row in rows))
     if baseline not in names:
         raise UserError(f'the baseline "{baseline}" is not among the arms{nearest(baseline, names)}')
-    if not smallest_difference > 0:
-        raise UserError(f"the smallest difference that matters must be positive, not {smallest_difference:g}")
+    if not (smallest_difference > 0 and math.isfinite(smallest_difference)):
+        raise UserError(
+            f"the smallest difference that matters must be positive and finite, not {smallest_difference:g}"
+        )
     tuning = _tuning_seeds(rows)
     deciding = [row for row in rows if row.seed not in tuning]
     values = {name: {row.seed: row.loss for row in deciding if row.arm == name} for name in names}
@@ -129,7 +131,7 @@ def judge_table(
     )
     order = sorted(names, key=lambda name: name != baseline)
     arms = compare_arms([_arm(name, values[name], rows, tuning) for name in order], study)
-    marks = [_off_best(arm) for arm in arms]
+    marks = [*map(_off_best, arms), *(_unpaired(arm, arms[0]) for arm in arms[1:]), _tuned_unequally(arms)]
     return StudyResults(
         question=study.question,
         baseline=baseline,
@@ -196,3 +198,23 @@ def _off_best(arm: ArmResults) -> str | None:
     if arm.tuned is None or arm.tuned.best is None or arm.learning_rate in (None, arm.tuned.best.learning_rate):
         return None
     return f"{arm.name} decides at rate {arm.learning_rate:g}, though its best was {arm.tuned.best.learning_rate:g}"
+
+
+def _unpaired(arm: ArmResults, baseline: ArmResults) -> str | None:
+    """Whoever leaves out a seed chooses among seeds, so the page says which make no pair."""
+    missing = [seed for seed in baseline.values if seed not in arm.values]
+    extra = [seed for seed in arm.values if seed not in baseline.values]
+    said = [
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} of {name} only"
+        for name, seeds in ((baseline.name, missing), (arm.name, extra))
+        if seeds
+    ]
+    return f"without a pair, and so left out of {arm.name}’s difference: {' and '.join(said)}" if said else None
+
+
+def _tuned_unequally(arms: Sequence[ArmResults]) -> str | None:
+    """Whoever tries more rates has more chances."""
+    tried = {arm.name: 0 if arm.tuned is None else len(arm.tuned.trials) for arm in arms}
+    if len(set(tried.values())) < 2:
+        return None
+    return f"tuned unequally, by rates tried: {', '.join(f'{name} {count}' for name, count in tried.items())}"

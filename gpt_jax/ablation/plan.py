@@ -10,10 +10,11 @@ from typing import Any
 import jax
 
 from gpt_jax.ablation import guard
+from gpt_jax.ablation.endpoint import LongLoss
 from gpt_jax.ablation.matching import Matched, match_arms
 from gpt_jax.ablation.planned import Group, Opened, PlannedRun, Planner
-from gpt_jax.ablation.results import RUNS
 from gpt_jax.ablation.schema import (
+    RUNS,
     ArmRecord,
     Budget,
     Grouping,
@@ -85,6 +86,7 @@ def make_plan(study: Study, together: int = 1, shards: int = 1) -> StudyPlan:
     lengths = {name: opened.of(config).row_length for name, config in configs.items()}
     arms = match_arms(study, sized, lengths)
     _check_probe(study, sized)
+    _check_lengths(study, {name: (arm.config, opened.of(arm.config)) for name, arm in arms.items()})
     resolved = {name: resolve(arm.config, opened.of(arm.config)) for name, arm in arms.items()}
     data = {name: opened.of(arm.config) for name, arm in arms.items()}
     leaves = guard.check_knobs(study, resolved)
@@ -131,6 +133,24 @@ def _check_probe(study: Study, configs: Mapping[str, Config]) -> None:
                     f"the probe at {x} has {task.vocab_size} symbols and rows of {task.length}, more than the arm"
                     f' "{name}" knows ({known} symbols): use the training task with other numbers only'
                 )
+
+
+def _check_lengths(study: Study, arms: Mapping[str, tuple[Config, Data]]) -> None:
+    """Refuses an endpoint on longer rows that an arm can't read, which would have no value after all runs."""
+    if not isinstance(study.endpoint, LongLoss):
+        return
+    for name, (config, data) in arms.items():
+        length, positions = study.endpoint.factor * config.model.context_length, learned_positions(config.model)
+        if data.is_task:
+            raise ConfigError(
+                f"the endpoint is the {study.endpoint.words}, and a task has rows of one length: use text, or a probe"
+                " with longer rows"
+            )
+        if positions is not None and positions < length:
+            raise ConfigError(
+                f'the endpoint reads rows of {length} tokens, and the arm "{name}" has learned {positions} positions:'
+                " give it a longer table, or choose a smaller factor"
+            )
 
 
 def _sized(config: Config, data: Data) -> Config:

@@ -88,4 +88,4 @@ def _ordered(lines: Sequence[Line]) -> list[Line]:
 
 def _ticks(lines: Sequence[Line]) -> list[tuple[Number, str]]:
     rates = sorted({*(p[0] for a in lines for p in a.points), *(p[0] for a in lines for p in a.crossed)})
-    return [(rate, f"{rate:g}") for rate in rates]
+    return [(rate, f"{rate:.3g}") for rate in rates]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpt_jax.ablation import results
+from gpt_jax.ablation import study_runs
 from gpt_jax.ablation.addresses import is_measured, is_trained
 from gpt_jax.ablation.planned import PlannedRun
-from gpt_jax.ablation.schema import RunOutcome
+from gpt_jax.ablation.schema import RUNS, RunOutcome
 from gpt_jax.ablation.study_runs import PAIRED
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.runs.address import changed_parts
@@ -25,7 +25,7 @@ def check_shard(runs: Sequence[PlannedRun], study: RunFolder) -> None:
     """
     names = _names(study)
     for run in runs:
-        if is_trained(RunFolder(study.file(results.RUNS) / run.folder)):
+        if is_trained(RunFolder(study.file(RUNS) / run.folder)):
             continue
         parts = {part: run.address.parts[part] for part in PAIRED}
         for ended in _earlier(run, names, study):
@@ -44,7 +44,7 @@ def redone(runs: Sequence[PlannedRun], study: RunFolder) -> list[str]:
     again = stale = 0
     names = _names(study)
     for run in runs:
-        folder = RunFolder(study.file(results.RUNS) / run.folder)
+        folder = RunFolder(study.file(RUNS) / run.folder)
         if is_trained(folder):
             stale += not is_measured(folder, run.measured_by)
             continue
@@ -70,11 +70,11 @@ def redone(runs: Sequence[PlannedRun], study: RunFolder) -> list[str]:
 
 
 def _names(study: RunFolder) -> list[str]:
-    return [path.name for path in study.file(results.RUNS).iterdir()] if study.exists(results.RUNS) else []
+    return [path.name for path in study.file(RUNS).iterdir()] if study.exists(RUNS) else []
 
 
 def _earlier(run: PlannedRun, names: Sequence[str], study: RunFolder) -> list[RunOutcome]:
     """How other runs ended that have the run's arm, seed and settings, and another address."""
     label = run.folder.rpartition("-")[0]
-    folders = [RunFolder(study.file(results.RUNS) / name) for name in names if name.rpartition("-")[0] == label]
-    return [ended for ended in map(results.outcome, folders) if ended is not None]
+    folders = [RunFolder(study.file(RUNS) / name) for name in names if name.rpartition("-")[0] == label]
+    return [ended for ended in map(study_runs.outcome, folders) if ended is not None]

@@ -10,12 +10,13 @@ from html import escape
 
 from gpt_jax.ablation import headline, records, sections, table
 from gpt_jax.ablation.arms_table import arms_html
+from gpt_jax.ablation.claim import CLAIM
 from gpt_jax.ablation.exports import links_html, write_exports
 from gpt_jax.ablation.findings import StudyResults
 from gpt_jax.ablation.method import method, paragraph
 from gpt_jax.ablation.picture import STAMP, Picture
 from gpt_jax.ablation.pictures import pictures
-from gpt_jax.ablation.results import RESULTS
+from gpt_jax.ablation.schema import RESULTS
 from gpt_jax.ablation.table_csv import to_csv
 from gpt_jax.config.errors import MissingFile
 from gpt_jax.pages.markdown import escape_markdown, pipe_table
@@ -32,10 +33,13 @@ def write_report(folder: str | os.PathLike[str]) -> str:
       MissingFile: the folder has no `results.json`.
       ConfigError: that file does not hold the results of a study.
     """
-    place = RunFolder(folder)
+    return write_pages(_read(RunFolder(folder)), folder)
+
+
+def _read(place: RunFolder) -> StudyResults:
     if not place.exists(RESULTS):
         raise MissingFile(f"there is no {RESULTS} in {place}: give the folder of a study that has begun")
-    return write_pages(records.read(StudyResults, place, RESULTS), folder)
+    return records.read(StudyResults, place, RESULTS)
 
 
 def write_pages(results: StudyResults, folder: str | os.PathLike[str]) -> str:
@@ -51,8 +55,26 @@ def write_pages(results: StudyResults, folder: str | os.PathLike[str]) -> str:
     return str(place.file(REPORT))
 
 
-def to_html(results: StudyResults) -> str:
-    """The page."""
+def publish(folder: str | os.PathLike[str], to: str | os.PathLike[str]) -> str:
+    """Writes what a study in `folder` says into the folder `to`, for a repository or a web page: `report.html` without
+    links to `export/`, `report.md`, `results.csv` and the claim, if there is one. Returns the page's path.
+
+    Raises:
+      MissingFile, ConfigError: as `write_report`.
+    """
+    source, place = RunFolder(folder), RunFolder(to)
+    results = _read(source)
+    place.make()
+    place.write_text(CSV, to_csv(results))
+    place.write_text(MARKDOWN, to_markdown(results))
+    place.write_text(REPORT, to_html(results, is_exported=False))
+    if source.exists(CLAIM):
+        place.write_text(CLAIM, source.read_text(CLAIM))
+    return str(place.file(REPORT))
+
+
+def to_html(results: StudyResults, is_exported: bool = True) -> str:
+    """The page, with links to the files in `export/` if they are there."""
     drawn, missing = pictures(results)
     question = results.question
     body = [
@@ -63,9 +85,9 @@ def to_html(results: StudyResults) -> str:
         headline.facts_html(headline.facts(results)),
         "<h2>Arms</h2>",
         arms_html(results),
-        links_html(),
+        links_html() if is_exported else "",
         "<h2>Pictures</h2>",
-        pictures_html(drawn, missing, is_exported=True),
+        pictures_html(drawn, missing, is_exported),
         *_optional(results),
         "<h2>Diagnostics</h2>" if any(arm.diagnostics for arm in results.arms) else "",
         sections.diagnostics_html(results),
@@ -138,5 +160,5 @@ def _repeat_markdown(results: StudyResults) -> list[str]:
     if failures:
         parts += ["Failures:", "".join(f"- {say(failure)}\n" for failure in failures)]
     if results.repeat.configs:
-        parts.append(f"Resolved configurations and every run are in `{RESULTS}` and `{REPORT}`.")
+        parts.append(f"Resolved configurations and every run are in `{REPORT}`.")
     return parts

@@ -76,6 +76,9 @@ def compare_outcomes(claim: Claim, found: ClaimOutcome) -> Reproduction:
     if claimed is None:
         return Reproduction(None, f"The claim has no outcome to compare with. {found.verdict}")
     pairs = _pairs(claimed, found)
+    lost = [arm for arm in dict.fromkeys([*claimed.arms, *found.arms]) if arm not in {pair[0] for pair in pairs}]
+    if lost:
+        return Reproduction(None, f"No value of {' and '.join(lost)} can be compared with the claim’s. {found.verdict}")
     unequal = [(arm, seed) for arm, seed, old, new in pairs if old != new]
     differing = _differing(claimed, found)
     but = f" This differs: {'; '.join(differing)}." if differing else ""

@@ -18,11 +18,7 @@ from gpt_jax.ablation.findings import ArmResults, Copies, Noise, Repeat, StudyRe
 from gpt_jax.ablation.log import read_log
 from gpt_jax.ablation.marks import marks
 from gpt_jax.ablation.schema import (
-    FAILURE,
-    MEASUREMENTS,
-    OUTCOME,
     RESULTS,
-    RUNS,
     STUDY,
     ArmRecord,
     Origin,
@@ -30,26 +26,11 @@ from gpt_jax.ablation.schema import (
     StudyRecord,
 )
 from gpt_jax.ablation.sentence import verdict_sentence
-from gpt_jax.ablation.study_runs import StudyRun, final_loss, measurements, outcome
+from gpt_jax.ablation.study_runs import StudyRun
 from gpt_jax.ablation.values import SeedRuns
 from gpt_jax.ablation.verdict import compare_arms
 from gpt_jax.config.errors import MissingFile
 from gpt_jax.runs.folder import RunFolder, Workdir
-
-__all__ = [
-    "FAILURE",
-    "MEASUREMENTS",
-    "OUTCOME",
-    "RESULTS",
-    "RUNS",
-    "STUDY",
-    "collect",
-    "final_loss",
-    "measurements",
-    "outcome",
-    "rows_by_seed",
-    "write_results",
-]
 
 Seeds = Mapping[str, SeedRuns]
 
@@ -91,7 +72,7 @@ def collect(workdir: Workdir) -> StudyResults:
         )
         for arm in study.arms
     ]
-    rows = {arm.name: rows_by_seed(endpoint, paired[arm.name], arm) for arm in arms}
+    rows, copies = {arm.name: rows_by_seed(endpoint, paired[arm.name], arm) for arm in arms}, _aa(runs)
     arms = compare_arms(arms, study, rows)
     return StudyResults(
         **{field.name: getattr(study, field.name) for field in fields(Rules)},
@@ -104,11 +85,11 @@ def collect(workdir: Workdir) -> StudyResults:
         jobs=study.jobs,
         is_smoke=study.is_smoke,
         is_forced=study.is_forced,
-        marks=(*marks(folder, study, arms), *shared, *_unpaired(seeds, paired)),
+        marks=(*marks(folder, study, arms), *shared, *_checked(copies), *_unchecked(runs), *_unpaired(seeds, paired)),
         log=read_log(folder),
         verdict=verdict_sentence(arms, study, sum(r.is_done for r in runs), len(runs)),
         noise=_noise(endpoint, study, runs),
-        aa=_aa(runs),
+        aa=copies,
         arms=tuple(arms),
         contrasts=contrasts(arms, study, rows),
         repeat=_repeat(study, runs),
@@ -183,13 +164,32 @@ def _noise(endpoint: Endpoint, study: StudyRecord, runs: Sequence[StudyRun]) -> 
     return Noise(summary.mean, summary.std, len(found)) if found else None
 
 
+def _checked(copies: Copies | None) -> tuple[str, ...]:
+    if copies is None or copies.equal is not False:
+        return ()
+    return ("the determinism check failed: a repeated run was not bit-equal to the first, so trust no difference",)
+
+
 def _aa(runs: Sequence[StudyRun]) -> Copies | None:
     """Whether the copies of the baseline's runs came out bit-equal on equal devices; None while no pair is done."""
-    equal = []
-    for copy in (r for r in runs if r.planned.purpose == "aa" and r.is_done):
-        for run in (r for r in runs if r.planned.purpose == "arm" and r.is_done):
-            ours, theirs = run.planned, copy.planned
-            same = ("seed", "learning_rate", "config_hash")
-            if all(getattr(ours, name) == getattr(theirs, name) for name in same) and run.pairs_with(copy):
-                equal.append(run.numbers() == copy.numbers())
+    equal = [run.numbers() == copy.numbers() for copy, own in _copies(runs) for run in own if run.pairs_with(copy)]
     return Copies(all(equal), len(equal)) if equal else None
+
+
+def _unchecked(runs: Sequence[StudyRun]) -> list[str]:
+    """What the headline says where the copy of a shard is no check of what ran there."""
+    lost = [copy for copy, own in _copies(runs) if own and not any(run.pairs_with(copy) for run in own)]
+    seeds = ", ".join(str(copy.planned.seed) for copy in lost)
+    said = "ran on another kind of device or with other versions or numeric settings than its run"
+    return [f"determinism is not checked at seed {seeds}: the copy {said}"] if lost else []
+
+
+def _copies(runs: Sequence[StudyRun]) -> list[tuple[StudyRun, list[StudyRun]]]:
+    """Each copy of a run of the baseline that has ended, and the runs that it is the copy of, on whatever devices."""
+    same = ("seed", "learning_rate", "config_hash")
+    done = [run for run in runs if run.planned.purpose == "arm" and run.is_done]
+    return [
+        (copy, [r for r in done if all(getattr(r.planned, n) == getattr(copy.planned, n) for n in same)])
+        for copy in runs
+        if copy.planned.purpose == "aa" and copy.is_done
+    ]

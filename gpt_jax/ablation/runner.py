@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import time
 import traceback
 from collections.abc import Sequence
@@ -12,13 +13,13 @@ from typing import Literal
 from rich.console import Console
 from rich.markup import escape
 
-from gpt_jax.ablation import history, records, results, stages
+from gpt_jax.ablation import history, records, stages
 from gpt_jax.ablation.addresses import is_measured, is_trained
 from gpt_jax.ablation.measure import Measure
 from gpt_jax.ablation.plan import StudyPlan
 from gpt_jax.ablation.planned import Group, PlannedRun, in_words, shard_of
 from gpt_jax.ablation.rows import write_rows
-from gpt_jax.ablation.schema import Grouping, Measurements, Origin, RunOutcome
+from gpt_jax.ablation.schema import FAILURE, MEASUREMENTS, OUTCOME, RUNS, Grouping, Measurements, Origin, RunOutcome
 from gpt_jax.analysis.diagnostics import decode_rate
 from gpt_jax.config import Config
 from gpt_jax.data import open_data
@@ -125,7 +126,7 @@ class Runner:
 
     def folder(self, run: PlannedRun) -> RunFolder:
         """The run's folder, an ordinary one that `load_run` opens."""
-        return RunFolder(RunFolder(self.workdir).file(results.RUNS) / run.folder)
+        return RunFolder(RunFolder(self.workdir).file(RUNS) / run.folder)
 
     def _finish(self, group: Sequence[PlannedRun]) -> bool:
         """Trains the runs of a group that are not trained yet, and measures those whose measurements are missing or
@@ -141,15 +142,15 @@ class Runner:
             folder, start = self.folder(run), time.monotonic()
             if is_trained(folder):
                 if not is_measured(folder, run.measured_by):
-                    records.write(self._measured(run), folder, results.MEASUREMENTS)
+                    records.write(self._measured(run), folder, MEASUREMENTS)
                 continue
             end = ends[i]
             reason = str(end) if isinstance(end, TrainingDiverged) else None
             if reason is None and run.measured_by is not None:
-                records.write(self._measured(run), folder, results.MEASUREMENTS)
+                records.write(self._measured(run), folder, MEASUREMENTS)
             seconds = round(trained + time.monotonic() - start, 2)
             status = "finished" if reason is None else "diverged"
-            records.write(RunOutcome(status, seconds, reason, run.address.parts), folder, results.OUTCOME)
+            records.write(RunOutcome(status, seconds, reason, run.address.parts), folder, OUTCOME)
         return True
 
     def _train(self, group: Sequence[PlannedRun]) -> Sequence[Outcome | TrainingDiverged]:
@@ -189,15 +190,14 @@ class Runner:
 
     def _note(self, run: PlannedRun) -> str:
         """Keeps the run's loss for the means by arm, and returns it as text."""
-        ended, loss = results.outcome(self.folder(run)), results.final_loss(self.folder(run))
-        if ended is None or ended.status == "diverged" or loss is None:
-            return "diverged"
+        loss = stages.loss_of(run, self.plan, RunFolder(self.workdir))
+        assert loss is not None, "the run has ended"
         if run.purpose == "arm":
             self._losses.setdefault(run.arm, []).append(loss)
-        return f"{loss:.4f}"
+        return f"{loss:.4f}" if math.isfinite(loss) else "failed"
 
     def _report(self, place: str, still: int, group: Sequence[PlannedRun], shown: Sequence[str]) -> None:
-        means = "  ".join(f"{name} {sum(x) / len(x):.4f}" for name, x in self._losses.items())
+        means = "  ".join(f"{name} {_mean(losses)}" for name, losses in self._losses.items())
         mean = sum(self._seconds) / len(self._seconds)
         left = datetime.timedelta(seconds=round(mean * still))
         took = self._seconds[-1] * len(group)
@@ -208,11 +208,17 @@ class Runner:
             text = f"{run.name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
             folder = self.folder(run)
             folder.make()
-            folder.write_text(results.FAILURE, text + "\n\n" + "".join(traceback.format_exception(error)))
+            folder.write_text(FAILURE, text + "\n\n" + "".join(traceback.format_exception(error)))
             self._say(f"failed: {text}")
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _mean(losses: Sequence[float]) -> str:
+    """The mean of an arm's losses; that of those which survived is none."""
+    failed = sum(not math.isfinite(loss) for loss in losses)
+    return f"{failed} of {len(losses)} failed" if failed else f"{sum(losses) / len(losses):.4f}"
 
 
 def _name(group: Sequence[PlannedRun]) -> str:
@@ -233,7 +239,7 @@ def write_plan(
       ConfigError: the study has more seeds than its claim allows.
     """
     folder = RunFolder(workdir)
-    folder.make(results.RUNS)
+    folder.make(RUNS)
     history.begin(folder, plan.study, plan.data_hash, command, forced)
     origin = Origin(command=command, versions=versions(), git=git_revision())
     stages.write_record(plan, folder, origin, grouping, forced, jobs, shard)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+TOLERANCE = 0.01  # by how much a matched cost may differ from the baseline's
+
 Number = float | int
 Interval = tuple[Number, Number]
 # The files of a study's folder, and of each run's.
@@ -57,6 +59,12 @@ class Leaf:
     asked_by: str = "arm"
     layers: tuple[int, ...] = ()
 
+    @property
+    def where(self) -> str:
+        """` in layers 0, 2`; nothing where it differs in all of them: two arms may differ in their layers alone."""
+        layers = "layer" if len(self.layers) == 1 else "layers"
+        return f" in {layers} {', '.join(map(str, self.layers))}" if self.layers else ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -101,6 +109,11 @@ class ArmPlan:
     budget_ratio: float | None = None
     is_ranked: bool = True
     tuned: Tuned | None = None
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether it is ranked off the budget, which takes --force."""
+        return self.is_ranked and self.budget_ratio is not None and abs(self.budget_ratio - 1) > TOLERANCE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,7 +157,7 @@ ASKED = {"arm": "the arm", "match": "the matched budget", "type": "the type that
 def settings(results: StudyResults) -> Table:
     """What each arm changes: one row per setting, its value in the baseline and in the arm, and who asked for it."""
     rows = [
-        [arm.name, leaf.key, table.plain(leaf.baseline), table.plain(leaf.arm), ASKED[leaf.asked_by]]
+        [arm.name, leaf.key + leaf.where, table.plain(leaf.baseline), table.plain(leaf.arm), ASKED[leaf.asked_by]]
         for arm in results.arms
         for leaf in arm.leaves
     ]

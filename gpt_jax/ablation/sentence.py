@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpt_jax.ablation.findings import ArmResults, Versus
+from gpt_jax.ablation.findings import ArmResults, StudyResults, Versus
 from gpt_jax.ablation.schema import StudyRecord
 from gpt_jax.pages.numbers import signed
 
@@ -23,6 +23,11 @@ def verdict_sentence(arms: Sequence[ArmResults], study: StudyRecord, done: int, 
         said = f"against {study.baseline}, {'; '.join(parts)}."
         said = said if study.metric == StudyRecord.metric else f"by the {study.metric}, {said}"
     return f"So far ({done} of {runs} runs are done): {said}" if done < runs else said[0].upper() + said[1:]
+
+
+def with_marks(results: StudyResults) -> str:
+    """The verdict, and each mark that belongs beside it on a line of its own."""
+    return "\n".join([results.verdict or "No verdict yet.", *(f"  note: {mark}" for mark in results.marks)])
 
 
 def _part(name: str, versus: Versus, study: StudyRecord) -> str:

@@ -14,10 +14,8 @@ from gpt_jax.ablation.findings import StudyResults
 from gpt_jax.ablation.guard import spelled
 from gpt_jax.ablation.judging import Rule
 from gpt_jax.ablation.plan import StudyPlan
-from gpt_jax.ablation.planned import AA
 from gpt_jax.ablation.power import SEEDS, power
-from gpt_jax.ablation.results import RESULTS
-from gpt_jax.ablation.schema import Leaf
+from gpt_jax.ablation.schema import RESULTS, Leaf
 from gpt_jax.ablation.study import Study
 from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.runs.folder import RunFolder
@@ -38,7 +36,7 @@ def show_plan(plan: StudyPlan, console: Console) -> None:
     verdict = [run for group in plan.planner.verdict({}) for run in group]
     copies = sum(run.purpose == "aa" for run in verdict)
     extra = f", {study.fresh_seeds} of the baseline for the noise" if study.fresh_seeds else ""
-    extra += f", and the {AA} copy" if copies == 1 else f", and {copies} {AA} copies" if copies else ""
+    extra += f", and {_counted(copies, 'copy', 'copies')} for the determinism check" if copies else ""
     rates = f" × {len(study.learning_rates)} learning rates" if study.learning_rates else ""
     stage = "" if study.tuning is None else "stage 2, at each arm's best: "
     lines.append(f"  {stage}{len(verdict)} runs: {len(plan.arms)} arms{rates} × {len(study.seeds)} seeds{extra}")
@@ -60,8 +58,8 @@ def _tuning(study: Study, plan: StudyPlan) -> list[str]:
     return [f"  stage 1, tuning: {count} runs: {len(plan.arms)} arms × {tried} × {_counted(len(tuning.seeds), 'seed')}"]
 
 
-def _counted(count: int, word: str) -> str:
-    return f"{count} {word}{'s' * (count > 1)}"
+def _counted(count: int, word: str, many: str | None = None) -> str:
+    return f"{count} {word if count == 1 else many or word + 's'}"
 
 
 def _arm(plan: StudyPlan, name: str) -> list[str]:

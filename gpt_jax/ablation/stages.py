@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from gpt_jax.ablation import log, records, results, tuning
+from gpt_jax.ablation import log, records, study_runs, tuning
 from gpt_jax.ablation.endpoint import BITS_PER_BYTE
 from gpt_jax.ablation.plan import StudyPlan, describe, planned_record
 from gpt_jax.ablation.planned import Group, PlannedRun, in_words
-from gpt_jax.ablation.schema import Grouping, Origin, PlannedRunRecord, Trial, Tuned
+from gpt_jax.ablation.schema import RUNS, STUDY, Grouping, Origin, PlannedRunRecord, Trial, Tuned
 from gpt_jax.config.conversion import to_dict
 from gpt_jax.runs import metrics
 from gpt_jax.runs.folder import RunFolder
@@ -71,7 +71,7 @@ def write_record(
         plan = as_made(plan, folder, shard)
         over = [run for run in _recorded_runs(folder) if run.purpose == "tuning"] if not plan.trials else []
         keeps = over if plan.study.tuning is not None else []
-        records.write(describe(plan, origin, grouping, forced, jobs, keeps), folder, results.STUDY)
+        records.write(describe(plan, origin, grouping, forced, jobs, keeps), folder, STUDY)
 
 
 def rewrite_record(plan: StudyPlan, folder: RunFolder, shard: Shard = WHOLE) -> None:
@@ -87,7 +87,7 @@ def as_made(plan: StudyPlan, folder: RunFolder, shard: Shard) -> StudyPlan:
     """
     if shard == WHOLE:
         return plan
-    known = {_key(run): run.folder.removeprefix(f"{results.RUNS}/") for run in _recorded_runs(folder)}
+    known = {_key(run): run.folder.removeprefix(f"{RUNS}/") for run in _recorded_runs(folder)}
 
     def moved(run: PlannedRun) -> PlannedRun:
         is_mine = run.part % shard[1] == shard[0]
@@ -104,12 +104,12 @@ def _key(run: PlannedRunRecord) -> PlannedRunRecord:
 
 
 def _recorded_runs(folder: RunFolder) -> Sequence[PlannedRunRecord]:
-    return records.read_study(folder).runs if folder.exists(results.STUDY) else ()
+    return records.read_study(folder).runs if folder.exists(STUDY) else ()
 
 
 def _recorded_choice(plan: StudyPlan, folder: RunFolder) -> Mapping[str, Tuned] | None:
     """What `study.json` says was chosen; None if it does not, or of other arms, other data or another tuning."""
-    if plan.study.tuning is None or not folder.exists(results.STUDY):
+    if plan.study.tuning is None or not folder.exists(STUDY):
         return None
     earlier = records.read_study(folder)
     if earlier.tuning != _plain(asdict(plan.study.tuning)) or earlier.repeat.data_hash != plan.data_hash:
@@ -130,7 +130,7 @@ def _losses(plan: StudyPlan, folder: RunFolder) -> dict[str, dict[Trial, float]]
     found: dict[str, dict[Trial, list[float | None]]] = {name: {} for name in plan.arms}
     for group in plan.trials:
         for run in group:
-            found[run.arm].setdefault(run.setting, []).append(_loss(run, plan, folder))
+            found[run.arm].setdefault(run.setting, []).append(loss_of(run, plan, folder))
     return {
         name: {
             setting: sum(known) / len(known)
@@ -141,10 +141,10 @@ def _losses(plan: StudyPlan, folder: RunFolder) -> dict[str, dict[Trial, float]]
     }
 
 
-def _loss(run: PlannedRun, plan: StudyPlan, folder: RunFolder) -> float | None:
-    """The final loss, infinite where the run failed; None where it has not ended."""
-    place = RunFolder(folder.file(results.RUNS) / run.folder)
-    ended, above = results.outcome(place), plan.study.fails_above
+def loss_of(run: PlannedRun, plan: StudyPlan, folder: RunFolder) -> float | None:
+    """The final loss in nats per token, infinite where the run failed; None where it has not ended."""
+    place = RunFolder(folder.file(RUNS) / run.folder)
+    ended, above = study_runs.outcome(place), plan.study.fails_above
     if ended is None:
         return None
     found = metrics.read(place, "validation")
@@ -157,5 +157,5 @@ def _loss(run: PlannedRun, plan: StudyPlan, folder: RunFolder) -> float | None:
 def _spent(plan: StudyPlan, arm: str, folder: RunFolder) -> tuple[int, float]:
     """How many trials of the arm have ended, and their seconds."""
     runs = [run for group in plan.trials for run in group if run.arm == arm]
-    ends = [results.outcome(RunFolder(folder.file(results.RUNS) / run.folder)) for run in runs]
+    ends = [study_runs.outcome(RunFolder(folder.file(RUNS) / run.folder)) for run in runs]
     return sum(end is not None for end in ends), sum((end.wall_seconds for end in ends if end is not None), 0.0)

@@ -48,25 +48,25 @@ def _is_constant(x: np.ndarray) -> bool:
 
 
 def t_interval(x: Numbers, level: float = 1 - ALPHA) -> Interval | None:
-    """Student's interval of the mean; a point where all numbers are equal, None for fewer than two."""
+    """Student's interval of the mean; None for fewer than two numbers, and where all are equal, as rounded ones may be:
+    their spread is not known then.
+    """
     x = np.asarray(x, np.float64)
-    if len(x) < 2:
+    if len(x) < 2 or _is_constant(x):
         return None
-    if _is_constant(x):
-        return float(x[0]), float(x[0])
     half = float(stats.t.isf((1 - level) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
     return float(x.mean()) - half, float(x.mean()) + half
 
 
 def t_p(differences: Numbers) -> float | None:
     """p of the paired t-test that the mean difference is 0; None for fewer than two. Where all differences are equal,
-    it is 1 for no difference, else 0.
+    it is that of the sign test.
     """
     d = np.asarray(differences, np.float64)
     if len(d) < 2:
         return None
     if _is_constant(d):
-        return 1.0 if d[0] == 0 else 0.0
+        return 1.0 if d[0] == 0 else 2.0 ** (1 - len(d))
     return float(2 * stats.t.sf(abs(d.mean()) * math.sqrt(len(d)) / d.std(ddof=1), len(d) - 1))
 
 

@@ -15,6 +15,7 @@ An arm is a name and the settings in which it differs from `base`, by dotted key
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -130,8 +131,12 @@ class Study:
             raise ConfigError(
                 f'the baseline "{self.baseline}" is not an arm of the study{nearest(self.baseline, names)}'
             )
-        if not self.smallest_difference > 0:
-            raise ConfigError("the smallest difference that matters must be positive: say how many nats would matter")
+        if not (self.smallest_difference > 0 and math.isfinite(self.smallest_difference)):
+            raise ConfigError(
+                "the smallest difference that matters must be positive and finite: say how many nats would matter"
+            )
+        if not 0 < self.rules_out_failures < 1:
+            raise ConfigError(f"rules_out_failures is a share of the seeds, not {self.rules_out_failures:g}")
         _check_seeds(self)
         _check_endpoint(self)
         _check_solved(self)

@@ -34,12 +34,6 @@ def measurements(folder: RunFolder) -> Measurements | None:
     return records.read(Measurements, folder, MEASUREMENTS) if folder.exists(MEASUREMENTS) else None
 
 
-def final_loss(folder: RunFolder) -> float | None:
-    """The validation loss after the last step, in nats per token; None where there is none, or it is not finite."""
-    found = metrics.read(folder, "validation")
-    return found[-1]["loss"] if found else None
-
-
 class StudyRun:
     """A planned run of a study and what its folder holds.
 

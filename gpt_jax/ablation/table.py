@@ -7,7 +7,7 @@ comes first, so that a phone shows it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,13 +68,20 @@ def seeds_needed(arm: ArmResults) -> int | None:
 
 
 def changes_text(arm: ArmResults) -> str:
-    """`kv_heads = 1, mlp.width = 80`: the arm's changes, with short names."""
-    return ", ".join(f"{_last(key)} = {plain(value)}" for key, value in (arm.changes or {}).items())
+    """`kv_heads = 1, mlp.width = 80`: the arm's changes, with short names. What is switched off comes last."""
+    changes = arm.changes or {}
+    paths = {key: key.removeprefix("model.").removesuffix(".type").split(".") for key in changes}
+    ordered = sorted(changes, key=lambda key: changes[key] == "none")
+    return ", ".join(f"{_short(paths[key], paths.values())} = {plain(changes[key])}" for key in ordered)
 
 
-def _last(key: str) -> str:
-    *parents, name = key.split(".")
-    return ".".join([*parents[-1:], name]) if name in ("type", "width", "path") else name
+def _short(path: list[str], others: Iterable[list[str]]) -> str:
+    """The last part of a setting's name that no other setting ends with."""
+    first = 2 if path[-1] in ("width", "path") else 1
+    for n in range(first, len(path)):
+        if sum(other[-n:] == path[-n:] for other in others) == 1:
+            return ".".join(path[-n:])
+    return ".".join(path)
 
 
 def plain(value: Any) -> str:

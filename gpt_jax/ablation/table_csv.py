@@ -21,9 +21,12 @@ from gpt_jax.pages.numbers import Number
 
 
 def to_csv(results: StudyResults) -> str:
-    """One row per arm, numbers as they are in `results.json`, an empty cell for what was not measured."""
+    """One row per arm, numbers as they are in `results.json`, an empty cell for what was not measured. A smoke
+    test has a column that says so.
+    """
     names: dict[str, None] = {}
     rows = [_csv_row(arm, results.baseline) for arm in results.arms]
+    rows = [{**row, "is_smoke": True} for row in rows] if results.is_smoke else rows
     for row in rows:
         names |= dict.fromkeys(row)
     text = io.StringIO()

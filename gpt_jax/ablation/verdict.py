@@ -45,13 +45,17 @@ def compare_arms(
 def _judged(
     arm: ArmResults, baseline: ArmResults, study: StudyRecord, rule: Rule, rows: Mapping[str, Rows]
 ) -> ArmResults:
-    arm = dataclasses.replace(arm, failures=_failures(arm))
+    arm = dataclasses.replace(arm, failures=_failures(arm, study))
     if arm.name == baseline.name or not set(arm.values) & set(baseline.values):
         return arm
     versus = versus_of(arm, baseline, study, rule, rows)
+    ratio = "" if arm.budget_ratio is None else f"{arm.budget_ratio:.3f} × "
+    costs = f"its {study.budget.match} are {ratio}the baseline’s"
     if not arm.is_ranked:
-        reason = f"its {study.budget.match} are {arm.budget_ratio:.3f} × the baseline’s"
-        versus = dataclasses.replace(versus, p=None, verdict="not ranked", reason=reason, seeds_to_decide=None)
+        versus = dataclasses.replace(versus, p=None, verdict="not ranked", reason=costs, seeds_to_decide=None)
+    elif arm.is_forced:
+        forced = f"ranked by --force though {costs}"
+        versus = dataclasses.replace(versus, reason=f"{versus.reason}; {forced}" if versus.reason else forced)
     return dataclasses.replace(arm, versus_baseline=versus)
 
 
@@ -66,7 +70,7 @@ def versus_of(arm: ArmResults, other: ArmResults, study: StudyRecord, rule: Rule
         return versus
     if arm.name in rows and other.name in rows:
         versus = dataclasses.replace(versus, population_interval=_population(rows[arm.name], rows[other.name], seeds))
-    if versus.verdict == "undecided" and versus.std is not None and versus.mean is not None:
+    if versus.verdict == "undecided" and versus.std and versus.mean is not None:
         versus = dataclasses.replace(versus, seeds_to_decide=seeds_to_decide(versus.mean, versus.std, len(seeds), rule))
     return versus
 
@@ -87,9 +91,12 @@ def _population(ours: Rows, theirs: Rows, seeds: Sequence[str]) -> st.Interval |
     return st.population_interval(sums, weights)
 
 
-def _failures(arm: ArmResults) -> Failures:
-    values = (arm.losses or arm.values).values()
-    failed = sum(value is None for value in values)
+def _failures(arm: ArmResults, study: Rules) -> Failures:
+    """Of the seeds that failed on the endpoint, which a run of a finite loss may, as one that never reaches a target;
+    of runs, where the endpoint counts these or has no value.
+    """
+    values = arm.losses if is_of_failures(study) else {**arm.losses, **arm.values}
+    failed = sum(value is None for value in values.values())
     return Failures(failed=failed, n=len(values), interval=st.rate_interval(failed, len(values)))
 
 

@@ -16,6 +16,7 @@ from gpt_jax.ablation.endpoint import PositionLoss
 from gpt_jax.ablation.findings import StudyResults
 from gpt_jax.ablation.results import collect, write_results
 from gpt_jax.ablation.schema import ArmRecord, Budget, PlannedRunRecord, RunOutcome, StudyRecord
+from gpt_jax.ablation.sentence import with_marks
 from gpt_jax.ablation.study import Arm, Probe, Study, Tuning
 from gpt_jax.config import Alibi, Attention, Config, Copy, Rope
 from gpt_jax.config.conversion import from_config_dict
@@ -106,9 +107,12 @@ def round_trip(study: Study) -> Study:
 @pytest.mark.parametrize("name", [name for name in STUDIES if name != "base"])
 def test_shipped_studies_survive_the_claim(name: str) -> None:
     module = importlib.import_module(f"configs.ablations.{name}")
-    study = module.get_study(from_config_dict(Config, module.get_config()))
-    again = round_trip(study)
-    assert again == study and again.configs() == study.configs()
+    base = from_config_dict(Config, module.get_config())
+    for args in ((), ("tuned",)) if name != "qk_norm" else ((),):
+        study = module.get_study(base, *args)
+        again = round_trip(study)
+        assert again == study and again.configs() == study.configs()
+        assert (study.tuning is None) == (not args)
 
 
 def test_every_field_of_a_study_is_in_the_claim() -> None:
@@ -229,6 +233,19 @@ def test_a_change_without_a_look_says_so(tmp_path: Path) -> None:
     finish(place, 1)
     start(tmp_path, small_study(smallest_difference=0.02))
     assert marks_of(place) == ("the margin was changed from 0.01 to 0.02 after 1 run had finished",)
+
+
+def test_a_run_that_was_stopped_has_shown_its_losses(tmp_path: Path) -> None:
+    """Whoever stops a run before its end has seen as much; one without an evaluation has shown nothing."""
+    place = start(tmp_path, small_study())
+    run = RunFolder(tmp_path / "runs" / "mqa-0")
+    run.make()
+    run.write_text(METRICS, json.dumps({"step": 1, "split": "train", "loss": 3.0}) + "\n")
+    start(tmp_path, small_study(smallest_difference=0.02))
+    assert marks_of(place) == ()
+    run.write_text(METRICS, json.dumps({"step": 4, "split": "validation", "loss": 2.1}) + "\n")
+    start(tmp_path, small_study(smallest_difference=0.05))
+    assert marks_of(place) == ("the margin was changed from 0.02 to 0.05 after a run had shown its losses",)
 
 
 def test_secondary_changes_are_logged_only(tmp_path: Path) -> None:
@@ -356,6 +373,7 @@ def test_marks_of_size_and_rates(tmp_path: Path) -> None:
     assert collect(start(tmp_path / "plain", small_study()).path).marks == (UNTUNED,)
     smoke = collect(start(tmp_path / "smoke", small_study(is_smoke=True)).path)
     assert smoke.marks == ("a smoke test: decides nothing", UNTUNED) and smoke.is_smoke
+    assert with_marks(smoke).split("\n") == [smoke.verdict, *(f"  note: {mark}" for mark in smoke.marks)]
     tuned: StudyResults = collect(start(tmp_path / "tuned", small_study(), tuning={"rates": [1e-3]}).path)
     assert tuned.marks == ()
     assert collect(start(tmp_path / "swept", small_study(), learning_rates=(1e-3, 1e-2)).path).marks == ()

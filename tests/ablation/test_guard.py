@@ -3,6 +3,7 @@ are evaluated on other text, picked seeds, and endpoints that nothing measures.
 """
 
 import dataclasses
+import importlib
 import io
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from gpt_jax.ablation.combine import vary
-from gpt_jax.ablation.endpoint import LongLoss, PositionLoss, ProbeAccuracy, RateSensitivity
+from gpt_jax.ablation.endpoint import FinalLoss, LongLoss, PositionLoss, ProbeAccuracy, RateSensitivity
 from gpt_jax.ablation.plan import StudyPlan, describe, make_plan
 from gpt_jax.ablation.schema import Grouping, Leaf, Origin
 from gpt_jax.ablation.show import show_plan
@@ -25,6 +26,7 @@ from gpt_jax.config import (
     Characters,
     Config,
     Copy,
+    Learned,
     LinearAttention,
     Mlp,
     Muon,
@@ -34,6 +36,7 @@ from gpt_jax.config import (
     WarmupCosine,
     Window,
 )
+from gpt_jax.config.conversion import from_config_dict
 from gpt_jax.config.errors import ConfigError
 from tests.tiny import tiny_config
 
@@ -278,6 +281,51 @@ def test_other_tasks_and_other_rows_are_refused() -> None:
 def test_what_a_study_can_not_decide_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         study({KV: 1}, (KV,), **changes)
+
+
+def test_an_endpoint_that_an_arm_has_no_value_of_is_refused(corpus: Config) -> None:
+    """Before the first run: an arm without a value would just be missing in the verdict."""
+    options: dict[str, Any] = {"endpoint": LongLoss(4), "extrapolation": (4,)}
+    with pytest.raises(ConfigError, match="a task has rows of one length"):
+        plan({KV: 1}, (KV,), **options)
+    embedding = "model.embedding.position"
+    for length in (64, 63):
+        table = {POSITION: None, embedding: Learned(length=length)}
+        if length == 64:
+            assert plan(table, (POSITION, embedding), corpus, **options)
+            continue
+        with pytest.raises(ConfigError, match='rows of 64 tokens, and the arm "b" has learned 63 positions'):
+            plan(table, (POSITION, embedding), corpus, **options)
+
+
+SHIPPED = {
+    "gate": FinalLoss(),
+    "induction": FinalLoss(),
+    "kv_heads": FinalLoss(),
+    "latent": FinalLoss(),
+    "positions": LongLoss(4),
+    "qk_norm": RateSensitivity(),
+    "recall": ProbeAccuracy(),
+    "softmax": FinalLoss(),
+    "window": PositionLoss(16),
+}
+ASKED = {
+    FinalLoss: "loss",
+    LongLoss: "rows 4 times as long",
+    RateSensitivity: "sensitivity to the learning rate",
+    ProbeAccuracy: "recalls most values",
+    PositionLoss: "at the positions that have more before them",
+}
+
+
+def test_every_shipped_study_declares_the_endpoint_that_it_asks_about() -> None:
+    folder = Path(__file__).parents[2] / "configs" / "ablations"
+    assert {path.stem for path in folder.glob("*.py")} == {*SHIPPED, "base"}
+    for name, endpoint in SHIPPED.items():
+        module = importlib.import_module(f"configs.ablations.{name}")
+        shipped = module.get_study(from_config_dict(Config, module.get_config()))
+        assert shipped.endpoint == endpoint and ASKED[type(endpoint)] in shipped.question, name
+        assert "endpoint=" in (folder / f"{name}.py").read_text(), "said, not left at a default"
 
 
 def test_the_plan_is_recorded_and_shown() -> None:

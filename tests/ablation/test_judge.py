@@ -66,6 +66,23 @@ def test_the_interval_and_the_verdict_and_p_agree():
         assert found.t_p < found.p
 
 
+def test_equal_differences_of_rounded_values_decide_nothing():
+    """Two decimals hide the spread: of two seeds a tenth would be false verdicts, and far arms would seem alike."""
+    rng, false = np.random.default_rng(0), 0
+    for _ in range(300):
+        ours, theirs = (np.round(1.5 + rng.normal(0, 0.007, 2), 2).tolist() for _ in range(2))
+        found = judge({"b": dict(enumerate(theirs)), "a": dict(enumerate(ours))}, baseline="b", smallest_difference=0.1)
+        false += found["a"].verdict != "undecided"
+    assert false / 300 <= 0.05
+    base = {seed: round(1.5 + 0.01 * (seed % 3), 2) for seed in range(20)}
+    alike = judge({"b": base, "a": base}, baseline="b", smallest_difference=0.01)["a"]
+    assert (alike.verdict, alike.interval) == ("undecided", None)
+    assert alike.reason == "all differences are equal: is the value rounded?"
+    apart = {seed: value + 0.05 for seed, value in base.items()}
+    found = judge({"b": base, "a": apart}, baseline="b", smallest_difference=0.01, most=20)["a"]
+    assert found.verdict == "worse" and found.p == pytest.approx(2.0**-19), "twenty signs are no chance"
+
+
 def test_failed_seeds_have_no_mean_difference():
     """The survivors' difference is nowhere, whether they look better or worse."""
     values: dict[int, float | None] = {**arm(-0.2, seeds=8), 3: math.nan, 5: None}
@@ -75,6 +92,14 @@ def test_failed_seeds_have_no_mean_difference():
         assert getattr(versus, name) is None
     assert versus.verdict == "not ranked" and versus.failures.failed == 2 and versus.failures.n == 8
     assert versus.reason == "2 of 8 seeds failed, and 0 of the baseline’s"
+
+
+def test_failed_seeds_are_never_no_difference():
+    """However large the margin is in the unit of the values, which is not that of a failure rate."""
+    values: dict[int, float | None] = {**dict.fromkeys(range(20), 1e12), 3: None}
+    base = dict.fromkeys(range(20), 1e12)
+    found = judge({"base": base, "arm": values}, baseline="base", smallest_difference=1e10)["arm"]
+    assert found.verdict == "not ranked" and found.reason == "1 of 20 seeds failed, and 0 of the baseline’s"
 
 
 def test_an_arm_that_always_fails_fails_more_often():
@@ -113,6 +138,7 @@ def test_higher_may_be_better():
         ({"a": {0: 1.0}, "b": {1: 1.0}}, {"baseline": "a"}, "shares no seed"),
         ({"a": BASE, "b": BASE}, {"baseline": "a", "planned": 5, "most": 10}, "20 seeds and the claim allows 10"),
         ({"a": BASE, "b": BASE}, {"baseline": "a", "smallest_difference": 0.0}, "must be positive"),
+        ({"a": BASE, "b": BASE}, {"baseline": "a", "smallest_difference": math.inf}, "must be positive and finite"),
     ],
 )
 def test_mistakes_get_a_sentence(losses: dict, options: dict, message: str):
@@ -157,6 +183,28 @@ def test_tuning_seeds_decide_nothing_and_later_looks_are_counted(tmp_path):
     assert found.planned_seeds == 3 and found.arms[1].values["4"] is None
     assert [trial.learning_rate for trial in found.arms[1].tuned.trials] == [0.1, 0.2]
     assert found.arms[1].tuned.best.learning_rate == found.arms[1].learning_rate == 0.2 and not found.marks
+
+
+def test_seeds_without_a_pair_are_told(tmp_path):
+    """Leaving out an arm's bad seeds, or all that the baseline has."""
+    lines = ["arm,seed,loss,look", *(f"base,{seed},{1.5 + 0.01 * seed},{1 + (seed > 2)}" for seed in range(5))]
+    lines += [f"arm,{seed},{1.4 + 0.011 * seed},{1 + (seed > 2)}" for seed in (0, 1, 2, 4)]
+    lines += [f"other,{seed},1.4,1" for seed in (7, 8, 9)]
+    found = judge_table(table(tmp_path, "\n".join(lines)), baseline="base", smallest_difference=0.01)
+    without = "without a pair, and so left out of"
+    assert found.arms[1].versus_baseline.n == 4 and found.arms[2].versus_baseline is None
+    assert found.marks == (
+        f"{without} arm’s difference: seed 3 of base only",
+        f"{without} other’s difference: seeds 0, 1, 2, 3, 4 of base only and seeds 7, 8, 9 of other only",
+    )
+
+
+def test_an_arm_that_tried_more_rates_is_told(tmp_path):
+    lines = ["arm,seed,loss,rate", *(f"base,t,{1 + rate},{rate}" for rate in (0.1, 0.2))]
+    lines += [f"arm,t,{1 + rate},{rate}" for rate in (0.1, 0.2, 0.3)]
+    lines += [f"{name},{seed},{1.5 + 0.01 * seed},0.1" for name in ("base", "arm") for seed in range(3)]
+    found = judge_table(table(tmp_path, "\n".join(lines)), baseline="base", smallest_difference=0.01)
+    assert found.marks == ("tuned unequally, by rates tried: base 2, arm 3",)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ from gpt_jax.ablation.latex import to_latex
 from gpt_jax.ablation.method import paragraph
 from gpt_jax.ablation.pictures import pictures
 from gpt_jax.ablation.records import from_json
-from gpt_jax.ablation.report import to_html, to_markdown, write_pages, write_report
+from gpt_jax.ablation.report import publish, to_html, to_markdown, write_pages, write_report
 from gpt_jax.ablation.schema import Rules, StudyRecord
+from gpt_jax.ablation.table import changes_text
 from gpt_jax.ablation.table_csv import to_csv
 from gpt_jax.ablation.verdict import compare_arms
 from gpt_jax.config.errors import ConfigError
@@ -367,6 +368,7 @@ def test_a_smoke_test_is_stamped(fresh: dict[str, Any], source: str) -> None:
     for text in (to_markdown(complete(fresh)), to_latex(complete(fresh)), paragraph(complete(fresh))):
         assert stamp in text.lower()
     assert all(stamp in picture.svg() for picture in pictures(complete(fresh))[0])
+    assert {row["is_smoke"] for row in csv.DictReader(io.StringIO(to_csv(complete(fresh))))} == {"True"}
 
 
 def test_marks_and_facts_stand_above_the_table(source: str, study: dict[str, Any]) -> None:
@@ -390,11 +392,61 @@ def test_marks_and_facts_stand_above_the_table(source: str, study: dict[str, Any
     assert "A/A" not in source
 
 
+def test_a_forced_arm_is_told_wherever_it_is_copied_from(fresh: dict[str, Any]) -> None:
+    """The page's table, Markdown, CSV, and what a paper takes: LaTeX and the methods, which are matched else."""
+    said = "ranked by --force though its params are 1.314 × the baseline’s"
+    fresh["is_forced"], fresh["marks"] = True, ["mqa is ranked though its params are 1.31 × the baseline’s, by --force"]
+    fresh["arms"][2]["budget_ratio"] = 1.314
+    fresh["arms"][2]["versus_baseline"]["reason"] = said
+    results = complete(fresh)
+    row = next(row for row in re.findall("<tr>.*?</tr>", html_of(fresh)) if "<b>mqa</b>" in row)
+    assert f"<small>{said}</small>" in row and f"({said})" in to_markdown(results)
+    assert list(csv.DictReader(io.StringIO(to_csv(results))))[2]["reason"] == said
+    assert r"Mqa is ranked though its params are 1.31 $\times$ the baseline's, by --force." in to_latex(results)
+    assert "Off the budget and ranked all the same: mqa (1.314 ×)." in paragraph(results)
+    assert "ranked all the same" not in paragraph(made_up.results())
+
+
+def test_the_methods_count_changes_after_results_only(fresh: dict[str, Any]) -> None:
+    early = {"time": "2026-03-01T07:00:00Z", "what": "change", "text": "the margin: 0.02 → 0.01", "runs_done": 0}
+    fresh["log"].insert(0, early)
+    assert "The claim was changed 1 time after runs had finished." in paragraph(complete(fresh))
+
+
 def test_times_name_their_machine_and_what_shared_it(fresh: dict[str, Any], source: str) -> None:
     assert "Times and memory are of TPU v5 lite. 2 processes shared the machine, so they are not comparable." in source
     fresh["jobs"] = 1
     alone = html_of(fresh)
     assert "Times and memory are of TPU v5 lite." in alone and "shared the machine" not in alone
+
+
+def test_short_names_of_changes_are_not_alike() -> None:
+    """Two settings with one last name keep their parents; what an arm switches off comes after what it chooses."""
+    relative, absolute = "model.attention.position.type", "model.embedding.position.type"
+    learned = ArmResults(name="learned", changes={relative: "none", absolute: "Learned", "model.mlp.width": 80})
+    said = "embedding.position = Learned, mlp.width = 80, attention.position = none"
+    assert changes_text(learned) == said
+    assert changes_text(ArmResults(name="alibi", changes={relative: "Alibi"})) == "position = Alibi"
+    hybrid = {"model.attention.mask.type": "Window", "model.letters.B.attention.mask.type": "Causal"}
+    assert changes_text(ArmResults(name="b", changes=hybrid)) == "attention.mask = Window, B.attention.mask = Causal"
+
+
+def test_a_sweep_names_all_its_rates(fresh: dict[str, Any]) -> None:
+    for arm in fresh["arms"]:
+        arm |= {"tuned": None, "learning_rate": 0.01, "by_learning_rate": {"0.1": [2.0], "0.001": [2.1], "0.01": [1.9]}}
+    page = html_of(fresh)
+    assert "0.001, 0.01, 0.1, each in all arms" in page and "0.01 for all arms" not in page
+    assert "trained at each of the learning rates 0.001, 0.01 and 0.1." in page and "Nothing was tuned" not in page
+    for arm in fresh["arms"]:
+        arm |= {"by_learning_rate": {"0.01": [1.9]}}
+    assert "0.01 for all arms" in html_of(fresh)
+
+
+def test_arms_that_differ_in_their_layers_alone_are_told_apart(fresh: dict[str, Any]) -> None:
+    for arm, layers in zip(fresh["arms"][1:3], ([0, 2], [1]), strict=True):
+        arm["leaves"] = [{"key": "model.attention.mask.type", "baseline": "Causal", "arm": "Window", "layers": layers}]
+    for page in (html_of(fresh), to_markdown(complete(fresh)).replace("\\", "")):
+        assert "model.attention.mask.type in layers 0, 2" in page and "model.attention.mask.type in layer 1" in page
 
 
 def test_contrasts_tuning_and_the_log_have_their_tables(source: str, study: dict[str, Any]) -> None:
@@ -428,6 +480,21 @@ def test_values_alone_make_a_page(tmp_path: Path) -> None:
     assert {"forest.svg", "forest.png", "table.tex", "table.csv", "methods.md", "methods.txt"} == {
         file.name for file in (tmp_path / "new" / "export").iterdir()
     }
+
+
+def test_published_pages_need_no_other_file(tmp_path: Path) -> None:
+    """They are those of the study, without links to what stays behind; a claim goes with them."""
+    write_pages(made_up.results(), tmp_path / "study")
+    (tmp_path / "study" / "results.json").write_text(json.dumps(dataclasses.asdict(made_up.results())))
+    (tmp_path / "study" / "claim.json").write_text("{}")
+    path = Path(publish(tmp_path / "study", tmp_path / "published"))
+    found = {file.name: file.read_text("utf-8") for file in path.parent.iterdir()}
+    assert found.keys() == {"report.html", "report.md", "results.csv", "claim.json"}
+    for name in ("report.md", "results.csv", "claim.json"):
+        assert found[name] == (tmp_path / "study" / name).read_text("utf-8")
+    links = [attributes["href"] or "" for tag, attributes in Page(found["report.html"]).tags if "href" in attributes]
+    assert all(link.startswith(("#", "data:", "https:")) for link in links)
+    assert "results.json" not in found["report.md"] and "export/" in (tmp_path / "study" / "report.html").read_text()
 
 
 def test_units_decide_how_values_are_written() -> None:
@@ -468,12 +535,16 @@ def test_a_study_of_which_nothing_ran_has_a_page(fresh: dict[str, Any]) -> None:
     page = Page(html_of(fresh))
     assert "This study is not finished: no run has begun" in page.text and page.figures() == set()
     assert len(page.rows) == 6
+    fresh["arms"] = [arm | {"tuned": {"trials": []}} for arm in fresh["arms"]]
+    assert "no run of the verdict has begun, the tuning comes first" in html_of(fresh)
 
 
 def test_an_unequal_copy_of_the_baseline_is_a_warning(fresh: dict[str, Any], source: str) -> None:
-    assert "rust no difference" not in source and "bit-equal" in source
+    assert "3 repeated runs were bit-equal" in source
+    fresh["aa"] = {"equal": True, "pairs": 1}
+    assert "1 repeated run was bit-equal" in html_of(fresh) and "1 of 1 repeated run bit-equal" in html_of(fresh)
     fresh["aa"] = {"equal": False, "pairs": 3}
-    assert "Trust no difference" in html_of(fresh)
+    assert "not bit-equal (3 repeated)" in html_of(fresh)
     fresh["aa"] = None
     assert "no run was repeated" in html_of(fresh)
 

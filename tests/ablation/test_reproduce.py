@@ -129,6 +129,14 @@ def test_nothing_to_compare_with() -> None:
     assert found.is_same is None and found.sentence == "The claim has no outcome to compare with. MQA is worse."
 
 
+def test_no_common_value_is_no_agreement() -> None:
+    """Whether the claim or the new study has none, and of one arm alone."""
+    none = outcome(MHA, {})
+    for claim, found in ((none, SAME), (SAME, none), (SAME, outcome(MHA, {"7": 2.01}))):
+        said = compare_outcomes(claim_of(claim), found)
+        assert said.is_same is None and said.sentence.startswith("No value of mqa can be compared")
+
+
 # ── the study again ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 

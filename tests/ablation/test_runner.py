@@ -26,7 +26,7 @@ from gpt_jax.ablation.redone import redone
 from gpt_jax.ablation.results import collect as collect_results
 from gpt_jax.ablation.results import write_results
 from gpt_jax.ablation.runner import Runner, write_plan
-from gpt_jax.ablation.schema import Grouping
+from gpt_jax.ablation.schema import Grouping, RunOutcome
 from gpt_jax.ablation.show import show_plan
 from gpt_jax.ablation.study import Arm, Probe, Study
 from gpt_jax.config import Checkpoint, Copy, Evaluation
@@ -281,6 +281,27 @@ def test_divergence_stays_in_the_table(tmp_path: Path) -> None:
     assert len(results["repeat"]["failures"]) == 2 and "diverged" in results["repeat"]["failures"][0]
 
 
+def test_progress_shows_no_mean_of_survivors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends above the study's `fails_above` failed; its arm's line counts it from then on."""
+
+    def end(self: Runner, group: tuple[PlannedRun, ...]) -> bool:
+        for planned in group:
+            place = self.folder(planned)
+            place.make()
+            loss = 3.0 if (planned.arm, planned.seed) == ("mqa", 1) else 2.0
+            place.write_text("metrics.jsonl", json.dumps({"step": 6, "split": "validation", "loss": loss}) + "\n")
+            records.write(RunOutcome("finished", 1.0), place, "outcome.json")
+        return True
+
+    monkeypatch.setattr(Runner, "_finish", end)
+    text = io.StringIO()
+    plan = make_plan(small_study(fails_above=2.5, fresh_seeds=0, aa=False, seeds=(0, 1, 2)))
+    assert Runner(plan, tmp_path, Console(file=text, width=300), Programs()).run() == "finished"
+    lines = text.getvalue().splitlines()
+    assert "mqa 2.0000" in lines[1] and "mqa, seed 1, learning rate 0.01: failed in" in lines[3]
+    assert "mha 2.0000  mqa 1 of 2 failed" in lines[3] and "mqa 1 of 3 failed" in lines[5]
+
+
 def test_a_failure_costs_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = small_study(fresh_seeds=0, seeds=(0,), aa=False, probe=None)
 
@@ -308,7 +329,9 @@ def test_a_changed_bit_fails_the_copy(done: tuple[Path, dict[str, Any]], tmp_pat
     lines = aa.read_text().splitlines()
     record = json.loads(lines[2])
     aa.write_text("\n".join([*lines[:2], json.dumps(record | {"loss": np.nextafter(record["loss"], 9)}), *lines[3:]]))
-    assert collect(tmp_path / "copy")["aa"] == {"equal": False, "pairs": 1}
+    found = collect(tmp_path / "copy")
+    assert found["aa"] == {"equal": False, "pairs": 1}
+    assert any("determinism check failed" in mark for mark in found["marks"])
 
 
 def test_other_parameters_at_the_end_fail_the_copy(
@@ -388,7 +411,8 @@ def test_what_a_study_began_with_stays(done: tuple[Path, dict[str, Any]], tmp_pa
     assert choose(plan, folder, None, False, programs) == asked(plan)
     with pytest.raises(ConfigError, match="began with --together=1"):
         choose(plan, folder, 2, False, programs)
-    assert choose(plan, tmp_path, 2, False, programs).count == 2
+    assert choose(plan, tmp_path, 2, False, programs).reason == "2 in one program, as asked"
+    assert choose(plan, tmp_path, 1, False, programs).reason == "one after the other, as asked"
     assert choose(plan, tmp_path, None, True, programs).count == 1, "parts of a study on several machines agree"
     write_plan(plan, tmp_path, "command", asked(plan, 2), False)
     assert choose(plan, tmp_path, None, True, programs) == asked(plan, 2)

@@ -98,6 +98,8 @@ def test_mistakes_in_an_arm_are_named(changes, message):
         ({"arms": vary(KV, a=4) + vary(KV, a=1)}, "the name"),
         ({"knobs": ("model.attention.heats",)}, 'not a setting.*"model.attention.heads"'),
         ({"seeds": (1, 1)}, "all different"),
+        ({"rules_out_failures": 1.0}, "a share of the seeds"),
+        ({"rules_out_failures": 0.0}, "a share of the seeds"),
         ({"match": "params", "free": KV}, "can't be the free width"),
     ],
 )
@@ -106,8 +108,9 @@ def test_a_study_that_makes_no_sense_is_refused(changes, message):
         checked(study(**changes))
     with pytest.raises(ConfigError, match='not an arm of the study; did you mean "mha"'):
         dataclasses.replace(study(), baseline="mhaa")
-    with pytest.raises(ConfigError, match="smallest difference"):
-        dataclasses.replace(study(), smallest_difference=0.0)
+    for margin in (0.0, float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match="smallest difference"):
+            dataclasses.replace(study(), smallest_difference=margin)
 
 
 def test_combinators():

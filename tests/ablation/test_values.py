@@ -22,6 +22,7 @@ from gpt_jax.ablation.endpoint import (
     ToTarget,
 )
 from gpt_jax.ablation.findings import ArmResults, StudyResults
+from gpt_jax.ablation.report import to_html
 from gpt_jax.ablation.results import collect
 from gpt_jax.ablation.rows import mean_of, row_sums, write_rows
 from gpt_jax.ablation.schema import (
@@ -238,6 +239,33 @@ def test_survivors_are_no_arm(tmp_path: Path) -> None:
     assert failed.versus_baseline.failures is not None and failed.versus_baseline.failures.failed == 1
 
 
+def test_a_seed_fails_on_the_endpoint_whatever_its_loss(tmp_path: Path) -> None:
+    """A finite loss that never reaches the target is a failure everywhere; a rate of a sweep that diverges is none."""
+    runs = [Made(arm, seed) for arm in "ab" for seed in (0, 1)]
+    runs[3].losses = (3.0, 2.5)
+    missed = found(tmp_path / "target", ToTarget(2.25), *runs).arms[1]
+    assert missed.values["1"] is None and missed.losses["1"] == 2.5 and missed.mean is None
+    assert missed.failures is not None and (missed.failures.failed, missed.failures.n) == (1, 2)
+    page = to_html(collect(tmp_path / "target"))
+    assert "Seeds failed: b (1 of 2). These arms have no mean" in page
+    sweep = [Made(arm, seed, rate) for arm in "ab" for seed in (0, 1) for rate in (0.001, 0.01)]
+    sweep[7].status = "diverged"
+    swept = found(tmp_path / "sweep", RateSensitivity(), *sweep).arms[1]
+    assert swept.losses["1"] is None and swept.mean is not None
+    assert swept.failures is not None and swept.failures.failed == 0
+    assert "Seeds failed" not in to_html(collect(tmp_path / "sweep"))
+
+
+def test_an_arm_that_seems_to_be_the_baseline_is_told(tmp_path: Path) -> None:
+    """Where the guard sees two programs and both give one loss, but for its rounding."""
+    runs = [Made(arm, seed, losses=(2.0 + 0.1 * seed,)) for arm in "ab" for seed in (0, 1)]
+    runs[3].losses = (2.1 * (1 + 2e-7),)
+    mark = "b has a’s final loss at every seed: they may be one function"
+    assert mark in found(tmp_path / "same", FinalLoss(), *runs).marks
+    runs[3].losses = (2.1 * (1 + 2e-5),)
+    assert mark not in found(tmp_path / "other", FinalLoss(), *runs).marks
+
+
 def test_the_noise_is_that_of_the_endpoint(tmp_path: Path) -> None:
     accuracy = [Measurements(accuracy_by=AccuracyBy("pairs", ((2, x),))) for x in (0.5, 0.7)]
     fresh = [Made("a", seed, measured=m, purpose="noise") for seed, m in enumerate(accuracy, 5)]
@@ -260,6 +288,17 @@ def test_a_pair_across_two_kinds_of_device_is_left_out_and_told(tmp_path: Path) 
     runs[4].devices = None
     unknown = found(tmp_path / "unknown", FinalLoss(), *runs)
     assert "left out seed 1" in unknown.marks[-1], "where one ran is not recorded"
+
+
+def test_a_copy_on_another_kind_of_device_checks_nothing(tmp_path: Path) -> None:
+    runs = [Made(arm, seed, devices=CPU) for arm in "ab" for seed in (0, 1)]
+    copy = Made("A/A", 1, devices=TPU, purpose="aa")
+    results = found(tmp_path / "elsewhere", FinalLoss(), *runs, copy)
+    assert results.aa is None
+    assert [mark for mark in results.marks if mark.startswith("determinism is not checked at seed 1: the copy ran on")]
+    runs[1].status = runs[3].status = None
+    waits = found(tmp_path / "waits", FinalLoss(), *runs, copy)
+    assert not [mark for mark in waits.marks if "determinism" in mark], "its run may still end there"
 
 
 def test_versions_and_flags_part_pairs_too(tmp_path: Path) -> None:

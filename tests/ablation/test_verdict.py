@@ -8,7 +8,7 @@ import pytest
 from gpt_jax.ablation import statistics as st
 from gpt_jax.ablation.combine import product, vary
 from gpt_jax.ablation.contrasts import contrasts
-from gpt_jax.ablation.findings import ArmResults
+from gpt_jax.ablation.findings import ArmResults, Versus
 from gpt_jax.ablation.judging import judge
 from gpt_jax.ablation.schema import Budget, StudyRecord
 from gpt_jax.ablation.sentence import verdict_sentence
@@ -65,6 +65,17 @@ def test_an_arm_off_the_budget_is_not_ranked_nor_counted() -> None:
     assert "big is not ranked, its params are 1.310 × the baseline’s: −0.4967 nats" in sentence([*arms[:2], off], study)
 
 
+def test_a_forced_arm_says_so_beside_its_verdict() -> None:
+    arms = made(mha=[1.0, 1.1, 1.2], big=[0.5, 0.6, 0.71])
+    study = dataclasses.replace(STUDY, most_seeds=3, budget=Budget("params", "model.mlp.width"))
+    forced = [arms[0], dataclasses.replace(arms[1], budget_ratio=1.314)]
+    said = "ranked by --force though its params are 1.314 × the baseline’s"
+    assert compare_arms(forced, study)[1].versus_baseline.reason == said
+    assert f"big is better, {said}: −0.4967 nats" in sentence(forced, study)
+    near = [arms[0], dataclasses.replace(arms[1], budget_ratio=1.009)]
+    assert compare_arms(near, study)[1].versus_baseline.reason is None
+
+
 def test_another_endpoint_is_named_with_its_unit() -> None:
     study = dataclasses.replace(
         STUDY, metric="accuracy of the probe at 4", unit="share of the answers", lower_is_better=False, most_seeds=3
@@ -115,7 +126,16 @@ def test_an_interaction_by_hand() -> None:
     losses = {"-++": [1.0, 2.0, 3.0], "-+b": [0.8, 1.8, 2.81], "a++": [0.9, 1.9, 2.9], "a+b": [0.6, 1.6, 2.6]}
     found = [dataclasses.replace(arm, parts=planned.parts) for arm, planned in zip(made(**losses), arms, strict=True)]
     study = dataclasses.replace(STUDY, baseline="-++")
-    kinds = {c.name: c.versus for c in contrasts(compare_arms(found, study), study) if c.kind == "interaction"}
+    kinds = interactions_of(found, study)
     assert list(kinds) == ["a × b"]
     assert kinds["a × b"].mean == pytest.approx(np.mean([-0.1, -0.1, -0.11]))
     assert kinds["a × b"].n == 3 and kinds["a × b"].verdict == "better"
+    failed = dataclasses.replace(found[3], values={seed: None for seed in "012"}, losses={})
+    versus = interactions_of([*found[:3], failed], study)["a × b"]
+    assert (versus.verdict, versus.mean, versus.p, versus.failures) == ("not ranked", None, None, None)
+    off = dataclasses.replace(found[3], is_ranked=False, budget_ratio=2.0)
+    assert interactions_of([*found[:3], off], study) == {}, "an arm off the budget gains for another reason"
+
+
+def interactions_of(arms: list[ArmResults], study: StudyRecord) -> dict[str, Versus]:
+    return {c.name: c.versus for c in contrasts(compare_arms(arms, study), study) if c.kind == "interaction"}

@@ -63,6 +63,8 @@ def test_help_reads_like_a_page() -> None:
         (["--workdir=x"], "--config is required"),
         (["--workdir=x", "--config=configs/quickstart.py"], "not a study: it needs get_study"),
         (["--config=configs/ablations/window.py"], "--workdir is required"),
+        (["--workdir=x", "--config=configs/ablations/window.py:tune"], "choose :tuned, or none"),
+        (["--workdir=x", "--config=configs/ablations/qk_norm.py:tuned"], "leave the argument out"),
         (["--workdir=x", "--config=configs/ablations/window.py", "--shard=3/2"], "--shard must be I/N"),
         (["--workdir=x", "--config=configs/ablations/window.py", "--learning_rates=a,b"], "must be numbers"),
         (["--workdir=x", "--config=configs/ablations/induction.py", "--noise=1"], "--noise goes with --dry"),
@@ -77,7 +79,10 @@ def test_dry_prints_the_arms_and_writes_nothing(study: str, tmp_path: Path) -> N
     shown = ablate(study, f"--workdir={tmp_path / 'out'}", "--dry", "--seeds=3", "--config.train.steps=7")
     assert shown.returncode == 0, shown.stderr
     assert "model.attention.kv_heads: 2 → 1 (asked by the arm)" in shown.stdout
-    assert "8 runs: 2 arms × 3 seeds, 1 of the baseline for the noise, and the A/A copy" in shown.stdout
+    assert (
+        "8 runs: 2 arms × 3 seeds, 1 of the baseline for the noise, and 1 copy for the determinism check"
+        in shown.stdout
+    )
     assert "(a guess: what matters; state it with --noise)" in shown.stdout
     assert not (tmp_path / "out").exists()
 
@@ -98,6 +103,7 @@ def test_shipped_studies_smoke(name: str, tmp_path: Path) -> None:
     start = time.monotonic()
     shown = ablate(f"--config=configs/ablations/{name}.py", f"--workdir={tmp_path}", "--smoke")
     assert shown.returncode == 0, shown.stderr
+    assert "  note: a smoke test: decides nothing" in shown.stdout
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["aa"]["equal"] and results["repeat"]["failures"] == []
     assert all(arm["n"] == 2 for arm in results["arms"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 TABLE = "arm,seed,loss\n" + "".join(
-    f"{arm},{seed},{1.5 + 0.01 * seed + shift}\n"
+    f"{arm},{seed},{1.5 + 0.01 * seed + shift * (1 + 0.001 * (seed - 2))}\n"
     for arm, shift in (("softmax", 0.0), ("sigmoid", 0.05), ("sinks", -0.001))
     for seed in range(5)
 )
@@ -25,6 +25,18 @@ def test_a_table_gets_verdicts_and_a_page(tmp_path: Path) -> None:
     page = (tmp_path / "mine" / "report.html").read_text()
     assert "sigmoid" in page and "slightly better" in page
     assert (tmp_path / "mine" / "results.csv").exists()
+
+
+def test_what_the_verdict_leaves_out_is_told_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text(TABLE.replace("sigmoid,4,", "sigmoid,nine,"))
+    done = command("judge", str(tmp_path / "mine.csv"), "--baseline=softmax", "--smallest_difference=0.01")
+    said = (
+        "without a pair, and so left out of sigmoid’s difference: seed 4 of softmax only and seed nine of sigmoid only"
+    )
+    assert f"  note: {said}\n" in done.stdout, done.stderr
+    assert "sigmoid is undecided, 4 of 5 planned seeds done" in done.stdout
+    page = (tmp_path / "mine" / "report.html").read_text()
+    assert f'<p class="mark">W{said[1:]}.</p>' in page and page.index(said[1:]) < page.index("<table")
 
 
 @pytest.mark.parametrize(
