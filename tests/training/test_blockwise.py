@@ -13,7 +13,7 @@ from gpt_jax.config import Adamw, Config, Head, ModelConfig, Text, Train
 from gpt_jax.data import Batch
 from gpt_jax.training import blockwise
 from gpt_jax.training.evaluate import weighted_terms
-from gpt_jax.training.sharding import batch_sharding, make_mesh, state_sharding, traced_under
+from gpt_jax.training.sharding import batch_sharding, make_mesh, replicated, traced_under
 from gpt_jax.training.step import _loss
 from tests.tiny import VOCABULARY, random_params, tiny
 
@@ -75,12 +75,12 @@ def test_devices_add_their_gradients_once() -> None:
     """On two devices the numbers are those of one, and no sum over devices is inside the loop over blocks."""
     mesh, model, batch = make_mesh(jax.devices()[:2]), tiny(), make_batch()
     params = random_params(GPT(model))
-    given = jax.device_put(params, state_sharding(mesh))
+    given = jax.device_put(params, replicated(mesh))
 
     def gradients(params, batch):
         return gradient_of(with_block(model, 2), batch, 0.01)(params)
 
-    program = jax.jit(traced_under(mesh, gradients), out_shardings=state_sharding(mesh))
+    program = jax.jit(traced_under(mesh, gradients), out_shardings=replicated(mesh))
     placed = jax.device_put(batch, batch_sharding(mesh))
     assert_equal(program(given, placed), jax.jit(gradient_of(with_block(model, None), batch, 0.01))(params))
     text = program.lower(given, placed).compile().as_text()

@@ -19,7 +19,7 @@ from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.train import train
 from gpt_jax.training import programs
 from gpt_jax.training.programs import Programs
-from gpt_jax.training.sharding import make_mesh, state_sharding
+from gpt_jax.training.sharding import make_mesh, replicated
 from gpt_jax.training.state import first_state, init_params
 from tests.tiny import tiny_config
 
@@ -61,7 +61,7 @@ def test_initial_states_are_made_on_the_mesh_with_the_bits_of_one_device() -> No
     alone = jax.jit(lambda key: first_state(config, init_params(model, config, key)))(jax.random.key(config.seed))
     made = Programs().init(config, mesh)
     for path, array in jax.tree.leaves_with_path(made):
-        assert array.sharding == state_sharding(mesh), path
+        assert array.sharding == replicated(mesh), path
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(made), jax.device_get(alone))
 
     block = dataclasses.replace(config.model.blocks[0], adapter=Lora(rank=2))
@@ -69,7 +69,7 @@ def test_initial_states_are_made_on_the_mesh_with_the_bits_of_one_device() -> No
     base = jax.tree.map(lambda x: x + 1, alone.params)
     state = Programs().init(adapted, mesh, base)
     for path, array in jax.tree.leaves_with_path(state):
-        assert array.sharding == state_sharding(mesh), path
+        assert array.sharding == replicated(mesh), path
     given = {path_of(keys): leaf for keys, leaf in jax.tree.leaves_with_path(base)}
     found = {path_of(keys): leaf for keys, leaf in jax.tree.leaves_with_path(state.params)}
     assert {path for path in found if path not in given} == set(filter(is_adapter, canonical_shapes(adapted.model)))
