@@ -318,6 +318,12 @@ def placed(config: Config, folder: Path) -> Any:
     return jax.tree.map(lambda leaf: leaf.shape, batch)
 
 
+def divided(config: Config, folder: Path) -> str:
+    """Where the arrays of a state lie."""
+    data = open_data(config.data, config.model.context_length, 0)
+    return str(PROGRAMS.placement(resolve(config, data), make_mesh(axes=config.mesh)))
+
+
 def evaluated(config: Config, folder: Path) -> list[tuple[int, ...]]:
     """Shapes of the batches that an evaluation reads."""
     shapes: list[tuple[int, ...]] = []
@@ -345,6 +351,7 @@ IN_THE_RUN: dict[str, tuple[Config, Any, Callable[[Config, Path], Any]]] = {
     "Checkpoint.keep": (BASE, 2, written),
     "Config.evaluation": (BASE, knobs.Evaluation(every=3), written),
     "Config.checkpoint": (BASE, knobs.Checkpoint(every=3), written),
+    "Config.mesh": (BASE, "fsdp=2,tensor=2", divided),
     "Config.prompt": (dataclasses.replace(BASE, prompt="AB"), "BA", sampled),
     "Config.init_from": (BASE, "nowhere", base_wanted),
     "Config.wandb": (BASE, "project", wandb_wanted),
