@@ -95,6 +95,7 @@ def test_cycles_are_multiplied_by_the_trips_of_the_loops_around():
     assert runs["f.1"] == runs["f.2"] == 8 * (12 - 2)
     assert found.cycles == pytest.approx(80 * 1500 + V5E.clock, rel=1e-6)
     kinds = found.by_kind()
+    assert kinds["attention kernel"] > 0  # by its scope, which follows the line breaks
     assert kinds["mlp"] == pytest.approx(80 * 1000 / V5E.clock)
     assert kinds["optimizer"] == pytest.approx(80 * 500 / V5E.clock)  # by its source line
     assert sum(kinds.values()) == pytest.approx(found.seconds)
