@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -23,17 +24,37 @@ BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\
 
 @dataclass(frozen=True)
 class ArrayType:
-    """The type of one array: element type, lengths, and whether it lies in the chip's memory (HBM) or in its cache."""
+    """The type of one array: element type, lengths, and the layout, such as `1,0:T(8,128)(2,1)S(1)`."""
 
     dtype: str
     shape: tuple[int, ...]
-    is_in_memory: bool
+    layout: str
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether it lies in the chip's memory (HBM), or in its cache."""
+        return not re.search(r"S\([1-9]", self.layout)
 
     @property
     def bytes(self) -> int:
-        """The size, without the padding of the layout."""
+        """The size of its elements."""
+        return self._bytes(self.shape)
+
+    @property
+    def stored(self) -> int:
+        """The size with the padding of its layout, which fills the tiles of its minor axes."""
+        order, tile = first(r"^([\d,]+)", self.layout), first(r"T\(([\d,]+)\)", self.layout)
+        if order is None or tile is None:
+            return self.bytes
+        lengths = [self.shape[int(axis)] for axis in order.split(",")]
+        for index, size in enumerate(reversed([int(n) for n in tile.split(",")])):
+            if index < len(lengths):
+                lengths[index] = -(-lengths[index] // size) * size
+        return self._bytes(lengths)
+
+    def _bytes(self, lengths: Sequence[int]) -> int:
         bits = BITS[self.dtype] if self.dtype in BITS else int(re.findall(r"\d+", self.dtype)[0])
-        return math.prod(self.shape) * bits // 8
+        return math.prod(lengths) * bits // 8
 
 
 @dataclass(frozen=True)
@@ -192,7 +213,7 @@ def _op(text: str) -> Op:
     opening = text.index("(", end)
     closing = _closing(text, opening)
     types = tuple(
-        ArrayType(dtype, tuple(int(n) for n in shape.split(",") if n), not re.search(r"S\([1-9]", layout))
+        ArrayType(dtype, tuple(int(n) for n in shape.split(",") if n), layout)
         for dtype, shape, layout in ARRAY.findall(text[at:end])
     )
     opcode = text[end:opening].strip()
