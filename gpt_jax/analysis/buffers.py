@@ -18,9 +18,7 @@ PACKAGE = "gpt_jax/"
 ACTIVATIONS, GRADIENTS, COPIES, LOSS = "activations", "gradients and new parameters", "converted parameters", "head"
 
 
-def temporaries(
-    program: Program, c: config.Config, params: Any, shown: int = 3
-) -> tuple[dict[str, int], list[Buffer]]:
+def temporaries(program: Program, c: config.Config, params: Any, shown: int = 3) -> tuple[dict[str, int], list[Buffer]]:
     """What the temporaries at the peak are, in bytes a chip, and the largest of them.
 
     `params` are the parameters' shapes, with shardings.
