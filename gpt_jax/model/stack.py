@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError, nearest
+from gpt_jax.model import splash
 from gpt_jax.model.adapter import projections
 from gpt_jax.model.block import Block
 from gpt_jax.model.mixer import Carry
@@ -28,7 +29,12 @@ from gpt_jax.model.slots import LayerCache
 from gpt_jax.model.taps import COLLECTION, tapped
 
 Params = dict[str, Any]
-REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+POLICIES = jax.checkpoint_policies
+# "dots" saves the products of projections, and of an attention kernel what it would have to run again for.
+DOTS = POLICIES.save_from_both_policies(
+    POLICIES.dots_with_no_batch_dims_saveable, POLICIES.save_only_these_names(splash.SAVED)
+)
+REMAT_POLICIES = {"full": None, "dots": DOTS}
 
 
 class Blocks(nn.Module):
