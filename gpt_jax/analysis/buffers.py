@@ -18,10 +18,12 @@ PACKAGE = "gpt_jax/"
 ACTIVATIONS, GRADIENTS, COPIES, LOSS = "activations", "gradients and new parameters", "converted parameters", "head"
 
 
-def temporaries(program: Program, c: config.Config, params: Any, shown: int = 3) -> tuple[dict[str, int], list[Buffer]]:
+def temporaries(
+    program: Program, c: config.Config, params: Any, target: str, shown: int = 3
+) -> tuple[dict[str, int], list[Buffer]]:
     """What the temporaries at the peak are, in bytes a chip, and the largest of them.
 
-    `params` are the parameters' shapes, with shardings.
+    `params` are the parameters' shapes, with shardings; `target` is as in `Forecast`.
     """
     shapes = {_squeezed(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(params) if leaf.ndim > 1}
     found = [(held, origin(program, held)) for held in peak(program)[1]]
@@ -31,21 +33,23 @@ def temporaries(program: Program, c: config.Config, params: Any, shown: int = 3)
         kind = _kind(program, held, op, shapes)
         kinds[kind] += held.array.stored
         groups[kind, _line(program, op), _text(held)].append(held)
-    largest = sorted(groups.items(), key=lambda group: -sum(held.array.stored for held in group[1]))[:shown]
+    largest = sorted(groups.items(), key=lambda group: -sum(held.array.stored for held in group[1]))[:SHOWN]
     return dict(kinds), [
         Buffer(
             bytes=sum(held.array.stored for held in members),
             array=text if len(members) == 1 else f"{len(members)} × {text}",
             scope=_scope(origin(program, members[0])),
             line=line,
-            remedy=remedy(kind, c),
+            remedy=remedy(kind, c, target),
         )
         for (kind, line, text), members in largest
     ]
 
 
-def remedy(kind: str, c: config.Config) -> str:
+def remedy(kind: str, c: config.Config, target: str) -> str:
     """The flag that makes arrays of a kind smaller; "" if there is none left."""
+    if target != "train":
+        return "--rows, fewer of them" if kind == ACTIVATIONS else ""
     if kind == LOSS:
         block = c.model.head.block
         return f"--config.model.head.block={block // 2 if block is not None and block > 1 else 128}"

@@ -33,7 +33,11 @@ def splash_flops(op: Op, operands: Sequence[ArrayType], chip: Chip, visible: flo
     arrays = [array.shape for array in operands if array.dtype in ("bf16", "f32", "f16") and len(array.shape) >= 3]
     if not found or len(arrays) < 3:
         return 0.0
-    (*heads, queries, width), (*_, keys, _), (*_, value_width) = arrays[:3]
+    # A layout with the tokens last is the second of the kernel's; it writes the numbers of its layouts into the text.
+    is_last = [number(rf'"{name}_layout\\?": ?(\d)', op.attributes) == 2 for name in "qkv"]
+    (*heads, queries, width), (*_, keys, _), (*_, value_width) = (
+        (*shape[:-2], shape[-1], shape[-2]) if last else shape for shape, last in zip(arrays, is_last, strict=False)
+    )
     by_keys, by_values = SPLASH[found[1]]
     filled = [math.ceil(size / chip.multiplier) * chip.multiplier for size in (width, value_width)]
     return 2 * math.prod(heads) * queries * keys * visible * (by_keys * filled[0] + by_values * filled[1])

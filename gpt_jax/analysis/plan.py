@@ -5,6 +5,7 @@ The programs and the shardings are those of a run.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,6 +44,9 @@ class Planned(NamedTuple):
     lowered: jax.stages.Lowered
     held: dict[str, int]
     params: Any
+
+
+Lower = Callable[[Mesh], Planned]
 
 
 def resolved_without_text(c: config.Config) -> tuple[config.Config, int]:
@@ -108,7 +112,7 @@ def _batch_shapes(rows: int, length: int) -> Batch:
     return Batch(ids, ids, jax.ShapeDtypeStruct((rows, length), jnp.float32), ids, ids)
 
 
-def make_forecast(c: config.Config, topology: str, lower: Any, *, visible: float, **fields: Any) -> Forecast:
+def make_forecast(c: config.Config, topology: str, lower: Lower, *, visible: float, **fields: Any) -> Forecast:
     """Compiles what `lower(mesh)` returns for a topology, and puts what it shows into a record.
 
     `visible` is as in `estimate`; `fields` are those of the record that the program does not tell. A program that does
@@ -128,11 +132,12 @@ def make_forecast(c: config.Config, topology: str, lower: Any, *, visible: float
         "usable": int(chip.usable),
         "compile_seconds": seconds,
     }
-    if "roofline" not in common:
-        common["roofline"] = common["flops"] / (mesh.size * chip.flops)
+    at_peak = common["flops"] / (mesh.size * chip.flops)
+    reading = sum(planned.held.values()) / chip.bandwidth if common["target"] == "decode" else 0.0
+    common["roofline"] = max(at_peak, reading)
     if isinstance(compiled, int):
         needed = compiled - sum(planned.held.values())
-        kinds, buffers, notes = _seen_elsewhere(c, lower, roomier(chip, mesh.size))
+        kinds, buffers, notes = _seen_elsewhere(c, lower, roomier(chip, mesh.size), common["target"])
         memory = planned.held | _divided(kinds, needed)
         nothing = {"seconds": None, "cycles": None, "work": {}, "kernels": {}, "communication": []}
         common["notes"] = [*fields["notes"], *notes]
@@ -140,10 +145,11 @@ def make_forecast(c: config.Config, topology: str, lower: Any, *, visible: float
     stats, program = compiled.memory_analysis(), parse(compiled.as_text() or "")
     assert stats is not None
     found = estimate(program, chip, devices, visible)
-    kinds, buffers = temporaries(program, c, planned.params)
+    kinds, buffers = temporaries(program, c, planned.params, common["target"])
     memory = planned.held | _divided(kinds, stats.temp_size_in_bytes) | {"program": stats.generated_code_size_in_bytes}
-    unknown = [f"The text does not tell how often the loop {name} runs: it counts once." for name in found.unknown]
-    common["notes"] = [*fields["notes"], *unknown]
+    if common["target"] != "decode":  # whose loop is over new tokens, and one token is what counts
+        unknown = [f"The text does not tell how often the loop {name} runs: it counts once." for name in found.unknown]
+        common["notes"] = [*fields["notes"], *unknown]
     return Forecast(
         fits=sum(memory.values()) <= chip.usable,
         memory=memory,
@@ -157,7 +163,9 @@ def make_forecast(c: config.Config, topology: str, lower: Any, *, visible: float
     )
 
 
-def _seen_elsewhere(c: config.Config, lower: Any, topology: str | None) -> tuple[dict[str, int], list[Buffer], list]:
+def _seen_elsewhere(
+    c: config.Config, lower: Lower, topology: str | None, target: str
+) -> tuple[dict[str, int], list[Buffer], list[str]]:
     """Temporaries, the largest arrays and a note, from the program for chips with more memory."""
     if topology is None:
         return {}, [], ["No kind of chip has so much more memory that it could show what the program holds."]
@@ -165,7 +173,7 @@ def _seen_elsewhere(c: config.Config, lower: Any, topology: str | None) -> tuple
     compiled, _ = compile_for(planned.lowered)
     if isinstance(compiled, int):
         return {}, [], [f"It does not fit on {topology} either, which could show what the program holds."]
-    kinds, buffers = temporaries(parse(compiled.as_text() or ""), c, planned.params)
+    kinds, buffers = temporaries(parse(compiled.as_text() or ""), c, planned.params, target)
     return kinds, buffers, [f"The arrays are those of the same program on {topology}, which has room for it."]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from gpt_jax.analysis.forecast import Forecast
-from gpt_jax.analysis.plan_text import GIB, figures, gigabytes, headline, milliseconds, tables
+from gpt_jax.analysis.plan_text import GIB, UNITS, figures, gigabytes, headline, milliseconds, tables, title
 from gpt_jax.pages.bars import Bar, draw_bars
 from gpt_jax.pages.render import render
 from gpt_jax.pages.tables import plain_table
@@ -16,12 +16,12 @@ WIDE, NARROW = 620, 358
 
 def page(forecasts: Sequence[Forecast], command: str) -> str:
     """A self-contained page: for each forecast its facts, two pictures and its tables; and the command that made it."""
-    title = "Plan: " + ", ".join(f.topology for f in forecasts)
-    body = [f'<p class="eyebrow">An estimate; nothing was measured</p><h1>{escape(title)}</h1>']
+    heading = "Plan: " + ", ".join(dict.fromkeys(f.topology for f in forecasts))
+    body = [f'<p class="eyebrow">An estimate; nothing was measured</p><h1>{escape(heading)}</h1>']
     for forecast in forecasts:
         body.append(_section(forecast))
     body.append(f"<h2>Made by</h2><pre>{escape(command)}</pre>")
-    return render(title, "\n".join(body))
+    return render(heading, "\n".join(body))
 
 
 def _section(f: Forecast) -> str:
@@ -31,10 +31,11 @@ def _section(f: Forecast) -> str:
         pictures.append(_time(f))
     texts = "".join(f"{plain_table(heads, rows, 1)}<p></p>" for heads, rows in tables(f))
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in f.notes)
-    verdict = f'<p class="{"verdict" if f.fits else "mark"}">{escape(headline(f))}</p>'
+    said = headline(f).removeprefix(f"{title(f)}: ")
+    verdict = f'<p class="{"verdict" if f.fits else "mark"}">{escape(said)}</p>'
     return (
-        f'<h2>{escape(f.topology)}</h2>{verdict}<dl class="facts">{facts}</dl>'
-        f'<h3>Memory and time</h3><div class="pictures">{"".join(pictures)}</div>{texts}{notes}'
+        f'<h2>{escape(title(f))}</h2>{verdict}<dl class="facts">{facts}</dl>'
+        f'<p></p><div class="pictures">{"".join(pictures)}</div><p></p>{texts}{notes}'
     )
 
 
@@ -47,7 +48,7 @@ def _memory(f: Forecast) -> str:
 def _time(f: Forecast) -> str:
     unit, factor = ("s", 1.0) if (f.seconds or 0.0) >= 0.1 else ("ms", 1e3)
     bars = [Bar(kind, factor * value, milliseconds(value)) for kind, value in f.work.items()]
-    name = "Time of a step" if f.target == "train" else "Time of a token of each row"
+    name = f"Time {UNITS[f.target]}"
     limit = (factor * f.roofline, f"least: {milliseconds(f.roofline)}")
     about = "By kind of work. The line is the time at the peak, without anything but the model's products."
     if f.target == "decode":

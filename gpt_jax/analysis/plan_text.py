@@ -11,6 +11,7 @@ from gpt_jax.analysis.forecast import Forecast
 from gpt_jax.pages.numbers import compact, decimals, seconds
 
 GIB = 2**30
+UNITS = {"train": "a step", "prefill": "for the prompts", "decode": "a token of each row"}
 
 
 def show(console: Console, forecasts: Sequence[Forecast]) -> None:
@@ -34,14 +35,19 @@ def show(console: Console, forecasts: Sequence[Forecast]) -> None:
             console.print(f"[dim]{note}[/dim]")
 
 
+def title(f: Forecast) -> str:
+    """The slice and, for generation, the program."""
+    return f.topology if f.target == "train" else f"{f.topology}, {f.target}"
+
+
 def headline(f: Forecast) -> str:
     """Whether it fits, and how fast it is."""
     used, usable = gigabytes(sum(f.memory.values())), gigabytes(f.usable)
     if not f.fits or f.seconds is None:
-        return f"{f.topology}: does not fit: {used} of {usable} a chip"
-    speed = f"{milliseconds(f.seconds)} {'a step' if f.target == 'train' else 'a token of each row'}"
-    share = f"{100 * (f.share or 0.0):.0f}% of {'the peak' if f.target == 'train' else 'the memory’s bandwidth'}"
-    return f"{f.topology}: fits, {used} of {usable} a chip; {speed}, {share}, by estimate"
+        return f"{title(f)}: does not fit: {used} of {usable} a chip"
+    speed = f"{milliseconds(f.seconds)} {UNITS[f.target]}"
+    share = f"{100 * (f.share or 0.0):.0f}% of {'the roofline' if f.target == 'decode' else 'the peak'}"
+    return f"{title(f)}: fits, {used} of {usable} a chip; {speed}, {share}, by estimate"
 
 
 def figures(f: Forecast) -> dict[str, str]:
@@ -54,7 +60,7 @@ def figures(f: Forecast) -> dict[str, str]:
     if f.seconds is not None and f.tokens_per_second is not None:
         found["time"] = milliseconds(f.seconds)
         found["tokens"] = f"{compact(f.tokens_per_second)} a second"
-        found["model's operations"] = f"{compact(f.flops)} {'a step' if f.target == 'train' else 'a token of each row'}"
+        found["model's operations"] = f"{compact(f.flops)} {UNITS[f.target]}"
     if f.hours is not None and f.total_tokens is not None:
         found["whole run"] = f"{seconds(3600 * f.hours)} for {compact(f.total_tokens)} tokens, training alone"
     if f.cost is not None and f.price is not None:
@@ -68,7 +74,7 @@ def tables(f: Forecast) -> list[tuple[list[str], list[list[str]]]]:
     found = [(["memory of a chip", "", ""], [[k, gigabytes(v), percent(v, f.usable)] for k, v in f.memory.items()])]
     if f.seconds is not None:
         rows = [[kind, milliseconds(value), percent(value, f.seconds)] for kind, value in f.work.items()]
-        found.append((["time of a step" if f.target == "train" else "time of a token", "", ""], rows))
+        found.append(([f"time {UNITS[f.target]}", "", ""], rows))
     if f.kernels:
         rows = [[name, milliseconds(value), percent(value, f.seconds or 1.0)] for name, value in f.kernels.items()]
         found.append((["kernels, by their roofline", "", ""], rows))
