@@ -14,9 +14,11 @@ AXES = {
     "data": "rows of a batch; each device has all parameters",
     "fsdp": "rows of a batch, and parameters and moments",
     "tensor": "heads, hidden units and the vocabulary",
+    "sequence": "the positions of each row, for rows longer than a chip's memory",
 }
 
 ROWS = ("data", "fsdp")  # the axes that divide the rows of a batch
+SEQUENCE = "sequence"  # the axis that divides the positions of each row
 DATA = "data=-1"
 
 
@@ -60,3 +62,16 @@ def fill_mesh(text: str, devices: int) -> Mapping[str, int]:
 def divides_parameters(text: str) -> bool:
     """Whether parameters are divided over devices: whether there is an axis besides `data`, of more than one device."""
     return any(name != "data" and size != 1 for name, size in parse_mesh(text).items())
+
+
+def check_positions(length: int, parts: int) -> None:
+    """Refuses rows of `length` tokens that cannot be divided over `parts` devices: each has an early and a late part.
+
+    Raises:
+      ConfigError: `length` is no multiple of 2 · `parts`.
+    """
+    require(
+        parts == 1 or length % (2 * parts) == 0,
+        f"a row of {length} tokens cannot be divided over the {parts} devices of the mesh's axis sequence: make"
+        f" model.context_length a multiple of {2 * parts}",
+    )

@@ -19,7 +19,8 @@ from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.model import splash
 from gpt_jax.model.bias import adds, position_bias
-from gpt_jax.model.chunked import HIDDEN, chunked_attention
+from gpt_jax.model.blocked import HIDDEN
+from gpt_jax.model.chunked import chunked_attention
 from gpt_jax.model.mask import Side, allowed, reach, spans
 
 LONG = 1024  # from this many tokens, storing T × S scores costs more than recomputing them (measured on a CPU)
