@@ -75,3 +75,21 @@ def check_positions(length: int, parts: int) -> None:
         f"a row of {length} tokens cannot be divided over the {parts} devices of the mesh's axis sequence: make"
         f" model.context_length a multiple of {2 * parts}",
     )
+
+
+def check_ring(kernel: str | None, has_dropout: bool) -> None:
+    """Refuses what attention over rows on several devices cannot compute: `model.kernel` and attention's dropout.
+
+    Raises:
+      ConfigError: a kernel that holds whole rows, or dropout.
+    """
+    require(
+        kernel in (None, "chunked"),
+        f'model.kernel is "{kernel}", which holds whole rows, and the mesh\'s axis sequence divides them: choose'
+        ' "chunked", or leave it out',
+    )
+    require(
+        not has_dropout,
+        "attention.dropout acts on all probabilities of a row, and the mesh's axis sequence divides rows: set it to 0,"
+        " or leave the axis out",
+    )

@@ -7,6 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
+from gpt_jax.model.placement import flattened
 
 
 class LmHead(nn.Module):
@@ -25,7 +26,7 @@ class LmHead(nn.Module):
         else:
             shape = (c.width, c.vocab_size)
             kernel = self.param("kernel", nn.initializers.normal(c.init.head_std), shape, jnp.dtype(c.param_dtype))
-        x = hidden.reshape(-1, c.width)
+        x = flattened(hidden)
         logits = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
         if head.bias:
             logits += self.param("bias", nn.initializers.zeros, (c.vocab_size,), jnp.dtype(c.param_dtype))

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from gpt_jax.config.variant import implementation
 from gpt_jax.model.adapter import ADAPTERS, SCOPE, adapter_of
+from gpt_jax.model.placement import flattened
 
 
 class Linear(nn.Module):
@@ -32,9 +33,7 @@ class Linear(nn.Module):
             (x.shape[-1], self.features),
             jnp.dtype(self.param_dtype),
         )
-        # Flattened to two axes: for a (B, T, ·) product, XLA on CPU computes the kernel's gradient through fused
-        # transposing copies, which are slow.
-        flat = x.reshape(-1, x.shape[-1])
+        flat = flattened(x)
         y = flat @ kernel.astype(x.dtype)
         if (adapter := adapter_of(self)) is not None:
             y += implementation(ADAPTERS, adapter)(adapter, self.features, self.param_dtype, name=SCOPE)(flat)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import Array, Shaped
 
-from gpt_jax.config.mesh import ROWS
+from gpt_jax.config.mesh import ROWS, SEQUENCE
 
 
 def by_rows(x: Shaped[Array, "B ..."]) -> Shaped[Array, "B ..."]:
-    """x with its rows divided over the mesh in context and all else whole.
+    """x with its rows divided over the mesh in context, its positions too where the mesh has the axis `sequence`, and
+    all else whole.
 
     Without it, the compiler may divide activations as the parameters are, and send them over the network in place of
     the parameters. On a mesh with data alone, or without a mesh, nothing needs to be said.
@@ -21,4 +22,53 @@ def by_rows(x: Shaped[Array, "B ..."]) -> Shaped[Array, "B ..."]:
     rows = tuple(name for name in ROWS if name in mesh.axis_names)
     if mesh.axis_names in ((), ("data",)) or x.shape[0] % math.prod(mesh.shape[name] for name in rows):
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(rows))
+    divides = x.ndim > 2 and divides_positions() and x.shape[1] % mesh.shape[SEQUENCE] == 0
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(rows, SEQUENCE if divides else None))
+
+
+def divides_positions() -> bool:
+    """Whether the mesh in context has the axis `sequence`, of more than one device."""
+    return sequence_parts() > 1
+
+
+def sequence_parts() -> int:
+    """The number of parts into which the mesh in context divides the positions of a row; 1 without a mesh."""
+    mesh: AbstractMesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return mesh.shape[SEQUENCE] if SEQUENCE in kinds and kinds[SEQUENCE] is not AxisType.Manual else 1
+
+
+def flattened(x: Shaped[Array, "*batch C"]) -> Shaped[Array, "*flat C"]:
+    """x (..., C) as (N, C): for a product with three axes, XLA on CPU computes the kernel's gradient through fused
+    transposing copies, which are slow. Where positions are divided, x itself: no device holds neighbouring rows of the
+    flat array.
+    """
+    return x if divides_positions() else x.reshape(-1, x.shape[-1])
+
+
+def by_heads(x: Shaped[Array, "B H T *rest"]) -> Shaped[Array, "B H T *rest"]:
+    """x with all positions of a head on one device, and its heads divided where its positions were: for recurrences,
+    which go along a row. Heads that cannot be divided so are computed by every device of the axis `sequence`.
+    """
+    if not divides_positions():
+        return x
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(name for name in ("tensor", SEQUENCE) if name in mesh.axis_names)
+    while axes and x.shape[1] % math.prod(mesh.shape[name] for name in axes):
+        axes = axes[:-1]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(_rows(mesh, x.shape[0]), axes))
+
+
+def by_positions(x: Shaped[Array, "B H T *rest"]) -> Shaped[Array, "B H T *rest"]:
+    """x with its positions divided where the mesh has the axis `sequence`: the inverse of `by_heads`."""
+    if not divides_positions():
+        return x
+    mesh = jax.sharding.get_abstract_mesh()
+    tensor = "tensor" if "tensor" in mesh.axis_names and x.shape[1] % mesh.shape["tensor"] == 0 else None
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(_rows(mesh, x.shape[0]), tensor, SEQUENCE))
+
+
+def _rows(mesh: AbstractMesh, count: int) -> tuple[str, ...] | None:
+    """The axes that divide this many rows."""
+    rows = tuple(name for name in ROWS if name in mesh.axis_names)
+    return None if count % math.prod(mesh.shape[name] for name in rows) else rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,19 @@ from jaxtyping import Array, Bool, Float, Int
 from gpt_jax import config
 from gpt_jax.data import Batch
 from gpt_jax.model.gpt import GPT
+from gpt_jax.model.placement import sequence_parts
 from gpt_jax.training.loss import Sums, cross_entropy, cross_entropy_sums
 from gpt_jax.training.partition import row_parts
 
 LARGEST = 2**26  # logits that a device holds at once, unless `model.head.block` says otherwise: 256 MiB in float32
+
+
+class Shards(NamedTuple):
+    """Into how many groups the devices divide rows, and into how many parts the positions of each."""
+
+    rows: int
+    positions: int
+
 
 LogitsOf = Callable[[Any, Array], Array]
 Terms = tuple[Float[Array, "B T"], Float[Array, "B T"], Bool[Array, "B T"]]
@@ -42,9 +51,10 @@ def terms(
     model: nn.Module, params: Any, hidden: Float[Array, "B T C"], targets: Int[Array, "B T"], block: int
 ) -> Terms:
     """`cross_entropy` of each target, of the hidden vectors below the head."""
-    parts = _cut((hidden, targets), block, 1)
-    found = jax.lax.map(lambda part: cross_entropy(_logits_of(model)(params, part[0][0]), part[1][0]), parts)
-    return jax.tree.map(lambda x: _joined(x[:, None], targets.shape[1]), found)
+    of_part = jax.vmap(jax.vmap(lambda hidden, targets: cross_entropy(_logits_of(model)(params, hidden), targets)))
+    parts = _cut((hidden, targets), block, Shards(1, sequence_parts()))
+    found = jax.lax.map(lambda part: of_part(*part), parts)
+    return jax.tree.map(lambda x: _joined(x, targets.shape[1]), found)
 
 
 def objective(
@@ -54,7 +64,7 @@ def objective(
     assert isinstance(model, GPT)
     names = head_names(model.config)
     head = {"params": {name: params["params"][name] for name in names if name in params["params"]}}
-    by_blocks = _differentiable(_logits_of(model), block, z_loss, _shards())
+    by_blocks = _differentiable(_logits_of(model), block, z_loss, Shards(_row_shards(), sequence_parts()))
     return by_blocks(head, hidden, batch.targets, batch.weights)
 
 
@@ -65,10 +75,15 @@ def head_names(model: config.ModelConfig) -> tuple[str, ...]:
 
 def rows_per_device(rows: int) -> int:
     """The rows of a batch that each device of the mesh in context holds."""
-    return -(-rows // _shards())
+    return -(-rows // _row_shards())
 
 
-def _shards() -> int:
+def positions_per_device(positions: int) -> int:
+    """The positions of a row that each device of the mesh in context holds."""
+    return positions // sequence_parts()
+
+
+def _row_shards() -> int:
     """The number of parts into which the mesh in context divides rows; 1 without a mesh, and inside `pmap`."""
     return row_parts(jax.sharding.get_abstract_mesh())
 
@@ -78,10 +93,10 @@ def _logits_of(model: nn.Module) -> LogitsOf:
 
 
 def _differentiable(
-    logits_of: LogitsOf, block: int, z_loss: float, shards: int
+    logits_of: LogitsOf, block: int, z_loss: float, shards: Shards
 ) -> Callable[..., tuple[Float[Array, ""], Sums]]:
     """`f(head, hidden, targets, weights) → objective, sums`, of which the first can be differentiated by `head` and
-    `hidden`. Each of `shards` groups of rows adds up a gradient of its own, so that devices add theirs once.
+    `hidden`. Each of `shards` adds up a gradient of its own, so that devices add theirs once.
     """
 
     def of_block(head: Any, hidden: Array, targets: Array, weights: Array) -> tuple[Array, Sums]:
@@ -104,8 +119,10 @@ def _differentiable(
 
     def forward(head: Any, hidden: Array, targets: Array, weights: Array) -> tuple[Any, Any]:
         parts = _cut((hidden, targets, weights), block, shards)
-        by_shard, of_hidden = jax.vmap(of_shard, in_axes=(None, 1), out_axes=(0, 1))(head, parts)
-        value, sums, of_head = jax.tree.map(lambda x: jnp.sum(x, axis=0), by_shard)
+        of_shards = jax.vmap(of_shard, in_axes=(None, 1), out_axes=(0, 1))  # parts of positions, then groups of rows
+        of_shards = jax.vmap(of_shards, in_axes=(None, 1), out_axes=(0, 1))
+        by_shard, of_hidden = of_shards(head, parts)
+        value, sums, of_head = jax.tree.map(lambda x: jnp.sum(x, axis=(0, 1)), by_shard)
         return (value, sums), (of_head, _joined(of_hidden, hidden.shape[1]))
 
     def backward(gradients: Any, cotangents: Any) -> tuple[Any, ...]:
@@ -116,18 +133,26 @@ def _differentiable(
     return total
 
 
-def _cut(arrays: Any, block: int, shards: int) -> Any:
-    """Each (B, T, …) as (blocks, shards, B ÷ shards, block, …), filled up with zeros, which weigh nothing."""
+def _cut(arrays: Any, block: int, shards: Shards) -> Any:
+    """Each (B, T, …) as (blocks, row shards, position shards, B ÷ row shards, block, …). Each shard's positions are
+    filled up with zeros, which weigh nothing.
+    """
 
     def cut(x: Array) -> Array:
-        count = -(-x.shape[1] // block)
-        x = jnp.pad(x, [(0, 0), (0, count * block - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
-        return jnp.moveaxis(x.reshape(shards, -1, count, block, *x.shape[2:]), 2, 0)
+        (B, T), rest = x.shape[:2], x.shape[2:]
+        rows, positions = B // shards.rows, T // shards.positions
+        count = -(-positions // block)
+        x = x.reshape(shards.rows, rows, shards.positions, positions, *rest)
+        x = jnp.pad(x, [(0, 0)] * 3 + [(0, count * block - positions)] + [(0, 0)] * len(rest))
+        x = x.reshape(shards.rows, rows, shards.positions, count, block, *rest)
+        return jnp.moveaxis(x, (3, 0, 2, 1), (0, 1, 2, 3))
 
     return jax.tree.map(cut, arrays)
 
 
 def _joined(x: Array, positions: int) -> Array:
-    """The inverse of `_cut`."""
-    x = jnp.moveaxis(x, 0, 2)
-    return x.reshape(x.shape[0] * x.shape[1], -1, *x.shape[4:])[:, :positions]
+    """The inverse of `_cut`, for rows of this many positions."""
+    x = jnp.moveaxis(x, (0, 1, 2, 3), (3, 0, 2, 1))
+    shards, rows, parts, count, block, *rest = x.shape
+    x = x.reshape(shards, rows, parts, count * block, *rest)[:, :, :, : positions // parts]
+    return x.reshape(shards * rows, positions, *rest)

@@ -103,7 +103,8 @@ def loss_block(model: nn.Module, batch: Batch) -> int | None:
     if not isinstance(model, GPT):
         return None
     rows, positions = batch.tokens.shape
-    return blockwise.block_length(model.config, blockwise.rows_per_device(rows), positions)
+    on_device = blockwise.rows_per_device(rows), blockwise.positions_per_device(positions)
+    return blockwise.block_length(model.config, *on_device)
 
 
 def accumulate(loss_of: Loss, params: Any, batch: Batch, key: Array, parts: int) -> tuple[Any, Sums]:
