@@ -46,12 +46,30 @@ def flattened(x: Shaped[Array, "*batch C"]) -> Shaped[Array, "*flat C"]:
     return x if divides_positions() else x.reshape(-1, x.shape[-1])
 
 
-def by_heads(x: Shaped[Array, "B H T *rest"]) -> Shaped[Array, "B H T *rest"]:
+def to_heads(x: Shaped[Array, "B H T *rest"]) -> Shaped[Array, "B H T *rest"]:
     """x with all positions of a head on one device, and its heads divided where its positions were: for recurrences,
     which go along a row. Heads that cannot be divided so are computed by every device of the axis `sequence`.
     """
+    return _by_heads(_by_positions(x)) if divides_positions() else x
+
+
+def from_heads(x: Shaped[Array, "B H T *rest"]) -> Shaped[Array, "B H T *rest"]:
+    """The inverse of `to_heads`."""
+    return _by_positions(_by_heads(x)) if divides_positions() else x
+
+
+def whole_rows(x: Shaped[Array, "B T"]) -> Shaped[Array, "B T"]:
+    """x with all positions of a row on each device that has a part of it."""
     if not divides_positions():
         return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(_rows(jax.sharding.get_abstract_mesh(), x.shape[0])))
+
+
+# Going from one to the other is one exchange; where only one of them is said, the compiler may find a place between
+# them, for which it brings whole arrays together.
+
+
+def _by_heads(x: Shaped[Array, "B H T *rest"]) -> Shaped[Array, "B H T *rest"]:
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(name for name in ("tensor", SEQUENCE) if name in mesh.axis_names)
     while axes and x.shape[1] % math.prod(mesh.shape[name] for name in axes):
@@ -59,10 +77,7 @@ def by_heads(x: Shaped[Array, "B H T *rest"]) -> Shaped[Array, "B H T *rest"]:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(_rows(mesh, x.shape[0]), axes))
 
 
-def by_positions(x: Shaped[Array, "B H T *rest"]) -> Shaped[Array, "B H T *rest"]:
-    """x with its positions divided where the mesh has the axis `sequence`: the inverse of `by_heads`."""
-    if not divides_positions():
-        return x
+def _by_positions(x: Shaped[Array, "B H T *rest"]) -> Shaped[Array, "B H T *rest"]:
     mesh = jax.sharding.get_abstract_mesh()
     tensor = "tensor" if "tensor" in mesh.axis_names and x.shape[1] % mesh.shape["tensor"] == 0 else None
     return jax.lax.with_sharding_constraint(x, PartitionSpec(_rows(mesh, x.shape[0]), tensor, SEQUENCE))
