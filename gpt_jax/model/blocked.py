@@ -59,21 +59,22 @@ class Tiling(NamedTuple):
 def scores(query: Float[Array, "B H t D"], key: Float[Array, "B K s D"]) -> Float[Array, "B H t s"]:
     """q · k in float32, for H query heads and K key heads."""
     (B, H, T, _), (_, K, S, _) = query.shape, key.shape
-    products = jnp.einsum("bknd,bksd->bkns", _fold(query, K), key, preferred_element_type=jnp.float32)
-    return products.reshape(B, H, T, S)
+    grouped = query.reshape(B, K, H // K, T, -1)
+    return jnp.einsum("bkgtd,bksd->bkgts", grouped, key, preferred_element_type=jnp.float32).reshape(B, H, T, S)
 
 
-def _fold(x: Float[Array, "B H t N"], kv_heads: int) -> Float[Array, "B K rows N"]:
-    """Stacks the G heads that share a key head: (B, K, G · t, N)."""
+def _columns(x: Float[Array, "B H t N"], kv_heads: int) -> Float[Array, "B K N G t"]:
+    """The tokens of the G heads that share a key head, on the last axes."""
     B, H, T, N = x.shape
-    return x.reshape(B, kv_heads, H // kv_heads * T, N)
+    return jnp.moveaxis(x.reshape(B, kv_heads, H // kv_heads, T, N), -1, 2)
 
 
 def mix(weights: Float[Array, "B H t s"], value: Float[Array, "B K s E"]) -> Float[Array, "B H t E"]:
     """Σ over s of weight · value, in float32."""
-    rows = _fold(weights.astype(value.dtype), value.shape[1])
-    mixed = jnp.einsum("bkns,bkse->bkne", rows, value, preferred_element_type=jnp.float32)
-    return mixed.reshape(*weights.shape[:3], value.shape[3])
+    (B, H, T, S), K = weights.shape, value.shape[1]
+    grouped = weights.astype(value.dtype).reshape(B, K, H // K, T, S)
+    mixed = jnp.einsum("bkgts,bkse->bkgte", grouped, value, preferred_element_type=jnp.float32)
+    return mixed.reshape(B, H, T, -1)
 
 
 def start_of(sinks: Float[Array, " H"] | None, shape: tuple[int, ...]) -> tuple[Array, Array]:
@@ -133,7 +134,7 @@ def gradients_by_tiles(
     def query_block(sums: Any, i: Array) -> tuple[Any, Any]:
         query, gradient, product, log_sum, queries = cut(rows, i * tiling.query_block, tiling.query_block)
         # Sums over queries contract the last axis, which a CPU does 1.5 × as fast.
-        columns, gradient_columns = (_fold(x, K).swapaxes(2, 3) for x in (query, gradient))
+        columns, gradient_columns = (_columns(x, K) for x in (query, gradient))
 
         def visit(j: Array, sums: Any) -> Any:
             grad_queries, grad_keys, grad_params = sums
@@ -166,10 +167,11 @@ def gradients_by_tiles(
     return Operands(joined(grad_query, axis=2), grad_key.mT, grad_value.mT, grad_queries, grad_keys, grad_params, None)
 
 
-def _mix_keys(columns: Float[Array, "B K N rows"], weights: Float[Array, "B H t s"]) -> Float[Array, "B K N s"]:
-    """The transpose of `_mix`: for each key, the weighted sum over queries of `columns`."""
-    rows = _fold(weights, columns.shape[1])
-    return jnp.einsum("bkdn,bkns->bkds", columns, rows, preferred_element_type=jnp.float32)
+def _mix_keys(columns: Float[Array, "B K N G t"], weights: Float[Array, "B H t s"]) -> Float[Array, "B K N s"]:
+    """The transpose of `mix`: for each key, the weighted sum over queries of `columns`."""
+    (B, H, T, S), K = weights.shape, columns.shape[1]
+    grouped = weights.reshape(B, K, H // K, T, S)
+    return jnp.einsum("bkdgt,bkgts->bkds", columns, grouped, preferred_element_type=jnp.float32)
 
 
 def floats(tree: Any) -> Any:
