@@ -116,6 +116,15 @@ def by_tiles(
     return joined(out, axis=2), joined(log_sums, axis=2)
 
 
+def merged(normalizer: str, sums: tuple[Array, Array], found: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Outputs, and logarithms of denominators (B, H, T, 1), over two sets of keys."""
+    (out, log_sums), (new, new_sums) = sums, found
+    if normalizer == "sigmoid":
+        return out + new, log_sums
+    whole = jnp.logaddexp(log_sums, new_sums)
+    return out * jnp.exp(log_sums - whole) + new * jnp.exp(new_sums - whole), whole
+
+
 def gradients_by_tiles(
     tiling: Tiling,
     operands: Operands,

@@ -28,9 +28,20 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from gpt_jax.config.mesh import ROWS, SEQUENCE, check_positions
-from gpt_jax.model.blocked import LOWEST, Adjust, Operands, Tiling, by_tiles, floats, gradients_by_tiles, zeros_of
+from gpt_jax.model.blocked import (
+    LOWEST,
+    Adjust,
+    Operands,
+    Tiling,
+    by_tiles,
+    floats,
+    gradients_by_tiles,
+    merged,
+    zeros_of,
+)
+from gpt_jax.model.exchange import from_zigzag, sent, to_zigzag, with_halo
 from gpt_jax.model.mask import Side
-from gpt_jax.model.tiles import cut, halves, padded, side_by_side, unhalved
+from gpt_jax.model.tiles import cut, padded
 
 TILE = 512  # most queries, and keys, whose scores exist at once
 
@@ -39,9 +50,7 @@ Columns = tuple[Any, ...]  # key, value, keys
 
 
 class Ring(NamedTuple):
-    """What is static in the compiled program. `hops` is the number of neighbours on which a window reaches back; None:
-    keys go all the way round.
-    """
+    """What is static in the compiled program. `reach` is None too where a query may see later keys."""
 
     mesh: AbstractMesh
     adjust: Adjust
@@ -55,12 +64,11 @@ class Ring(NamedTuple):
     def size(self) -> int:
         return int(self.mesh.shape[SEQUENCE])
 
-    def hops(self, part: int) -> int | None:
-        """For parts of `part` tokens."""
-        if self.reach is None or not self.is_causal:
-            return None
-        hops = max(1, math.ceil((self.reach - 1) / part))
-        return hops if hops == 1 or hops < self.size - 1 else None
+    def is_local(self, part: int) -> bool:
+        """Whether devices with `part` tokens each get keys from a few neighbours only; otherwise, keys of all devices
+        go all the way round.
+        """
+        return self.reach is not None and (self.reach - 1 <= part or self.reach - 1 <= part * (self.size - 2))
 
     def specs(self, operands: Operands) -> Operands:
         """How each operand lies on the mesh: rows, heads and positions divided."""
@@ -132,31 +140,23 @@ def _attend(ring: Ring, operands: Operands) -> Float[Array, "B H T E"]:
 
 def _forward(ring: Ring, operands: Operands) -> tuple[Array, Any]:
     specs = ring.specs(operands)
-    on_devices = jax.shard_map(
-        partial(_on_device, ring),
-        mesh=ring.mesh,
-        in_specs=(specs,),
-        out_specs=(specs.query, specs.query),
-        check_vma=False,
-    )
-    out, log_sums = on_devices(operands)
+    out, log_sums = _on_mesh(ring, _on_device, (specs,), (specs.query,) * 2)(operands)
     return out, (operands, out, log_sums)
 
 
 def _backward(ring: Ring, saved: Any, gradient: Float[Array, "B H T E"]) -> tuple[Operands]:
     operands, out, log_sums = jax.tree.map(jnp.asarray, saved)
     specs = ring.specs(operands)
-    on_devices = jax.shard_map(
-        partial(_gradients_on_device, ring),
-        mesh=ring.mesh,
-        in_specs=(specs, *(specs.query,) * 3),
-        out_specs=_present(specs, floats(operands)),
-        check_vma=False,
-    )
-    return (on_devices(operands, out, log_sums, gradient),)
+    ins, outs = (specs, *(specs.query,) * 3), _present(specs, floats(operands))
+    return (_on_mesh(ring, _gradients_on_device, ins, outs)(operands, out, log_sums, gradient),)
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _on_mesh(ring: Ring, function: Any, ins: Any, outs: Any) -> Any:
+    # Nothing is differentiated through it, for which `check_vma` would be needed.
+    return jax.shard_map(partial(function, ring), mesh=ring.mesh, in_specs=ins, out_specs=outs, check_vma=False)
 
 
 def _present(specs: Any, tree: Any) -> Any:
@@ -170,12 +170,11 @@ def _present(specs: Any, tree: Any) -> Any:
 def _on_device(ring: Ring, operands: Operands) -> tuple[Array, Array]:
     """The outputs of a device's queries, and the logarithms of their denominators (B, H, T, 1)."""
     query, key, value, queries, keys, params, sinks = operands
-    hops = ring.hops(query.shape[2])
-    if hops is not None:
-        columns = _with_halo(ring, hops, (key, value, keys))
-        out, log_sums = _block(ring, params, (query, queries), columns)
+    rows, columns = (query, queries), (key, value, keys)
+    if ring.is_local(query.shape[2]):
+        out, log_sums = _block(ring, params, rows, _with_halo(ring, columns))
     else:
-        out, log_sums = _around(ring, params, (query, queries), (key, value, keys))
+        out, log_sums = _around(ring, params, rows, columns)
     if sinks is not None:
         whole = jnp.logaddexp(log_sums, sinks.astype(jnp.float32)[:, None, None])
         out, log_sums = out * jnp.exp(log_sums - whole), whole
@@ -189,32 +188,31 @@ def _gradients_on_device(
     query, key, value, queries, keys, params, sinks = operands
     products = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1, keepdims=True)
     rows, columns = (query, gradient, products, log_sums, queries), (key, value, keys)
-    hops = ring.hops(query.shape[2])
-    if hops is not None:
-        of_rows, of_columns, of_params = _block_gradients(ring, params, rows, _with_halo(ring, hops, columns))
-        (of_columns,) = jax.linear_transpose(partial(_halo, ring, hops), zeros_of(columns))(of_columns)
+    if ring.is_local(query.shape[2]):
+        of_rows, of_columns, of_params = _block_gradients(ring, params, rows, _with_halo(ring, columns))
+        (of_columns,) = jax.linear_transpose(partial(_halo, ring), zeros_of(columns))(of_columns)
     else:
         of_rows, of_columns, of_params = _gradients_around(ring, params, rows, columns)
     of_sinks = None if sinks is None else -jnp.sum(jnp.exp(sinks[:, None, None] - log_sums) * products, axis=(0, 2, 3))
     of_params, of_sinks = lax.psum((of_params, of_sinks), (SEQUENCE, *(ring.rows or ())))
-    sums = Operands(of_rows[0], *of_columns[:2], of_rows[1], of_columns[2], of_params, of_sinks)
+    (of_query, of_queries), (of_key, of_value, of_keys) = of_rows, of_columns
+    sums = Operands(of_query, of_key, of_value, of_queries, of_keys, of_params, of_sinks)
     return jax.tree.map(lambda total, x: total.astype(x.dtype), sums, floats(operands))
 
 
 def _block(ring: Ring, params: Any, rows: Rows, columns: Columns) -> tuple[Array, Array]:
     """Outputs of the queries over these keys alone, and logarithms of the denominators (B, H, T, 1), in float32."""
-    T, tiling, rows, columns, offset = _tiled(ring, rows, columns)
-    out, log_sums = by_tiles(tiling, Operands(rows[0], *columns[:2], rows[-1], columns[2], params, None), offset)
+    T, tiling, (query, queries), (key, value, keys), offset = _tiled(ring, rows, columns)
+    out, log_sums = by_tiles(tiling, Operands(query, key, value, queries, keys, params, None), offset)
     return out[:, :, :T], log_sums[:, :, :T, None]
 
 
 def _block_gradients(ring: Ring, params: Any, rows: Rows, columns: Columns) -> tuple[Any, Any, Any]:
     """What these keys add to the gradients of (query, queries), and the gradients of the columns and of `params`."""
     T, tiling, (query, *given, queries), (key, value, keys), offset = _tiled(ring, rows, columns)
-    S = tiling.length
     sums = gradients_by_tiles(tiling, Operands(query, key, value, queries, keys, params, None), offset, *given)
     of_rows = cut((sums.query, sums.queries), 0, T)
-    of_columns = cut((sums.key, sums.value, sums.keys), 0, S)
+    of_columns = cut((sums.key, sums.value, sums.keys), 0, tiling.length)
     return of_rows, of_columns, sums.params
 
 
@@ -231,31 +229,18 @@ def _tiled(ring: Ring, rows: Rows, columns: Columns) -> tuple[int, Tiling, Rows,
 # ── windows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _with_halo(ring: Ring, hops: int, columns: Columns) -> Columns:
-    """The columns of a device, after those before them that its queries may see. What precedes the first token of the
-    row is the end of another; it has negative steps, which no query sees.
+def _with_halo(ring: Ring, columns: Columns) -> Columns:
+    """The columns of a device, after those before them that its queries may see. Tokens before the beginning of the row
+    have negative steps, which no query sees.
     """
-    key, value, keys = _halo(ring, hops, columns)
+    key, value, keys = _halo(ring, columns)
     before = key.shape[2] - columns[0].shape[2]
     return key, value, keys._replace(steps=columns[2].steps[0] - before + jnp.arange(key.shape[2], dtype=jnp.int32))
 
 
-def _halo(ring: Ring, hops: int, columns: Columns) -> Columns:
-    """The last tokens of the `hops` devices before this one, as far as a window reaches back, and this one's own."""
+def _halo(ring: Ring, columns: Columns) -> Columns:
     assert ring.reach is not None
-    part, back = columns[0].shape[2], ring.reach - 1
-    found = [columns]
-    for hop in range(1, hops + 1):
-        size = min(part, back - (hop - 1) * part)
-        if size > 0:
-            found.insert(0, _sent(ring, cut(columns, part - size, size), hop))
-    return side_by_side(found)
-
-
-def _sent(ring: Ring, tree: Any, hop: int) -> Any:
-    """What the device `hop` places before this one holds."""
-    pairs = [(i, (i + hop) % ring.size) for i in range(ring.size)]
-    return jax.tree.map(lambda x: lax.ppermute(x, SEQUENCE, pairs), tree)
+    return with_halo(ring.size, columns, ring.reach - 1)
 
 
 # ── the ring ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -263,7 +248,7 @@ def _sent(ring: Ring, tree: Any, hop: int) -> Any:
 
 def _around(ring: Ring, params: Any, rows: Rows, columns: Columns) -> tuple[Array, Array]:
     """As `_block`, over the keys of all devices."""
-    rows, columns = _to_zigzag(ring, rows), _to_zigzag(ring, columns)
+    rows, columns = to_zigzag(ring.size, rows), to_zigzag(ring.size, columns)
     shape = rows[0].shape[:-1]
     start = jnp.zeros((*shape, columns[1].shape[-1])), jnp.full((*shape, 1), LOWEST)
 
@@ -273,19 +258,21 @@ def _around(ring: Ring, params: Any, rows: Rows, columns: Columns) -> tuple[Arra
         def visit(sums: Any, pair: Array) -> tuple[Any, None]:
             i, j = pair
             found = _block(ring, params, _at(rows, i), _at(columns, j))
-            return jax.tree.map(lambda x, new: x.at[i].set(new), sums, _merged(ring, _at(sums, i), found)), None
+            return jax.tree.map(
+                lambda x, new: x.at[i].set(new), sums, merged(ring.normalizer, _at(sums, i), found)
+            ), None
 
         # The last of the steps brings the keys home: a loop with one step less would be compiled twice.
-        return (_sent(ring, columns, 1), lax.scan(visit, sums, _pairs(ring))[0]), None
+        return (sent(ring.size, columns, 1), lax.scan(visit, sums, _pairs(ring))[0]), None
 
     (_, sums), _ = lax.scan(step, (columns, start), None, length=ring.size)
-    out, log_sums = _from_zigzag(ring, sums)
+    out, log_sums = from_zigzag(ring.size, sums)
     return out, log_sums
 
 
 def _gradients_around(ring: Ring, params: Any, rows: Rows, columns: Columns) -> tuple[Any, Any, Any]:
     """As `_block_gradients`, over the keys of all devices. The sums of the keys' gradients travel with the keys."""
-    rows, columns = _to_zigzag(ring, rows), _to_zigzag(ring, columns)
+    rows, columns = to_zigzag(ring.size, rows), to_zigzag(ring.size, columns)
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         columns, of_columns, rest = carry
@@ -300,11 +287,11 @@ def _gradients_around(ring: Ring, params: Any, rows: Rows, columns: Columns) -> 
 
         of_rows, of_params = rest
         (of_rows, of_columns, of_params), _ = lax.scan(visit, (of_rows, of_columns, of_params), _pairs(ring))
-        return (*_sent(ring, (columns, of_columns), 1), (of_rows, of_params)), None
+        return (*sent(ring.size, (columns, of_columns), 1), (of_rows, of_params)), None
 
     start = columns, zeros_of(columns), (zeros_of((rows[0], rows[-1])), zeros_of(params))
     (_, of_columns, (of_rows, of_params)), _ = lax.scan(step, start, None, length=ring.size)
-    return _from_zigzag(ring, of_rows), _from_zigzag(ring, of_columns), of_params
+    return from_zigzag(ring.size, of_rows), from_zigzag(ring.size, of_columns), of_params
 
 
 def _pairs(ring: Ring) -> Int[Array, "n 2"]:
@@ -314,48 +301,3 @@ def _pairs(ring: Ring) -> Int[Array, "n 2"]:
 
 def _at(tree: Any, i: Int[Array, ""]) -> Any:
     return jax.tree.map(lambda x: x[i], tree)
-
-
-def _merged(ring: Ring, sums: tuple[Array, Array], found: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Outputs and logarithms of denominators over two sets of keys."""
-    (out, log_sums), (new, new_sums) = sums, found
-    if ring.normalizer == "sigmoid":
-        return out + new, log_sums
-    whole = jnp.logaddexp(log_sums, new_sums)
-    return out * jnp.exp(log_sums - whole) + new * jnp.exp(new_sums - whole), whole
-
-
-# ── the order of the ring: device d holds the parts d and 2s − 1 − d of 2s ───────────────────────────────────────────
-
-
-def _routes(ring: Ring) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Where the parts 2d, and the parts 2d + 1, of each device d go. Either sends one to each device: those of even
-    number to all early places of even devices and all late ones of odd devices.
-    """
-    s = ring.size
-    place = [part if part < s else 2 * s - 1 - part for part in range(2 * s)]
-    return [(d, place[2 * d]) for d in range(s)], [(d, place[2 * d + 1]) for d in range(s)]
-
-
-def _to_zigzag(ring: Ring, parts: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A device's early and its late part, on a new first axis, of a row that is divided in order."""
-    even, odd = _routes(ring)
-    is_even = lax.axis_index(SEQUENCE) % 2 == 0
-
-    def move(x: Array) -> Array:
-        a, b = lax.ppermute(x[0], SEQUENCE, even), lax.ppermute(x[1], SEQUENCE, odd)
-        return jnp.stack([jnp.where(is_even, a, b), jnp.where(is_even, b, a)])
-
-    return jax.tree.map(move, halves(parts))
-
-
-def _from_zigzag(ring: Ring, parts: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The inverse of `_to_zigzag`."""
-    even, odd = ([(to, start) for start, to in route] for route in _routes(ring))
-    is_even = lax.axis_index(SEQUENCE) % 2 == 0
-
-    def move(x: Array) -> Array:
-        a, b = jnp.where(is_even, x[0], x[1]), jnp.where(is_even, x[1], x[0])
-        return jnp.stack([lax.ppermute(a, SEQUENCE, even), lax.ppermute(b, SEQUENCE, odd)])
-
-    return unhalved(jax.tree.map(move, parts))
