@@ -99,8 +99,8 @@ class Embedding:
 @dataclass(frozen=True)
 class Head:
     """Hidden vectors to logits. `tied` shares the token embedding's table; `scale` multiplies the logits (Cohere,
-    Granite); then `softcap` c bounds them to c · tanh(logits / c). `block` is the number of positions whose logits the
-    loss holds at once (None: by size, see `training/blockwise.py`); results differ by rounding only.
+    Granite); then `softcap` c bounds them to c · tanh(logits / c). `block` is the number of tokens whose logits the
+    loss holds at once on a device (None: by size, see `training/blockwise.py`); results differ by rounding only.
     """
 
     tied: bool = True

@@ -1,11 +1,12 @@
-"""Where activations lie on a mesh whose axes divide more than the rows of a batch."""
+"""Where activations and caches lie on the mesh in context."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 from gpt_jax.config.mesh import ROWS, SEQUENCE
@@ -39,10 +40,7 @@ def sequence_parts() -> int:
 
 
 def flattened(x: Shaped[Array, "*batch C"]) -> Shaped[Array, "*flat C"]:
-    """x (..., C) as (N, C): for a product with three axes, XLA on CPU computes the kernel's gradient through fused
-    transposing copies, which are slow. Where positions are divided, x itself: no device holds neighbouring rows of the
-    flat array.
-    """
+    """x (…, C) as (N, C). Where positions are divided, x itself: no device holds neighbouring rows of the other."""
     return x if divides_positions() else x.reshape(-1, x.shape[-1])
 
 
@@ -87,3 +85,31 @@ def _rows(mesh: AbstractMesh, count: int) -> tuple[str, ...] | None:
     """The axes that divide this many rows."""
     rows = tuple(name for name in ROWS if name in mesh.axis_names)
     return None if count % math.prod(mesh.shape[name] for name in rows) else rows
+
+
+def by_heads(x: Shaped[Array, "B N ..."]) -> Shaped[Array, "B N ..."]:
+    """x with its rows and its heads divided over the mesh in context, as far as their numbers allow."""
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = tuple(name for name in ROWS if name in mesh.axis_names)
+    heads = tuple(name for name in ("tensor",) if name in mesh.axis_names)
+    if not rows + heads:
+        return x
+    kept = [
+        names if size % math.prod(mesh.shape[name] for name in names) == 0 else None
+        for size, names in zip(x.shape, (rows, heads), strict=False)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh over which the arrays of a tree lie; None if they are on one device."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh.size > 1:
+            return leaf.sharding.mesh
+    return None
+
+
+def on_tpu() -> bool:
+    """Whether the mesh in context is of TPUs, attached or planned for. It may decide layouts, never numbers."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device is not None and device.platform == "tpu"

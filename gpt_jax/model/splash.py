@@ -16,6 +16,8 @@ from gpt_jax import config as cfg
 
 LANES = 128  # T must be a multiple of the vector width
 BLOCKS = (512, 256, LANES)
+LAYOUT = pallas.QKVLayout.SEQ_MINOR  # heads of 64 would be padded to 128 lanes, and transposed by copies
+SAVED = "attention"  # the name under which `remat` may save what the kernel's backward pass reads of the forward one
 
 
 def why_not(
@@ -75,8 +77,12 @@ def splash_attention(
             block_kv_dkv=size,
             block_q_dq=size,
             block_kv_dq=size,
+            q_layout=LAYOUT,
+            k_layout=LAYOUT,
+            v_layout=LAYOUT,
         ),
         attn_logits_soft_cap=softcap,
+        residual_checkpoint_name=SAVED,
     )
 
     def attend(interpret: bool, *operands: Any) -> Array:

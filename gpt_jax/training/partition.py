@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from gpt_jax.config import AttentionConfig, ModelConfig
@@ -52,6 +53,21 @@ def shardings(model: ModelConfig, mesh: Mesh, shapes: Any) -> Any:
     return map_with_path(lambda path, leaf: NamedSharding(mesh, _spec(path, leaf.shape, mesh, whole)), shapes)
 
 
+def gathered(params: Any) -> Any:
+    """Parameters without their division over the axis `fsdp` of the mesh in context: for a loop that reads them in
+    each of its turns, which would gather them each time.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if "fsdp" not in mesh.axis_names:
+        return params
+
+    def gather(path: str, leaf: Any) -> Any:
+        kept = (axis if axis == "tensor" else None for axis in _spec(path, leaf.shape, mesh, ()))
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*kept))
+
+    return map_with_path(gather, params)
+
+
 def _kv_heads(attention: AttentionConfig) -> int:
     """The number of heads that keys and values have; 1 for a kind without heads."""
     for name in ("kv_heads", "key_heads", "heads"):
@@ -60,7 +76,7 @@ def _kv_heads(attention: AttentionConfig) -> int:
     return 1
 
 
-def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, whole: tuple[str, ...]) -> PartitionSpec:
+def _spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, whole: tuple[str, ...]) -> PartitionSpec:
     """`whole`: globs of what `tensor` must not divide."""
     axes = next((axes for glob, axes in RULES if matches(path, [glob])), None)
     if axes is None or len(shape) < 2:

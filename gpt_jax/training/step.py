@@ -99,12 +99,10 @@ def model_arguments(model: nn.Module, batch: Batch) -> dict[str, Any]:
 
 
 def loss_block(model: nn.Module, batch: Batch) -> int | None:
-    """The positions whose logits the loss of a batch holds at once; None: all."""
+    """The tokens of a device whose logits the loss of a batch holds at once; None: all."""
     if not isinstance(model, GPT):
         return None
-    rows, positions = batch.tokens.shape
-    on_device = blockwise.rows_per_device(rows), blockwise.positions_per_device(positions)
-    return blockwise.block_length(model.config, *on_device)
+    return blockwise.block_length(model.config, blockwise.tokens_per_device(*batch.tokens.shape))
 
 
 def accumulate(loss_of: Loss, params: Any, batch: Batch, key: Array, parts: int) -> tuple[Any, Sums]:
