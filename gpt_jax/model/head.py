@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
+from gpt_jax.model.placement import flattened
 
 
 class LmHead(nn.Module):
@@ -27,7 +28,7 @@ class LmHead(nn.Module):
             self.bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,), dtype)
 
     def __call__(self, hidden: Float[Array, "B T C"], table: Float[Array, "V C"] | None) -> Float[Array, "B T V"]:
-        x = hidden.reshape(-1, hidden.shape[-1])
+        x = flattened(hidden)
         logits = jnp.dot(x, self._kernel(table).astype(x.dtype), preferred_element_type=jnp.float32)
         return self._adjusted(logits, slice(None)).reshape(*hidden.shape[:-1], -1)
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch
+from gpt_jax.model.placement import parts as devices
 from gpt_jax.training.loss import Sums
 
 Loss = Callable[[Any, Batch, Array], tuple[Array, Sums]]
@@ -36,9 +37,7 @@ def accumulate(
     rows = batch.tokens.shape[0]
     if rows % parts:
         raise UserError(f"train.accumulate ({parts}) must divide the {rows} rows of a batch on a device: change one")
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    if is_random or DATA not in kinds or mesh.shape[DATA] == 1 or kinds[DATA] is AxisType.Manual:
+    if is_random or devices(DATA) == 1:
         return _in_turn(loss_of, params, batch, key, parts)
 
     def alone(params: Any, batch: Batch, key: Array) -> tuple[Any, Sums]:

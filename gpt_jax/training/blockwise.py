@@ -7,9 +7,10 @@ as the loss, so nothing is computed twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +19,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from gpt_jax import config
-from gpt_jax.config.mesh import ROWS
+from gpt_jax.config.mesh import ROWS, SEQUENCE
 from gpt_jax.data import Batch
 from gpt_jax.model.gpt import GPT
+from gpt_jax.model.placement import axes_of, parts
 from gpt_jax.training.loss import Sums, cross_entropy, cross_entropy_sums
-from gpt_jax.training.partition import gathered, row_parts
+from gpt_jax.training.partition import gathered
 
 LARGEST = 2**27  # logits that a device holds at once, unless `model.head.block` says otherwise: 512 MiB in float32
 
@@ -47,7 +49,7 @@ def terms(
     parts = _cut((hidden, targets), block, shards)
     logits_of = partial(model.apply, params, method="logits")
     found = jax.lax.map(lambda part: cross_entropy(logits_of(part[0]), part[1]), parts)
-    return jax.tree.map(lambda x: _joined(x, targets.shape), found)
+    return jax.tree.map(lambda x: _joined(x, targets.shape, shards), found)
 
 
 def objective(
@@ -67,15 +69,25 @@ def head_names(model: config.ModelConfig) -> tuple[str, ...]:
 
 def tokens_per_device(rows: int, positions: int) -> int:
     """The tokens of a batch that each device of the mesh in context holds."""
-    return -(-rows // _shards()) * positions
+    shards = _shards()
+    return -(-rows // shards.rows) * (positions // shards.positions)
 
 
-def _shards() -> int:
-    """The number of parts into which the mesh in context divides rows; 1 without a mesh, and inside `pmap`."""
-    return row_parts(jax.sharding.get_abstract_mesh())
+class Shards(NamedTuple):
+    """Into how many groups the devices divide rows, and into how many parts the positions of each."""
+
+    rows: int
+    positions: int
 
 
-def _differentiable(model: GPT, block: int, z_loss: float, shards: int) -> Callable[..., tuple[Float[Array, ""], Sums]]:
+def _shards() -> Shards:
+    """Those of the mesh in context; of one each without a mesh, and inside `pmap`."""
+    return Shards(parts(*ROWS), parts(SEQUENCE))
+
+
+def _differentiable(
+    model: GPT, block: int, z_loss: float, shards: Shards
+) -> Callable[..., tuple[Float[Array, ""], Sums]]:
     """`f(head, hidden, targets, weights) → objective, sums`, of which the first can be differentiated by `head` and
     `hidden`. Each of `shards` groups of tokens adds up a gradient of its own, so that devices add theirs once.
     """
@@ -116,7 +128,7 @@ def _differentiable(model: GPT, block: int, z_loss: float, shards: int) -> Calla
         found = jax.lax.cond(is_finite, lambda: found, lambda: of_shards(False, head, parts))
         (value, sums, of_head), of_hidden = found
         value, sums, of_head = jax.tree.map(lambda x: jnp.sum(x, axis=0), (value, sums, of_head))
-        return (value, sums), (of_head, _joined(of_hidden, hidden.shape))
+        return (value, sums), (of_head, _joined(of_hidden, hidden.shape, shards))
 
     def backward(gradients: Any, cotangents: Any) -> tuple[Any, ...]:
         of_head, of_hidden = jax.tree.map(lambda g: (cotangents[0] * g).astype(g.dtype), gradients)
@@ -126,27 +138,27 @@ def _differentiable(model: GPT, block: int, z_loss: float, shards: int) -> Calla
     return total
 
 
-def _cut(arrays: Any, block: int, shards: int) -> Any:
+def _cut(arrays: Any, block: int, shards: Shards) -> Any:
     """Each (B, T, …) as (blocks, shards, block, …), filled up with zeros, which weigh nothing."""
+    axes = axes_of(*ROWS, SEQUENCE)
 
     def cut(x: Array) -> Array:
-        x = x.reshape(shards, -1, *x.shape[2:])
+        (B, T), rest = x.shape[:2], x.shape[2:]
+        if shards.positions > 1:
+            x = x.reshape(shards.rows, B // shards.rows, shards.positions, T // shards.positions, *rest).swapaxes(1, 2)
+        x = x.reshape(math.prod(shards), -1, *rest)
         count = -(-x.shape[1] // block)
-        x = jnp.pad(x, [(0, 0), (0, count * block - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
-        x = jnp.moveaxis(x.reshape(shards, count, block, *x.shape[2:]), 1, 0)
-        return by_shards(x)
-
-    rows = tuple(axis for axis in ROWS if axis in jax.sharding.get_abstract_mesh().axis_names)
-
-    def by_shards(x: Array) -> Array:
-        return x if shards == 1 else jax.lax.with_sharding_constraint(x, PartitionSpec(None, rows))
+        x = jnp.pad(x, [(0, 0), (0, count * block - x.shape[1]), *[(0, 0)] * len(rest)])
+        x = jnp.moveaxis(x.reshape(x.shape[0], count, block, *rest), 1, 0)
+        return x if math.prod(shards) == 1 else jax.lax.with_sharding_constraint(x, PartitionSpec(None, axes))
 
     return jax.tree.map(cut, arrays)
 
 
-def _joined(x: Array, shape: tuple[int, ...]) -> Array:
+def _joined(x: Array, shape: tuple[int, ...], shards: Shards) -> Array:
     """The inverse of `_cut`, for an array that was of `shape`."""
-    shards = x.shape[1]
-    x = jnp.moveaxis(x, 0, 1)
-    x = x.reshape(shards, -1, *x.shape[3:])
-    return x[:, : shape[0] * shape[1] // shards].reshape(*shape[:2], *x.shape[2:])
+    (B, T), rest = shape[:2], x.shape[3:]
+    x = jnp.moveaxis(x, 0, 1).reshape(math.prod(shards), -1, *rest)[:, : B * T // math.prod(shards)]
+    if shards.positions > 1:
+        x = x.reshape(shards.rows, shards.positions, B // shards.rows, T // shards.positions, *rest).swapaxes(1, 2)
+    return x.reshape(B, T, *rest)

@@ -14,7 +14,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from gpt_jax.config.errors import UserError
-from gpt_jax.config.mesh import DATA, ROWS, fill_mesh
+from gpt_jax.config.mesh import DATA, ROWS, SEQUENCE, check_positions, divides_parameters, fill_mesh
 from gpt_jax.data import Batch
 from gpt_jax.training.partition import row_parts
 from gpt_jax.training.state import TrainState
@@ -42,12 +42,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh, is_stacked: bool = False) -> NamedSharding:
-    """The sharding of the arrays of a batch: rows divided over the axes `data` and `fsdp`.
+    """The sharding of the arrays of a batch: rows divided over the axes `data` and `fsdp`, positions over `sequence`.
 
     Rows are the first axis, or the second if the batches of several runs are stacked (`is_stacked`).
     """
     rows = tuple(name for name in ROWS if name in mesh.shape)
-    return NamedSharding(mesh, PartitionSpec(*((None, rows) if is_stacked else (rows,))))
+    divided = (rows, SEQUENCE) if SEQUENCE in mesh.shape else (rows,)
+    return NamedSharding(mesh, PartitionSpec(*((None, *divided) if is_stacked else divided)))
 
 
 def row_shards(mesh: Mesh) -> int:
@@ -64,7 +65,7 @@ def settled(tree: Any, mesh: Mesh) -> Any:
     """`tree`, on a mesh of CPUs that divides parameters once it is computed. There, independent programs that are in
     flight at once may take the threads on which one another's devices should meet, and wait for ever.
     """
-    is_divided = bool(set(mesh.axis_names) - {"data"})
+    is_divided = divides_parameters(mesh.shape)
     return jax.block_until_ready(tree) if is_divided and mesh.devices.flat[0].platform == "cpu" else tree
 
 
@@ -84,8 +85,11 @@ def shard_batch(batch: Batch, mesh: Mesh, parallel: Literal["jit", "pmap", "vmap
     process's devices. Under "vmap", they have a leading axis of runs, and the second axis is divided.
 
     Raises:
-      UserError: the rows cannot be divided over this process's devices and `accumulate` micro-batches.
+      UserError: the rows cannot be divided over this process's devices and `accumulate` micro-batches, or their
+        positions over the axis `sequence`.
     """
+    if SEQUENCE in mesh.shape:
+        check_positions(batch.tokens.shape[-1], mesh.shape[SEQUENCE])
     rows, shards = batch.tokens.shape[-2], row_shards(mesh) // jax.process_count()
     if rows % (shards * accumulate):
         raise UserError(

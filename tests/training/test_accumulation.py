@@ -43,7 +43,7 @@ def gradients(*given: Any, **options: Any) -> Any:
 @pytest.mark.parametrize("changes", [{}, {"scan": True, "remat": "dots"}], ids=["looped", "scanned"])
 def test_gradients_are_those_of_one_batch(axes: str, changes: dict[str, Any]) -> None:
     model = tiny(Attention(heads=4, kv_heads=2), width=16, **changes)
-    assert_close(gradients(axes, 4, 2, model=model), gradients("data=1", 1, 1))
+    assert_close(gradients(axes, 4, 2, model=model), gradients("data=1", 1, 1, model=model))
 
 
 def test_by_blocks_too() -> None:
