@@ -16,7 +16,7 @@ from gpt_jax.analysis.live import Held, origin, peak
 
 PACKAGE = "gpt_jax/"
 SHOWN = 3
-ACTIVATIONS, GRADIENTS, COPIES, LOSS = "activations", "gradients and new parameters", "converted parameters", "head"
+ACTIVATIONS, GRADIENTS, COPIES, LOSS = "activations", "gradients and new parameters", "converted parameters", "logits"
 
 
 def temporaries(program: Program, c: config.Config, params: Any, target: str) -> tuple[dict[str, int], list[Buffer]]:

@@ -25,8 +25,8 @@ def show(console: Console, forecasts: Sequence[Forecast]) -> None:
         console.print(facts)
         for heads, rows in tables(forecast):
             table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-            for head in heads:
-                table.add_column(head, overflow="fold")
+            for index, head in enumerate(heads):
+                table.add_column(head, overflow="fold", no_wrap=index > 0)
             for row in rows:
                 table.add_row(*row)
             console.print()
