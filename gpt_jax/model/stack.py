@@ -55,6 +55,7 @@ class Blocks(nn.Module):
             for name, params in _init(model, self.make_rng("params"), x, row).items():
                 self.put_variable("params", name, params)
         params = {name: self.get_variable("params", name) for name in storage_names(model)}
+        is_scanned = caches is None and model.scan
         key = self.make_rng("dropout") if train and self.has_rng("dropout") else None
 
         def run(
@@ -67,8 +68,10 @@ class Blocks(nn.Module):
             return x, shared, cache, tapped(variables, "")
 
         if model.remat is not None:
-            run = jax.checkpoint(run, policy=REMAT_POLICIES[model.remat], static_argnums=0)
-        if caches is None and model.scan:
+            # A loop on the device already keeps XLA from undoing it; the barriers that would do so elsewhere cost copies.
+            barriers = not is_scanned
+            run = jax.checkpoint(run, policy=REMAT_POLICIES[model.remat], static_argnums=0, prevent_cse=barriers)
+        if is_scanned:
             return _scan(model, run, x, params, row)
         layers = canonical_layers(model, params)
         extended: list[Any] = []
