@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from gpt_jax import config
 from gpt_jax.analysis.chips import Chip
@@ -20,10 +21,10 @@ from gpt_jax.config.mesh import AXES, ROWS, fill_mesh
 NAMES = ("mesh", "train.accumulate", "model.remat", "model.kernel")
 WIDEST = 16  # of the axis `tensor`, which talks in every layer
 MICRO = 64  # micro-batches at most
-REMAT = (None, "dots", "full")
-KERNELS = (None, "chunked")  # None chooses splash attention where it can
+REMAT: tuple[Literal["full", "dots"] | None, ...] = (None, "dots", "full")
+KERNELS: tuple[Literal["chunked"] | None, ...] = (None, "chunked")  # None chooses splash attention where it can
 MOMENTS = {config.Adamw: 2, config.Muon: 1, config.Lion: 1, config.Sgd: 1, config.Adafactor: 0}
-COMPUTED = {None: 1.0, "dots": 1.05, "full": 4 / 3}  # operations, with those that remat repeats
+COMPUTED: dict[Any, float] = {None: 1.0, "dots": 1.05, "full": 4 / 3}  # operations, with those that remat repeats
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def candidates(c: config.Config, length: int, chips: int, chip: Chip) -> list[Ca
     flops = float(training_flops_per_token(c.model, length) * c.train.batch_size * length)
     found = []
     for way, flags in _ways(c, chips):
-        axes = dict.fromkeys(AXES, 1) | fill_mesh(way.mesh, chips)
+        axes = dict.fromkeys(AXES, 1) | dict(fill_mesh(way.mesh, chips))
         own = way.train.batch_size * length / (chips / axes["tensor"]) / way.train.accumulate
         memory = _memory(way, axes, parameters, own)
         if memory <= chip.usable:

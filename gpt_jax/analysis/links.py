@@ -89,7 +89,8 @@ def _iota(text: str) -> np.ndarray:
 
 def _by_axes(ids: np.ndarray, sizes: dict[str, int], axes: str) -> list[list[int]]:
     """Groups along some axes of a named mesh. `'a':(2)4` is the part of 4 of an axis, after a part of 2."""
-    lengths, chosen = [], []
+    lengths: list[int] = []
+    chosen: list[int] = []
     wanted = {name: (pre, size) for name, pre, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)}
     for name, size in sizes.items():
         pre, part = (int(n) if n else 0 for n in wanted.get(name, ("", "")))

@@ -145,7 +145,7 @@ def make_forecast(
         elsewhere = _seen_elsewhere(c, lower, roomier(chip, mesh.size), common["target"]) if is_explained else NOTHING
         kinds, buffers, notes = elsewhere
         memory = planned.held | _divided(kinds, needed)
-        nothing = {"seconds": None, "cycles": None, "work": {}, "kernels": {}, "communication": []}
+        nothing: dict[str, Any] = {"seconds": None, "cycles": None, "work": {}, "kernels": {}, "communication": []}
         common["notes"] = [*fields["notes"], *notes]
         return Forecast(fits=False, memory=memory, buffers=buffers, **nothing, **common)
     stats, program = compiled.memory_analysis(), parse(compiled.as_text() or "")
