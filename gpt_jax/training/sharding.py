@@ -21,6 +21,10 @@ from gpt_jax.training.state import TrainState
 from gpt_jax.training.step import Metrics, TrainStep
 
 AXIS = "data"  # of pmap
+# A product with a divided kernel gathers the kernel first. Below this size in MiB the TPU compiler does so by itself;
+# above it, it multiplies part by part, and each part reads and writes the whole result: 26 s a step in place of 11 s
+# for 1 B parameters on v5e:4x4 over fsdp, by its own estimate.
+TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -118,7 +122,8 @@ def compile_step(train_step: TrainStep, mesh: Mesh, parallel: Literal["jit", "pm
     """
     if parallel == "jit":
         places = (replicated(mesh) if state is None else state, replicated(mesh))
-        return jax.jit(traced_under(mesh, train_step), donate_argnums=0, out_shardings=places)
+        options = TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None
+        return jax.jit(traced_under(mesh, train_step), donate_argnums=0, out_shardings=places, compiler_options=options)
     return jax.pmap(
         partial(train_step, axis_name=AXIS),
         axis_name=AXIS,
