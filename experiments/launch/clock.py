@@ -35,6 +35,8 @@ class Timing:
       grace: from the first failure of a worker until the launcher decides without the others.
       silent: without a sign of life, a worker that has not ended is lost.
       starting: a slice that is active but has no worker for so long never starts.
+      call: for one call of gcloud; none of ours waits for a machine.
+      finish: after Ctrl-C, a call that has begun gets so long to end.
       first_wait, longest_wait: before the first and after many tries; they double in between.
     """
 
@@ -42,6 +44,8 @@ class Timing:
     grace: float = 180.0
     silent: float = 600.0
     starting: float = 1800.0
+    call: float = 180.0
+    finish: float = 30.0
     first_wait: float = 30.0
     longest_wait: float = 900.0
 

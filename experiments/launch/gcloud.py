@@ -45,16 +45,10 @@ class CloudError(UserError):
 
 
 class Gcloud:
-    """The gcloud command.
+    """The gcloud command."""
 
-    Args:
-      seconds: for one call; none of ours waits for a machine.
-      finish: after Ctrl-C, a call that has begun gets so many seconds to end.
-    """
-
-    def __init__(self, clock: Clock, timing: Timing, seconds: float = 180.0, finish: float = 30.0) -> None:
+    def __init__(self, clock: Clock, timing: Timing) -> None:
         self._clock, self._timing = clock, timing
-        self._seconds, self._finish = seconds, finish
         self._chance = random.Random()
 
     @staticmethod
@@ -94,13 +88,13 @@ class Gcloud:
             start_new_session=True,
         )
         try:
-            out, err = process.communicate(text, self._seconds)
+            out, err = process.communicate(text, self._timing.call)
         except KeyboardInterrupt:  # a request that is on its way must arrive before what undoes it
             with suppress(subprocess.TimeoutExpired):
-                process.wait(self._finish)
+                process.wait(self._timing.finish)
             raise
         except subprocess.TimeoutExpired:
-            raise CloudError("unreachable", f"gcloud gave no answer for {self._seconds:.0f} seconds") from None
+            raise CloudError("unreachable", f"gcloud gave no answer for {self._timing.call:.0f} seconds") from None
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

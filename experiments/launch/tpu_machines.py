@@ -81,17 +81,16 @@ class TpuMachines:
             except CloudError as error:
                 if error.kind == "missing":
                     return
-                reason = str(error)
+                reason, is_hopeless = str(error), error.kind == "refused"
             else:
-                reason = "it is still being deleted"
+                reason, is_hopeless = "it is still being deleted", False
             self._clock.sleep(self._timing.poll / 2)
             try:
                 self._gcloud.call(tpu.describe(slice_.name, self._place))
             except CloudError as error:
                 if error.kind == "missing":
                     return
-                reason = str(error)
-            if self._clock.now() > limit:
+            if is_hopeless or self._clock.now() > limit:
                 command = " ".join(tpu.delete(slice_.name, self._place))
                 raise UserError(f"{slice_.name} may still run and cost money ({reason}): delete it by {command}")
 

@@ -111,8 +111,7 @@ class Worker:
                 upload(self.file(self.worker, "log"), content)
                 self.uploaded = len(content)
             self.beat += 1
-            record = {"worker": self.worker, "hosts": self.hosts, "beat": self.beat}
-            record.update(code=self.code, ended=self.ended)
+            record = dict(worker=self.worker, hosts=self.hosts, beat=self.beat, code=self.code, ended=self.ended)
             upload(self.file(self.worker, "json"), (json.dumps(record) + "\n").encode())
 
     def renew(self):
@@ -144,13 +143,14 @@ class Worker:
         )
         if self.is_stopping:
             self.stop()
-        for limit, number in ((seconds, signal.SIGTERM), (SAVING, signal.SIGKILL), (None, None)):
+        for limit, number in ((seconds, signal.SIGTERM), (SAVING, signal.SIGKILL)):
             try:
-                code = self.process.wait(limit)
+                self.process.wait(limit)
                 break
             except subprocess.TimeoutExpired:
                 self.say(f"{limit:.0f} seconds are over: {number.name}")
                 os.killpg(self.process.pid, number)
+        code = self.process.wait()
         return 128 - code if code < 0 else code
 
     def install(self):
