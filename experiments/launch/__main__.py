@@ -61,14 +61,14 @@ ARGUMENTS, COMMAND = split(sys.argv)
 
 
 def main() -> int:
-    clock, timing = SystemClock(), Timing()
+    clock = SystemClock()
     if FLAGS.action == "list":
-        return list_launches(FLAGS.zone, FLAGS.project, Gcloud(clock, timing), show)
+        return list_launches(FLAGS.zone, FLAGS.project, Gcloud(clock, Timing()), show)
     if FLAGS.action is not None:
         name = cli.required("name", "the launch")
         is_described = FLAGS.workdir is not None
         launch, memory = (launch_from_flags(["unknown"]), {}) if is_described else store.recall(name)
-        actions = Actions(launch, memory, clock, timing, show)
+        actions = Actions(launch, memory, clock, Timing.of(launch.target), show)
         match FLAGS.action:
             case "status":
                 return actions.status()

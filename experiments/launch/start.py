@@ -40,7 +40,7 @@ class Options:
 
 def start(launch: Launch, options: Options, clock: Clock | None = None, timing: Timing | None = None) -> int:
     """Runs a launch, or submits it; returns the exit code."""
-    clock, timing = clock or SystemClock(), timing or Timing()
+    clock, timing = clock or SystemClock(), timing or Timing.of(launch.target)
     match launch.target:
         case "tpu":
             return _start_tpu(launch, options, Gcloud(clock, timing), clock, timing)
