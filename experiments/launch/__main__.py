@@ -36,7 +36,8 @@ Launch a command on a TPU slice, a cluster or this machine, and keep it running 
   --processes=N          N processes (local) or nodes (slurm, skypilot).
   --shards=N             N independent slices of one study, NAME-1 to NAME-N; each runs a part of the seeds.
   --retries=N            Start a command that did not end by itself N times more (default 20).
-  --max_hours=H          Hours that each slice may run, over all its tries, installation included.
+  --max_hours=H          Hours that each slice may run, installation included: over all its tries (tpu, local), or in
+                         each of them (slurm, skypilot).
   --max_cost=D --price=P Stop at D dollars in all, at P dollars per chip and hour.
   --detach               Return at once. On tpu, a small machine (e2-small) in the zone launches in place of this one
                          and deletes itself at the end.
@@ -57,10 +58,8 @@ Exit codes: 0 finished, 1 failed, 2 wrong command line, configuration or a faile
 again to go on), 130 interrupted.
 """
 
-ARGUMENTS, COMMAND = split(sys.argv)
 
-
-def main() -> int:
+def main(command: list[str]) -> int:
     clock = SystemClock()
     if FLAGS.action == "list":
         return list_launches(FLAGS.zone, FLAGS.project, Gcloud(clock, Timing()), show)
@@ -75,13 +74,18 @@ def main() -> int:
             case "logs":
                 return actions.logs(FLAGS.worker, FLAGS.follow)
         return actions.stop()
-    launch, options = launch_from_flags(COMMAND), options_from_flags(ARGUMENTS[1:])
+    launch, options = launch_from_flags(command), options_from_flags(sys.argv[1:])
     if FLAGS.dry_run:
         print("\n".join(dry_run(launch, options, make_bundle(CHECKOUT).digest)))
         return 0
     return start(launch, options)
 
 
+def run() -> None:
+    """Answers the command line of this process, and exits."""
+    sys.argv, command = split(sys.argv)
+    cli.run(lambda: main(command), PAGE)
+
+
 if __name__ == "__main__":
-    sys.argv = ARGUMENTS
-    cli.run(main, PAGE)
+    run()

@@ -6,10 +6,12 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 
 from experiments.launch import tpu
 from experiments.launch.description import SAVED, Launch, Slice, slices
 
+FOLDER = "../gpt_jax_launch"  # beside the folder in which SkyPilot runs its tasks
 SAVING = 300  # seconds before its end at which a job is asked to save
 
 
@@ -92,7 +94,7 @@ def skypilot_task(launch: Launch, one: Slice, checkout: Path) -> str:
     """A task file. JSON's strings are YAML's too, so any character of a command is safe in it."""
     assert launch.type is not None
     extra = "tpu" if launch.type.startswith("tpu-") else "cuda,gcs"
-    install = [shlex.join(words).replace("%(folder)s", "$HOME/gpt_jax_launch") for words in tpu.install(extra)]
+    install = [shlex.join(word.replace("%(folder)s", FOLDER) for word in words) for words in tpu.install(extra)]
     lines = [
         f"name: {one.name}",
         f"workdir: {json.dumps(str(checkout))}",
@@ -105,12 +107,10 @@ def skypilot_task(launch: Launch, one: Slice, checkout: Path) -> str:
     if launch.runtime_version is not None:
         lines += ["  accelerator_args:", f"    runtime_version: {launch.runtime_version}"]
     lines += [f"  use_spot: {json.dumps(launch.spot)}", "  job_recovery:", f"    recover_on_exit_codes: [{SAVED}]"]
-    lines += ["setup: |", *(f"  {line}" for line in ("set -e", *install))]
-    lines += [
-        "run: |",
-        "  export PATH=$HOME/gpt_jax_launch/venv/bin:$PATH PYTHONUNBUFFERED=1",
-        f"  exec {_run(launch, one)}",
-    ]
+    lines += ["setup: |", indent("\n".join(["set -e", *install]), "  ")]
+    path = f'export PATH="$PWD/{FOLDER}/venv/bin:$PATH" PYTHONUNBUFFERED=1'
+    # Indented as a whole: a word may hold the end of a line.
+    lines += ["run: |", indent(f"{path}\nexec {_run(launch, one)}", "  ", lambda line: True)]
     return "\n".join(lines) + "\n"
 
 

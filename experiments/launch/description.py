@@ -73,7 +73,7 @@ class Launch:
                 try:
                     hardware.runtime_version(str(self.type))
                 except ValueError as error:
-                    raise UsageError(f"{error}: or give --runtime_version too") from None
+                    raise UsageError(f"{error} (one that is newer needs --runtime_version)") from None
             if self.processes != 1:
                 raise UsageError("--processes is for the other targets: a TPU slice runs one process on each host")
         elif self.target == "skypilot" and self.type is None:

@@ -51,7 +51,8 @@ def runtime_version(type_: str) -> str:
 def _parts(type_: str) -> tuple[str, int]:
     found = re.fullmatch(r"(v\w+)-(\d+)", type_)
     if found is None or found[1] not in FAMILIES:
-        hint = nearest(type_.split("-")[0], FAMILIES)
+        name = type_.split("-")[0]
+        hint = "; v5e is called v5litepod here" if name == "v5e" else nearest(name, FAMILIES)
         raise ValueError(f"{type_} is not a type of TPU slice, such as v5litepod-16{hint}")
     count = int(found[2])
     if count < 1 or count % FAMILIES[found[1]].units:

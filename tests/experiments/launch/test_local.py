@@ -124,7 +124,7 @@ def test_training_is_launched_interrupted_and_launched_again(tmp_path: Path) -> 
     again = command(tmp_path, *words)
     told, _ = again.communicate(timeout=200)
     assert again.returncode == 0 and "step 1,000/1,000" in told, told
-    steps = [row["step"] for row in map(json.loads, metrics.read_text().splitlines()) if "loss" in row]
+    steps = [row["step"] for row in map(json.loads, metrics.read_text().splitlines()) if row["split"] == "train"]
     assert steps == sorted(set(steps)) and steps[-1] == 1000, "every step once"
 
 
