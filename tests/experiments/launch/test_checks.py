@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -196,6 +198,8 @@ LINES: list[tuple[list[str], int, str]] = [
     (["--name=a", "--target=skypilot", "--workdir=w", "--retries=1", "--", "x"], 2, "--retries is not for"),
     (["--name=a", "--target=local", "--workdir=w", "--dry_run", "--", "python", "x", "--y"], 0, "x --y"),
 ]
+PAGE = (ROOT / "docs" / "tpu.md").read_text().replace("\\\n", " ")
+ON_THE_PAGE = [shlex.split(line) for line in re.findall(r"^\s*python -m experiments\.launch (.*)$", PAGE, re.MULTILINE)]
 # One process imports the packages once and answers every line in a fork of its own.
 FORKS = """
 import json, os, sys, warnings
@@ -211,14 +215,26 @@ for i, words in enumerate(json.loads(sys.argv[1])):
 """
 
 
+def test_the_page_launches_what_it_says(tmp_path: Path) -> None:
+    launching = [line for line in ON_THE_PAGE if "--" in line]
+    assert len(launching) == 5
+    lines: list[tuple[list[str], int, str]] = [(["--dry_run", *line], 0, "experiments.") for line in launching]
+    lines += [([*line, "--bogus"], 2, 'no flag "--bogus"') for line in ON_THE_PAGE if "--" not in line]
+    answer_all(lines, tmp_path)
+
+
 def test_the_command_line(tmp_path: Path) -> None:
-    words = json.dumps([line for line, _, _ in LINES])
+    answer_all(LINES, tmp_path)
+
+
+def answer_all(lines: list[tuple[list[str], int, str]], tmp_path: Path) -> None:
+    words = json.dumps([line for line, _, _ in lines])
     variables = os.environ | {"GPT_JAX_LAUNCHES": str(tmp_path / "launches")}
     answer = subprocess.run(
         [sys.executable, "-c", FORKS, words, str(tmp_path)], cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True
     )
     assert answer.returncode == 0
-    for i, ((line, code, told), found) in enumerate(zip(LINES, answer.stdout.split(), strict=True)):
+    for i, ((line, code, told), found) in enumerate(zip(lines, answer.stdout.split(), strict=True)):
         shown = (tmp_path / f"{i}.out").read_text() + (tmp_path / f"{i}.err").read_text()
         assert int(found) == code and told in shown and "Traceback" not in shown, (line, shown)
         assert line != ["--help"] or all(len(one) <= 120 for one in shown.splitlines())
