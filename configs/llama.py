@@ -38,9 +38,9 @@ from gpt_jax.config import (
 from gpt_jax.config.conversion import to_config_dict
 
 SIZES: dict[str, dict[str, Any]] = {
-    "1b": {"width": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "mlp": 5632, "context": 2048, "accumulate": 8},
-    "7b": {"width": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "mlp": 11008, "context": 4096, "accumulate": 2},
-    "70b": {"width": 8192, "layers": 80, "heads": 64, "kv_heads": 8, "mlp": 28672, "context": 4096, "accumulate": 1},
+    "1b": {"width": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "mlp": 5632, "context": 2048, "accumulate": 16},
+    "7b": {"width": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "mlp": 11008, "context": 4096, "accumulate": 4},
+    "70b": {"width": 8192, "layers": 80, "heads": 64, "kv_heads": 8, "mlp": 28672, "context": 4096, "accumulate": 2},
 }
 
 
@@ -58,7 +58,7 @@ def get_config(arg: str = "1b") -> ConfigDict:
             head=Head(tied=False),
             dtype="bfloat16",
             scan=True,
-            remat="full",
+            remat="dots",
         ),
         data=Text(tokenizer=TokenizerFile("tokenizer.json"), validation_fraction=0.001, validation_tokens=4_194_304),
         optimizer=Adamw(learning_rate=3e-4, beta2=0.95),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import jax
@@ -9,12 +10,10 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli
-from gpt_jax.analysis.forecast import Forecast, to_json
-from gpt_jax.analysis.plan import plan_train_step
-from gpt_jax.analysis.plan_decode import plan_decode
+from experiments.planning import forecasts_of
+from gpt_jax.analysis.forecast import to_json
 from gpt_jax.analysis.plan_page import page
 from gpt_jax.analysis.plan_text import show
-from gpt_jax.config import Config
 
 PAGE = """
 Plan a run before TPUs are rented: whether it fits, how fast it is and what it costs, by estimate.
@@ -33,6 +32,8 @@ Plan a run before TPUs are rented: whether it fits, how fast it is and what it c
                          What is generated: by default 16 rows for each part of the mesh that divides rows, and half
                          of the context each for prompt and new tokens.
   --price=P              The price of a chip for an hour, for the cost of all tokens of the run.
+  --search               Try meshes, micro-batches, remat and kernels: bounds choose --tries=N ways (default 12), which
+                         are compiled in parallel, ranked, and printed with the command line of each.
   --json                 Print JSON in place of tables.
   --output=FILE.html     Also write a page, with pictures of memory and time.
   --helpfull             List all flags, including those of the libraries.
@@ -49,17 +50,12 @@ flags.DEFINE_integer("rows", None, "Rows that are generated together.", lower_bo
 flags.DEFINE_integer("prompt_tokens", None, "Tokens of each prompt.", lower_bound=1)
 flags.DEFINE_integer("new_tokens", None, "Tokens that follow each prompt.", lower_bound=1)
 flags.DEFINE_float("price", None, "The price of a chip for an hour.", lower_bound=0.0)
+flags.DEFINE_bool("search", False, "Search for the fastest way.")
+flags.DEFINE_integer("tries", 12, "Ways to compile for --search.", lower_bound=1)
 flags.DEFINE_bool("json", False, "Print JSON.")
 flags.DEFINE_string("output", None, "The page to write.")
 cli.define_config()
 FLAGS = flags.FLAGS
-
-
-def plan(config: Config, topology: str) -> list[Forecast]:
-    """The forecasts of one slice."""
-    if FLAGS.target == "train":
-        return [plan_train_step(config, topology, FLAGS.price)]
-    return plan_decode(config, topology, FLAGS.price, FLAGS.rows, FLAGS.prompt_tokens, FLAGS.new_tokens)
 
 
 def main() -> int:
@@ -67,14 +63,14 @@ def main() -> int:
     jax.config.update("jax_platforms", "cpu")  # a plan must not ask for an accelerator that something else uses
     topologies = cli.required("topology", "a TPU slice, such as v5e:4x4")
     config = cli.config_from_flags()
-    forecasts = [forecast for topology in topologies for forecast in plan(config, topology)]
+    forecasts = [forecast for topology in topologies for forecast in forecasts_of(config, topology, FLAGS)]
     if FLAGS.json:
         print(to_json(forecasts))
     else:
         show(Console(), forecasts)
     if FLAGS.output is not None:
         Path(FLAGS.output).write_text(page(forecasts, cli.command()))
-        print(FLAGS.output)
+        print(FLAGS.output, file=sys.stderr if FLAGS.json else sys.stdout)
     return 0 if all(forecast.fits for forecast in forecasts) else cli.FAILURE
 
 

@@ -15,12 +15,11 @@ from gpt_jax.analysis.kinds import kind_of
 from gpt_jax.analysis.live import Held, origin, peak
 
 PACKAGE = "gpt_jax/"
-ACTIVATIONS, GRADIENTS, COPIES, LOSS = "activations", "gradients and new parameters", "converted parameters", "head"
+SHOWN = 3
+ACTIVATIONS, GRADIENTS, COPIES, LOSS = "activations", "gradients and new parameters", "converted parameters", "logits"
 
 
-def temporaries(
-    program: Program, c: config.Config, params: Any, target: str, shown: int = 3
-) -> tuple[dict[str, int], list[Buffer]]:
+def temporaries(program: Program, c: config.Config, params: Any, target: str) -> tuple[dict[str, int], list[Buffer]]:
     """What the temporaries at the peak are, in bytes a chip, and the largest of them.
 
     `params` are the parameters' shapes, with shardings; `target` is as in `Forecast`.

@@ -17,7 +17,7 @@ from gpt_jax.analysis.chips import Chip
 from gpt_jax.analysis.hlo import ArrayType, Op, Program
 from gpt_jax.analysis.kernels import kernel_seconds
 from gpt_jax.analysis.kinds import kind_of
-from gpt_jax.analysis.links import Traffic, traffic
+from gpt_jax.analysis.links import Traffic, stage, started, traffic
 
 # Operations that compute nothing.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
@@ -107,8 +107,10 @@ class _Walk:
                 seconds, inner, moved = self._nested(computation, op)
                 now, items, sent = now + seconds, items + inner, sent + moved
                 continue
-            if op.opcode.endswith("-done"):
-                source, end = ends.get(op.operands[0], ("links", now))
+            which = stage(self.program, op)
+            if op.opcode.endswith("-done") or which == "done":
+                start = started(self.program, computation, op) if which == "done" else op.operands[0]
+                source, end = ends.get(start or "", ("links", now))
                 if end > now:
                     items.append(self._item(op, source, end - now))
                     now = end
@@ -116,14 +118,18 @@ class _Walk:
             if op.opcode.endswith("-update") and op.operands and op.operands[0] in ends:
                 ends[op.name] = ends[op.operands[0]]
                 continue
-            found = traffic(self.program, computation, op, self.devices, self.chip)
+            found = None if which == "beside" else traffic(self.program, computation, op, self.devices, self.chip)
             sent = sent if found is None else [*sent, found]
             source, seconds = self._one(computation, op, found)
-            if op.opcode.endswith("-start"):
-                source = "memory" if source == "cycles" else source
+            if op.opcode.endswith("-start") or which == "start":
                 free_from[source] = max(now, free_from[source]) + seconds
                 ends[op.name] = (source, free_from[source])
             elif seconds:
+                own = 0.0 if op.cycles is None else op.cycles / self.chip.clock
+                if found is not None and own:  # a fusion that computes while it communicates
+                    items.append(self._item(op, "cycles", own))
+                    seconds = max(0.0, seconds - own)
+                    now += own
                 items.append(self._item(op, source, seconds))
                 now += seconds
         return now, items, sent
@@ -144,11 +150,10 @@ class _Walk:
 
     def _one(self, computation: str, op: Op, found: Traffic | None) -> tuple[str, float]:
         """Whose figure it is, and the seconds of one execution."""
-        cycles = 0.0 if op.cycles is None else op.cycles / self.chip.clock
         if found is not None:
-            return "links", max(found.seconds, cycles)
+            return "links", found.seconds
         if op.cycles is not None:
-            return "cycles", cycles
+            return "cycles", op.cycles / self.chip.clock
         operands = self.program.operand_types(computation, op)
         if op.opcode == "custom-call":
             return "kernel", kernel_seconds(op, operands, self.chip, self.visible)

@@ -8,7 +8,7 @@ COLLECTIVES = "collectives"
 COPIES = "copies"
 
 # (kind, parts of a scope): the first that fits. Scopes are paths in the traced program.
-SCOPES = (
+SCOPES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("attention kernel", ("pallas_call",)),
     ("norms", ("attention_norm", "mlp_norm", "final_norm", "_norm/")),
     ("attention", ("/attention/",)),
@@ -17,7 +17,7 @@ SCOPES = (
     ("head and loss", ("/head/", "GPT.logits")),
 )
 # (kind, parts of the file of a source line): the first line of the innermost that fits.
-FILES = (
+FILES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("head and loss", ("training/blockwise.py", "training/loss.py", "model/head.py")),
     ("optimizer", ("training/optimizer.py", "training/average.py", "/optax/")),
     ("residuals of the layers", ("model/stack.py",)),

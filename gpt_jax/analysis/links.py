@@ -59,6 +59,36 @@ def traffic(program: Program, computation: str, op: Op, devices: list[Any], chip
     return _made(op, inner, kind, sent, groups, size, devices, chip)
 
 
+def stage(program: Program, op: Op) -> str | None:
+    """Whether a fusion starts a collective that goes on beside others, goes on with it ("beside"), or ends it ("done").
+
+    The TPU compiler writes such a collective into each of these fusions.
+    """
+    if op.opcode != "fusion":
+        return None
+    if op.called[0].startswith("async_collective_fusion"):
+        return "beside"
+    targets = {inner.target for inner in program.computations[op.called[0]].values()}
+    return "start" if "AsyncCollectiveStart" in targets else "done" if "AsyncCollectiveDone" in targets else None
+
+
+def started(program: Program, computation: str, done: Op) -> str | None:
+    """The name of the fusion that starts the collective which `done` ends; None if it is not found."""
+    ops, names, seen = program.computations[computation], list(done.operands), set[str]()
+    while names:
+        name = names.pop(0)
+        op = ops.get(name)
+        if op is None or name in seen:
+            continue
+        seen.add(name)
+        which = stage(program, op)
+        if which == "start":
+            return name
+        if op.opcode == "get-tuple-element" or which == "beside":
+            names += op.operands
+    return None
+
+
 def replica_groups(attributes: str, devices: int) -> list[list[int]]:
     """The groups of chips, as positions in the mesh, of a collective; pairs for a permutation. All chips if none is
     named.
@@ -89,7 +119,8 @@ def _iota(text: str) -> np.ndarray:
 
 def _by_axes(ids: np.ndarray, sizes: dict[str, int], axes: str) -> list[list[int]]:
     """Groups along some axes of a named mesh. `'a':(2)4` is the part of 4 of an axis, after a part of 2."""
-    lengths, chosen = [], []
+    lengths: list[int] = []
+    chosen: list[int] = []
     wanted = {name: (pre, size) for name, pre, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)}
     for name, size in sizes.items():
         pre, part = (int(n) if n else 0 for n in wanted.get(name, ("", "")))

@@ -46,6 +46,7 @@ class Planned(NamedTuple):
     params: Any
 
 
+NOTHING: tuple[dict[str, int], list[Buffer], list[str]] = ({}, [], [])
 Lower = Callable[[Mesh], Planned]
 
 
@@ -65,9 +66,10 @@ def resolved_without_text(c: config.Config) -> tuple[config.Config, int]:
     return resolved(c, c.model.vocab_size), c.model.context_length
 
 
-def plan_train_step(c: config.Config, topology: str, price: float | None = None) -> Forecast:
+def plan_train_step(c: config.Config, topology: str, price: float | None = None, is_explained: bool = True) -> Forecast:
     """Compiles the train step of a configuration for rows of packed documents, and estimates it. `price` is that of a
-    chip for an hour.
+    chip for an hour. A program that does not fit is compiled once more for chips with more memory, to see what it
+    holds, unless not `is_explained`.
 
     Raises:
       UserError: as `tpu_mesh`.
@@ -86,6 +88,7 @@ def plan_train_step(c: config.Config, topology: str, price: float | None = None)
         total_tokens=tokens * c.train.steps,
         price=price,
         notes=[ESTIMATED, *([SCANNED] if c.model.scan else [])],
+        is_explained=is_explained,
     )
 
 
@@ -112,11 +115,13 @@ def _batch_shapes(rows: int, length: int) -> Batch:
     return Batch(ids, ids, jax.ShapeDtypeStruct((rows, length), jnp.float32), ids, ids)
 
 
-def make_forecast(c: config.Config, topology: str, lower: Lower, *, visible: float, **fields: Any) -> Forecast:
+def make_forecast(
+    c: config.Config, topology: str, lower: Lower, *, visible: float, is_explained: bool = True, **fields: Any
+) -> Forecast:
     """Compiles what `lower(mesh)` returns for a topology, and puts what it shows into a record.
 
-    `visible` is as in `estimate`; `fields` are those of the record that the program does not tell. A program that does
-    not fit is compiled once more for chips with more memory, to see what it holds.
+    `visible` is as in `estimate`, `is_explained` as in `plan_train_step`; `fields` are those of the record that the
+    program does not tell.
     """
     mesh = tpu_mesh(topology, c.mesh)
     devices = list(mesh.devices.flat)
@@ -137,9 +142,10 @@ def make_forecast(c: config.Config, topology: str, lower: Lower, *, visible: flo
     common["roofline"] = max(at_peak, reading)
     if isinstance(compiled, int):
         needed = compiled - sum(planned.held.values())
-        kinds, buffers, notes = _seen_elsewhere(c, lower, roomier(chip, mesh.size), common["target"])
+        elsewhere = _seen_elsewhere(c, lower, roomier(chip, mesh.size), common["target"]) if is_explained else NOTHING
+        kinds, buffers, notes = elsewhere
         memory = planned.held | _divided(kinds, needed)
-        nothing = {"seconds": None, "cycles": None, "work": {}, "kernels": {}, "communication": []}
+        nothing: dict[str, Any] = {"seconds": None, "cycles": None, "work": {}, "kernels": {}, "communication": []}
         common["notes"] = [*fields["notes"], *notes]
         return Forecast(fits=False, memory=memory, buffers=buffers, **nothing, **common)
     stats, program = compiled.memory_analysis(), parse(compiled.as_text() or "")

@@ -40,7 +40,8 @@ def _section(f: Forecast) -> str:
 
 
 def _memory(f: Forecast) -> str:
-    bars = [Bar(name, size / GIB, gigabytes(size)) for name, size in f.memory.items() if size > 0.001 * f.usable]
+    least = 0.005 * sum(f.memory.values())  # what is smaller is in the table
+    bars = [Bar(name, size / GIB, gigabytes(size)) for name, size in f.memory.items() if size > least]
     limit = (f.usable / GIB, f"a chip has {gigabytes(f.usable)}")
     return _figure("Memory of a chip", "Each part starts where the one before ends.", bars, "GiB", limit)
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpt_jax.analysis.forecast import Forecast
+from gpt_jax.analysis.search import Try
 from gpt_jax.pages.numbers import compact, decimals, seconds
 
 GIB = 2**30
@@ -24,8 +25,8 @@ def show(console: Console, forecasts: Sequence[Forecast]) -> None:
         console.print(facts)
         for heads, rows in tables(forecast):
             table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-            for head in heads:
-                table.add_column(head, overflow="fold")
+            for index, head in enumerate(heads):
+                table.add_column(head, overflow="fold", no_wrap=index > 0)
             for row in rows:
                 table.add_row(*row)
             console.print()
@@ -33,6 +34,16 @@ def show(console: Console, forecasts: Sequence[Forecast]) -> None:
         console.print()
         for note in forecast.notes:
             console.print(f"[dim]{note}[/dim]")
+
+
+def show_tries(console: Console, topology: str, tries: Sequence[Try], commands: Sequence[str], left: int) -> None:
+    """Prints the ways of a search, the best first, with the command line that gives each."""
+    console.print(f"\n[bold]{topology}: {len(tries)} ways compiled[/bold], {left} more that bounds made less promising")
+    for rank, (way, command) in enumerate(zip(tries, commands, strict=True), start=1):
+        f = way.forecast
+        said = f"failed: {way.failure}" if f is None else headline(f).removeprefix(f"{title(f)}: ")
+        console.print(f"{rank:>3}  {said}", highlight=False, markup=False)
+        console.print(f"     {command}", style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def title(f: Forecast) -> str:

@@ -18,6 +18,7 @@ AXES = {
 }
 
 ROWS = ("data", "fsdp")  # the axes that divide the rows of a batch
+TENSOR = "tensor"
 SEQUENCE = "sequence"  # the axis that divides the positions of each row
 DATA = "data=-1"
 
@@ -59,9 +60,11 @@ def fill_mesh(text: str, devices: int) -> Mapping[str, int]:
     return sizes
 
 
-def divides_parameters(text: str) -> bool:
-    """Whether parameters are divided over devices: whether there is an axis besides `data`, of more than one device."""
-    return any(name != "data" and size != 1 for name, size in parse_mesh(text).items())
+def divides_parameters(sizes: Mapping[str, int]) -> bool:
+    """Whether a mesh, axis → size, divides more than rows: whether there is an axis besides `data`, of more than one
+    device.
+    """
+    return any(name != "data" and size != 1 for name, size in sizes.items())
 
 
 def check_positions(length: int, parts: int) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from gpt_jax.config.checks import require
 from gpt_jax.config.data import DataConfig, Text
 from gpt_jax.config.mesh import DATA, SEQUENCE, check_positions, check_ring, parse_mesh
-from gpt_jax.config.model import ModelConfig, has_adapter, has_prefix
+from gpt_jax.config.model import ModelConfig
+from gpt_jax.config.questions import has_adapter, has_prefix
 from gpt_jax.config.training import Checkpoint, Constant, Evaluation, OptimizerConfig, ScheduleConfig, Train
 
 

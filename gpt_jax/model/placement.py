@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
-from gpt_jax.config.mesh import ROWS, SEQUENCE
+from gpt_jax.config.mesh import AXES, ROWS, SEQUENCE, TENSOR
 
 
 def by_rows(x: Shaped[Array, "B ..."]) -> Shaped[Array, "B ..."]:
@@ -19,24 +19,33 @@ def by_rows(x: Shaped[Array, "B ..."]) -> Shaped[Array, "B ..."]:
     Without it, the compiler may divide activations as the parameters are, and send them over the network in place of
     the parameters. On a mesh with data alone, or without a mesh, nothing needs to be said.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    rows = tuple(name for name in ROWS if name in mesh.axis_names)
-    if mesh.axis_names in ((), ("data",)) or x.shape[0] % math.prod(mesh.shape[name] for name in rows):
+    if not axes_of(*AXES) or axes_of(*AXES) == ("data",):
         return x
-    divides = x.ndim > 2 and divides_positions() and x.shape[1] % mesh.shape[SEQUENCE] == 0
+    rows = _rows(x.shape[0])
+    if rows is None:
+        return x
+    divides = x.ndim > 2 and divides_positions() and x.shape[1] % parts(SEQUENCE) == 0
     return jax.lax.with_sharding_constraint(x, PartitionSpec(rows, SEQUENCE if divides else None))
+
+
+def axes_of(*names: str) -> tuple[str, ...]:
+    """Those of `names` over which the mesh in context divides arrays: not those of which the code at hand runs on one
+    device alone, inside `pmap` or `shard_map`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return tuple(name for name in names if name in kinds and kinds[name] is not AxisType.Manual)
+
+
+def parts(*names: str) -> int:
+    """The number of parts into which the mesh in context divides an array over the axes of these names; 1 without."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[name] for name in axes_of(*names))
 
 
 def divides_positions() -> bool:
     """Whether the mesh in context has the axis `sequence`, of more than one device."""
-    return sequence_parts() > 1
-
-
-def sequence_parts() -> int:
-    """The number of parts into which the mesh in context divides the positions of a row; 1 without a mesh."""
-    mesh: AbstractMesh = jax.sharding.get_abstract_mesh()
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    return mesh.shape[SEQUENCE] if SEQUENCE in kinds and kinds[SEQUENCE] is not AxisType.Manual else 1
+    return parts(SEQUENCE) > 1
 
 
 def flattened(x: Shaped[Array, "*batch C"]) -> Shaped[Array, "*flat C"]:
@@ -58,14 +67,14 @@ def from_heads(x: Shaped[Array, "B H T *rest"]) -> Shaped[Array, "B H T *rest"]:
 
 def _divides(x: Shaped[Array, "B H T *rest"]) -> bool:
     """Whether positions are divided; those of a prompt need not be a multiple of the devices."""
-    return divides_positions() and x.shape[2] % sequence_parts() == 0
+    return divides_positions() and x.shape[2] % parts(SEQUENCE) == 0
 
 
 def whole_rows(x: Shaped[Array, "B T"]) -> Shaped[Array, "B T"]:
     """x with all positions of a row on each device that has a part of it."""
     if not divides_positions():
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(_rows(jax.sharding.get_abstract_mesh(), x.shape[0])))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(_rows(x.shape[0])))
 
 
 # Going from one to the other is one exchange; where only one of them is said, the compiler may find a place between
@@ -73,37 +82,31 @@ def whole_rows(x: Shaped[Array, "B T"]) -> Shaped[Array, "B T"]:
 
 
 def _by_heads(x: Shaped[Array, "B H T *rest"]) -> Shaped[Array, "B H T *rest"]:
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(name for name in ("tensor", SEQUENCE) if name in mesh.axis_names)
-    while axes and x.shape[1] % math.prod(mesh.shape[name] for name in axes):
+    axes = axes_of(TENSOR, SEQUENCE)
+    while axes and x.shape[1] % parts(*axes):
         axes = axes[:-1]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(_rows(mesh, x.shape[0]), axes))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(_rows(x.shape[0]), axes))
 
 
 def _by_positions(x: Shaped[Array, "B H T *rest"]) -> Shaped[Array, "B H T *rest"]:
-    mesh = jax.sharding.get_abstract_mesh()
-    tensor = "tensor" if "tensor" in mesh.axis_names and x.shape[1] % mesh.shape["tensor"] == 0 else None
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(_rows(mesh, x.shape[0]), tensor, SEQUENCE))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(_rows(x.shape[0]), _heads(x.shape[1]), SEQUENCE))
 
 
-def _rows(mesh: AbstractMesh, count: int) -> tuple[str, ...] | None:
-    """The axes that divide this many rows."""
-    rows = tuple(name for name in ROWS if name in mesh.axis_names)
-    return None if count % math.prod(mesh.shape[name] for name in rows) else rows
+def _rows(count: int) -> tuple[str, ...] | None:
+    """The axes that divide this many rows; None: the number of rows does not allow it."""
+    return None if count % parts(*ROWS) else axes_of(*ROWS)
+
+
+def _heads(count: int) -> tuple[str, ...] | None:
+    """The axes that divide this many heads, as `_rows`."""
+    return None if count % parts(TENSOR) else axes_of(TENSOR)
 
 
 def by_heads(x: Shaped[Array, "B N ..."]) -> Shaped[Array, "B N ..."]:
     """x with its rows and its heads divided over the mesh in context, as far as their numbers allow."""
-    mesh = jax.sharding.get_abstract_mesh()
-    rows = tuple(name for name in ROWS if name in mesh.axis_names)
-    heads = tuple(name for name in ("tensor",) if name in mesh.axis_names)
-    if not rows + heads:
+    if not axes_of(*ROWS, TENSOR):
         return x
-    kept = [
-        names if size % math.prod(mesh.shape[name] for name in names) == 0 else None
-        for size, names in zip(x.shape, (rows, heads), strict=False)
-    ]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(_rows(x.shape[0]), _heads(x.shape[1])))
 
 
 def mesh_of(tree: Any) -> Mesh | None:

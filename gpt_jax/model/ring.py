@@ -17,7 +17,6 @@ with them.
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from gpt_jax.config.mesh import ROWS, SEQUENCE, check_positions
+from gpt_jax.config.mesh import AXES, ROWS, SEQUENCE, TENSOR, check_positions
 from gpt_jax.model.blocked import (
     LOWEST,
     Adjust,
@@ -42,6 +41,7 @@ from gpt_jax.model.blocked import (
 )
 from gpt_jax.model.exchange import from_zigzag, sent, to_zigzag, with_halo
 from gpt_jax.model.mask import Side
+from gpt_jax.model.placement import axes_of, parts
 from gpt_jax.model.splash import SAVED
 from gpt_jax.model.tiles import cut, padded
 
@@ -115,8 +115,7 @@ def ring_attention(
     """
     check_positions(query.shape[2], mesh.shape[SEQUENCE])
     (B, H), K = query.shape[:2], key.shape[1]
-    rows = tuple(name for name in ROWS if name in mesh.axis_names)
-    tensor = mesh.shape["tensor"] if "tensor" in mesh.axis_names else 1
+    rows, tensor = axes_of(*ROWS), parts(TENSOR)
     divides_heads = H % tensor == 0 and not knows_heads and (K % tensor == 0 or tensor % K == 0)
     if divides_heads and K % tensor:  # each device gets a copy of the one key head that its query heads share
         key, value = (jnp.repeat(x, tensor // K, axis=1) for x in (key, value))
@@ -126,8 +125,8 @@ def ring_attention(
         normalizer,
         reach if is_causal else None,
         is_causal,
-        rows if B % math.prod(mesh.shape[name] for name in rows) == 0 else None,
-        "tensor" if divides_heads and tensor > 1 else None,
+        rows if B % parts(*ROWS) == 0 else None,
+        TENSOR if divides_heads and tensor > 1 else None,
     )
     return _attend(ring, Operands(query, key, value, queries, keys, jax.tree.map(jnp.asarray, params), sinks))
 
@@ -159,7 +158,8 @@ _attend.defvjp(_forward, _backward)
 
 def _on_mesh(ring: Ring, function: Any, ins: Any, outs: Any) -> Any:
     # Nothing is differentiated through it, for which `check_vma` would be needed.
-    return jax.shard_map(partial(function, ring), mesh=ring.mesh, in_specs=ins, out_specs=outs, check_vma=False)
+    axes = set(axes_of(*AXES))
+    return jax.shard_map(partial(function, ring), in_specs=ins, out_specs=outs, axis_names=axes, check_vma=False)
 
 
 def _present(specs: Any, tree: Any) -> Any:

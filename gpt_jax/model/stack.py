@@ -68,9 +68,9 @@ class Blocks(nn.Module):
             return x, shared, cache, tapped(variables, "")
 
         if model.remat is not None:
-            # A loop on the device already keeps XLA from undoing it; the barriers that would do so elsewhere cost copies.
-            barriers = not is_scanned
-            run = jax.checkpoint(run, policy=REMAT_POLICIES[model.remat], static_argnums=0, prevent_cse=barriers)
+            # In a scan XLA can't undo it. Elsewhere barriers keep it from doing so, which cost copies.
+            policy = REMAT_POLICIES[model.remat]
+            run = jax.checkpoint(run, policy=policy, static_argnums=0, prevent_cse=not is_scanned)
         if is_scanned:
             return _scan(model, run, x, params, row)
         layers = canonical_layers(model, params)

@@ -22,9 +22,9 @@ from gpt_jax import config
 from gpt_jax.config.mesh import ROWS, SEQUENCE
 from gpt_jax.data import Batch
 from gpt_jax.model.gpt import GPT
-from gpt_jax.model.placement import sequence_parts
+from gpt_jax.model.placement import axes_of, parts
 from gpt_jax.training.loss import Sums, cross_entropy, cross_entropy_sums
-from gpt_jax.training.partition import gathered, row_parts
+from gpt_jax.training.partition import gathered
 
 LARGEST = 2**27  # logits that a device holds at once, unless `model.head.block` says otherwise: 512 MiB in float32
 
@@ -82,7 +82,7 @@ class Shards(NamedTuple):
 
 def _shards() -> Shards:
     """Those of the mesh in context; of one each without a mesh, and inside `pmap`."""
-    return Shards(row_parts(jax.sharding.get_abstract_mesh()), sequence_parts())
+    return Shards(parts(*ROWS), parts(SEQUENCE))
 
 
 def _differentiable(
@@ -140,8 +140,7 @@ def _differentiable(
 
 def _cut(arrays: Any, block: int, shards: Shards) -> Any:
     """Each (B, T, …) as (blocks, shards, block, …), filled up with zeros, which weigh nothing."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in (*ROWS, SEQUENCE) if axis in mesh.axis_names)
+    axes = axes_of(*ROWS, SEQUENCE)
 
     def cut(x: Array) -> Array:
         (B, T), rest = x.shape[:2], x.shape[2:]

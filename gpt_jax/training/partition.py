@@ -15,8 +15,9 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from gpt_jax.config import AttentionConfig, ModelConfig
-from gpt_jax.config.mesh import ROWS
+from gpt_jax.config.mesh import ROWS, TENSOR, divides_parameters
 from gpt_jax.model.paths import map_with_path, matches
+from gpt_jax.model.placement import axes_of
 
 Axes = tuple[str | None, str | None]
 
@@ -45,10 +46,10 @@ def shardings(model: ModelConfig, mesh: Mesh, shapes: Any) -> Any:
     An axis that does not divide the length leaves the array whole along it. On a mesh of data alone it is one sharding
     for all: each device has a copy.
     """
-    if not set(mesh.axis_names) - {"data"}:
+    if not divides_parameters(mesh.shape):
         return NamedSharding(mesh, PartitionSpec())
     heads = [_kv_heads(attention) for attention in model.attentions]
-    tensor = mesh.shape["tensor"] if "tensor" in mesh.axis_names else 1
+    tensor = mesh.shape[TENSOR] if TENSOR in mesh.axis_names else 1
     whole = KEYS_AND_VALUES if any(count % tensor for count in heads) else ()
     return map_with_path(lambda path, leaf: NamedSharding(mesh, _spec(path, leaf.shape, mesh, whole)), shapes)
 
@@ -58,7 +59,7 @@ def gathered(params: Any) -> Any:
     each of its turns, which would gather them each time.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if "fsdp" not in mesh.axis_names:
+    if not axes_of("fsdp"):
         return params
 
     def gather(path: str, leaf: Any) -> Any:

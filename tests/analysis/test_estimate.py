@@ -8,6 +8,7 @@ from gpt_jax.analysis.chips import CHIPS, chip_of
 from gpt_jax.analysis.estimate import estimate
 from gpt_jax.analysis.hlo import parse
 from gpt_jax.analysis.links import replica_groups
+from gpt_jax.analysis.live import origin, peak
 
 V5E = CHIPS[1]
 # A loop of 8 with a loop of 12 inside: one bound is the compiler's, the other only in the condition. The attributes of
@@ -144,3 +145,88 @@ def test_an_unknown_kind_of_chip_is_refused():
     with pytest.raises(ValueError, match='no peaks are known for "TPU v99"'):
         chip_of(SimpleNamespace(device_kind="TPU v99"))
     assert chip_of(SimpleNamespace(device_kind="TPU v5")).name == "v5p"
+
+
+# The TPU compiler writes a gather that goes on beside other work into three fusions: the first starts it, the second
+# multiplies meanwhile, the third waits. Here each chip sends 3 × 30 MB over two lines of one link each: 1 ms.
+BESIDE = """HloModule jit_step, is_scheduled=true
+
+%first (p.0: bf16[15000000]) -> (bf16[15000000], bf16[60000000]) {
+  %p.0 = bf16[15000000]{0} parameter(0)
+  %all-gather.1 = bf16[60000000]{0} all-gather(%p.0), replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %start = (bf16[15000000]{0}, bf16[60000000]{0}) custom-call(%all-gather.1), \
+custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.2 (p.1: bf16[15000000]) -> (bf16[8,8], bf16[60000000]) {
+  %p.1 = bf16[15000000]{0} parameter(0)
+  %all-gather.2 = bf16[60000000]{0} all-gather(%p.1), replica_groups=[1,4]<=[4], dimensions={0}
+  %product = bf16[8,8]{1,0} negate(%p.1)
+  ROOT %t = (bf16[8,8]{1,0}, bf16[60000000]{0}) tuple(%product, %all-gather.2)
+}
+
+%last (p.2: bf16[15000000]) -> bf16[60000000] {
+  %p.2 = bf16[15000000]{0} parameter(0)
+  %all-gather.3 = bf16[60000000]{0} all-gather(%p.2), replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %done = bf16[60000000]{0} custom-call(%all-gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (a: bf16[15000000]) -> bf16[60000000] {
+  %a = bf16[15000000]{0} parameter(0)
+  %async-start = (bf16[15000000]{0}, bf16[60000000]{0}) fusion(%a), kind=kCustom, calls=%first
+  %g.1 = bf16[60000000]{0} get-tuple-element(%async-start), index=1
+  %fusion.2 = (bf16[8,8]{1,0}, bf16[60000000]{0}) fusion(%g.1), kind=kOutput, calls=%async_collective_fusion.2, \
+metadata={op_name="jit(step)/mlp/up/dot_general"}, backend_config={"estimated_cycles":"CYCLES"}
+  %g.2 = bf16[60000000]{0} get-tuple-element(%fusion.2), index=1
+  ROOT %async-done = bf16[60000000]{0} fusion(%g.2), kind=kCustom, calls=%last
+}
+"""
+
+
+@pytest.mark.parametrize(("cycles", "waits"), [(600_000, 1e-3 - 600_000 / V5E.clock), (3_000_000, 0.0)])
+def test_a_collective_in_fusions_counts_once_and_where_it_is_waited_for(cycles, waits):
+    found = estimate(parse(BESIDE.replace("CYCLES", str(cycles))), V5E, devices())
+    assert found.sent() == {"all-gather": 90e6}
+    kinds = found.by_kind()
+    assert kinds["mlp"] == pytest.approx(cycles / V5E.clock)
+    assert kinds.get("collectives", 0.0) == pytest.approx(waits)
+
+
+# A loop that collects the results of its steps in an array which is made before it, without contents.
+COLLECTED = """HloModule jit_step, is_scheduled=true
+
+%body (p: (s32[], bf16[4,8,64], f32[8,100])) -> (s32[], bf16[4,8,64], f32[8,100]) {
+  %p = (s32[], bf16[4,8,64]{2,1,0:T(8,128)(2,1)}, f32[8,100]{1,0:T(8,128)}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %all = bf16[4,8,64]{2,1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %x = f32[8,100]{1,0:T(8,128)} get-tuple-element(%p), index=2
+  %made = bf16[8,64]{1,0:T(8,128)(2,1)} tanh(%x), metadata={op_name="jit(step)/blocks/mlp/tanh"}
+  %update = bf16[4,8,64]{2,1,0:T(8,128)(2,1)} dynamic-update-slice(%all, %made, %i)
+  %here = f32[8,100]{1,0:T(8,128)S(1)} exponential(%x)
+  %next = f32[8,100]{1,0:T(8,128)} negate(%here)
+  ROOT %t = (s32[], bf16[4,8,64]{2,1,0}, f32[8,100]{1,0}) tuple(%i, %update, %next)
+}
+
+ENTRY %main (a: f32[8,100]) -> bf16[4,8,64] {
+  %a = f32[8,100]{1,0:T(8,128)} parameter(0)
+  %zero = s32[] constant(0)
+  %empty = bf16[4,8,64]{2,1,0:T(8,128)(2,1)} custom-call(), custom_call_target="AllocateBuffer"
+  %x.1 = f32[8,100]{1,0:T(8,128)} negate(%a)
+  %t.1 = (s32[], bf16[4,8,64]{2,1,0}, f32[8,100]{1,0}) tuple(%zero, %empty, %x.1)
+  %while.1 = (s32[], bf16[4,8,64]{2,1,0}, f32[8,100]{1,0}) while(%t.1), condition=%unseen, body=%body
+  ROOT %out = bf16[4,8,64]{2,1,0} get-tuple-element(%while.1), index=1
+}
+"""
+
+
+def test_the_arrays_at_the_peak_are_named_by_what_fills_them():
+    program = parse(COLLECTED)
+    total, held = peak(program)
+    # Tiles of 8 × 128 fill up the last axis; `here` is in the cache, and the next state takes the place of the old one.
+    assert [(h.op.name, h.array.stored) for h in held] == [
+        ("empty", 4 * 8 * 128 * 2),
+        ("x.1", 8 * 128 * 4),
+        ("made", 2048),
+    ]
+    assert total == sum(h.array.stored for h in held)
+    assert origin(program, held[0]).scope == "jit(step)/blocks/mlp/tanh"

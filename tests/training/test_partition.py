@@ -157,7 +157,7 @@ def test_initial_values_are_made_in_place() -> None:
 def test_sizes_fill_the_devices() -> None:
     assert parse_mesh("data=2, fsdp=4") == {"data": 2, "fsdp": 4}
     assert fill_mesh("data=-1,tensor=2", 8) == {"data": 4, "tensor": 2}
-    assert not divides_parameters("data=8") and divides_parameters("data=2,fsdp=-1")
+    assert not divides_parameters({"data": 8, "tensor": 1}) and divides_parameters({"data": 2, "fsdp": 4})
 
 
 @pytest.mark.parametrize(
