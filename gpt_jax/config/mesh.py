@@ -75,8 +75,8 @@ def check_positions(length: int, parts: int) -> None:
     """
     require(
         parts == 1 or length % (2 * parts) == 0,
-        f"a row of {length} tokens cannot be divided over the {parts} devices of the mesh's axis sequence: make"
-        f" model.context_length a multiple of {2 * parts}",
+        f"a row of {length} tokens cannot be divided over the {parts} devices of the mesh's axis sequence: make its"
+        f" length (model.context_length, where the data is text) a multiple of {2 * parts}",
     )
 
 

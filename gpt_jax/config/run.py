@@ -46,7 +46,7 @@ class Config:
             self.train.parallel == "jit" or self.mesh == DATA,
             f'train.parallel="pmap" divides rows alone: set it to "jit" for the mesh "{self.mesh}"',
         )
-        check_sequence(self.mesh, self.model)
+        check_sequence(self)
         require(
             self.init_from is not None or not has_adapter(self.model),
             "model.adapter adapts a trained model: set init_from to the folder of its run, or train without an adapter",
@@ -63,15 +63,15 @@ class Config:
         return self.seed if self.data.seed is None else self.data.seed
 
 
-def check_sequence(mesh: str, model: ModelConfig) -> None:
-    """Refuses a model whose rows cannot be divided over the mesh's axis `sequence`.
+def check_sequence(config: Config) -> None:
+    """Refuses rows that cannot be divided over the mesh's axis `sequence`.
 
     Raises:
       ConfigError: see `check_positions` and `check_ring`.
     """
-    sizes = parse_mesh(mesh)
+    sizes, model = parse_mesh(config.mesh), config.model
     if SEQUENCE not in sizes or sizes[SEQUENCE] == 1:
         return
-    if sizes[SEQUENCE] > 0:  # otherwise the number of devices decides, when a batch is placed
+    if sizes[SEQUENCE] > 0 and isinstance(config.data, Text):  # the others are checked when a batch is placed
         check_positions(model.context_length, sizes[SEQUENCE])
     check_ring(model.kernel, any(getattr(attention, "dropout", 0.0) > 0 for attention in model.attentions))

@@ -57,12 +57,17 @@ def to_heads(x: Shaped[Array, "B H T *rest"]) -> Shaped[Array, "B H T *rest"]:
     """x with all positions of a head on one device, and its heads divided where its positions were: for recurrences,
     which go along a row. Heads that cannot be divided so are computed by every device of the axis `sequence`.
     """
-    return _by_heads(_by_positions(x)) if divides_positions() else x
+    return _by_heads(_by_positions(x)) if _divides(x) else x
 
 
 def from_heads(x: Shaped[Array, "B H T *rest"]) -> Shaped[Array, "B H T *rest"]:
     """The inverse of `to_heads`."""
-    return _by_positions(_by_heads(x)) if divides_positions() else x
+    return _by_positions(_by_heads(x)) if _divides(x) else x
+
+
+def _divides(x: Shaped[Array, "B H T *rest"]) -> bool:
+    """Whether positions are divided; those of a prompt need not be a multiple of the devices."""
+    return divides_positions() and x.shape[2] % parts(SEQUENCE) == 0
 
 
 def whole_rows(x: Shaped[Array, "B T"]) -> Shaped[Array, "B T"]:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -41,6 +42,7 @@ from gpt_jax.model.blocked import (
 from gpt_jax.model.exchange import from_zigzag, sent, to_zigzag, with_halo
 from gpt_jax.model.mask import Side
 from gpt_jax.model.placement import axes_of, parts
+from gpt_jax.model.splash import SAVED
 from gpt_jax.model.tiles import cut, padded
 
 TILE = 512  # most queries, and keys, whose scores exist at once
@@ -139,7 +141,8 @@ def _attend(ring: Ring, operands: Operands) -> Float[Array, "B H T E"]:
 
 def _forward(ring: Ring, operands: Operands) -> tuple[Array, Any]:
     specs = ring.specs(operands)
-    out, log_sums = _on_mesh(ring, _on_device, (specs,), (specs.query,) * 2)(operands)
+    found = _on_mesh(ring, _on_device, (specs,), (specs.query,) * 2)(operands)
+    out, log_sums = (checkpoint_name(x, SAVED) for x in found)
     return out, (operands, out, log_sums)
 
 

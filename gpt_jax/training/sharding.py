@@ -103,7 +103,12 @@ def shard_batch(batch: Batch, mesh: Mesh, parallel: Literal["jit", "pmap", "vmap
     if parallel == "pmap":
         return jax.tree.map(lambda x: x.reshape(shards, rows // shards, *x.shape[1:]), batch)
     sharding = batch_sharding(mesh, is_stacked=parallel == "vmap")
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+    def place(x: Any) -> jax.Array:  # of whole rows, of which this process's devices may hold a part of the positions
+        whole = (*x.shape[:-2], x.shape[-2] * jax.process_count(), x.shape[-1])
+        return jax.make_array_from_process_local_data(sharding, x, whole)
+
+    return jax.tree.map(place, batch)
 
 
 def traced_under(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:

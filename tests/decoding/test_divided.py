@@ -57,9 +57,15 @@ def test_a_divided_model_writes_the_text_of_one_device(kind: str) -> None:
     assert_same(text(kind, "fsdp=2,tensor=2", Greedy()), text(kind, None, Greedy()))
 
 
-@pytest.mark.parametrize("axes", ["data=2,tensor=2", "tensor=4", "data=4"])
-def test_on_any_mesh(axes: str) -> None:
-    assert_same(text("grouped", axes, Sampler(0.9)), text("grouped", None, Sampler(0.9)))
+@pytest.mark.parametrize(
+    ("kind", "axes"),
+    [
+        *(("grouped", axes) for axes in ("data=2,tensor=2", "tensor=4", "data=4", "data=2,sequence=2")),
+        ("linear", "data=2,sequence=2"),  # an axis that divides no positions in decoding
+    ],
+)
+def test_on_any_mesh(kind: str, axes: str) -> None:
+    assert_same(text(kind, axes, Sampler(0.9)), text(kind, None, Sampler(0.9)))
 
 
 def test_the_cache_is_divided() -> None:

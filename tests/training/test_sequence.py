@@ -32,6 +32,7 @@ from gpt_jax.config import (
     Score,
     Shared,
     T5Bias,
+    Text,
     Train,
     Window,
 )
@@ -236,13 +237,13 @@ def test_all_devices_compute_equally_much(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def run_of(axes: str, model: ModelConfig, **train: Any) -> Config:
-    return Config(model, Copy(symbols=8, length=4), Adamw(1e-2), Train(20, 8, **train), mesh=axes)
+    return Config(model, Text(), Adamw(1e-2), Train(20, 8, **train), mesh=axes)
 
 
 @pytest.mark.parametrize(
     ("changes", "train", "message"),
     [
-        ({"context_length": 12}, {}, "make model.context_length a multiple of 8"),
+        ({"context_length": 12}, {}, "model.context_length.* a multiple of 8"),
         ({"kernel": "splash"}, {}, 'choose "chunked"'),
         ({"kernel": "einsum"}, {}, 'choose "chunked"'),
         ({"blocks": tiny(Attention(heads=2, dropout=0.1)).blocks}, {}, "attention.dropout"),
