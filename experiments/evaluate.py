@@ -32,6 +32,7 @@ flags.DEFINE_string("workdir", None, "The run's folder.")
 flags.DEFINE_integer("step", None, "The step of the checkpoint.")
 flags.DEFINE_string("data", None, "Text to evaluate on.")
 flags.DEFINE_integer("context_length", None, "The length of rows in tokens.", lower_bound=1)
+cli.define_processes()
 FLAGS = flags.FLAGS
 
 

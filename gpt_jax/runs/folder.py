@@ -19,6 +19,7 @@ from typing import Any
 
 import filelock
 import jax
+import numpy as np
 from etils import epath
 
 from gpt_jax.config.errors import UserError
@@ -35,11 +36,13 @@ TOKENIZER = "tokenizer"
 TENSORBOARD = "tensorboard"
 PROFILE = "profile"
 LOCK, LEASE = ".lock", "lease.json"  # on a disk; in an object store
+SHARED = ".shared"  # there while the processes of a run look whether all of them see the folder
 
 Workdir = str | os.PathLike[str]
 
 LEASE_SECONDS = 120.0  # a lease that has not been renewed for so long belongs to a dead run
 REMOTE_REWRITE_SECONDS = 30.0
+VISIBLE_SECONDS = 20.0  # until a file of another host shows in a network file system
 
 
 class RunLocked(UserError):
@@ -160,6 +163,38 @@ class RunFolder:
         self.make()
         with _Lease(self.file(LEASE)) if self.is_remote else self._file_lock():
             yield
+
+    def check_shared(self) -> None:
+        """Checks that all processes see the same folder, once process 0 holds its lock.
+
+        Raises:
+          UserError: on every process, if one of them does not.
+        """
+        if jax.process_count() == 1:
+            return
+        from jax.experimental import multihost_utils
+
+        mark = np.frombuffer(uuid.uuid4().bytes, np.uint8)
+        mark = np.asarray(multihost_utils.broadcast_one_to_all(mark), np.uint8)
+        self.write_text(SHARED, mark.tobytes().hex())
+        multihost_utils.sync_global_devices("folder marked")
+        end = time.monotonic() + VISIBLE_SECONDS
+        while not (sees := self._has(SHARED, mark.tobytes().hex())) and time.monotonic() < end:
+            time.sleep(0.2)
+        blind = np.flatnonzero(np.asarray(multihost_utils.process_allgather(np.array([not sees]))))
+        if blind.size:
+            raise UserError(
+                f"process {blind[0]} does not see the folder {self.path} of process 0: choose a --workdir that all hosts"
+                " share, on a network file system or gs://…"
+            )
+        if self.writes:
+            self.file(SHARED).unlink()
+
+    def _has(self, name: str, content: str) -> bool:
+        try:
+            return self.read_text(name) == content
+        except FileNotFoundError:
+            return False
 
     @contextmanager
     def _file_lock(self) -> Iterator[None]:

@@ -55,6 +55,29 @@ def row_shards(mesh: Mesh) -> int:
     return row_parts(mesh)
 
 
+def row_share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): this process's devices hold the rows of part `index` of `count` equal parts of a global batch.
+
+    Processes among which only other axes divide hold the same rows.
+
+    Raises:
+      UserError: the rows of two processes overlap without being the same.
+    """
+    if jax.process_count() == 1:
+        return 0, 1
+    parts = row_parts(mesh)
+    held: dict[int, set[int]] = {}
+    for device, (rows,) in batch_sharding(mesh).devices_indices_map((parts,)).items():
+        held.setdefault(device.process_index, set()).update(range(parts)[rows])
+    shares = sorted({tuple(sorted(rows)) for rows in held.values()})
+    if sum(map(len, shares)) != parts or len(set(map(len, shares))) > 1:
+        raise UserError(
+            f"the mesh {dict(mesh.shape)} gives the processes rows that overlap in part: choose sizes of data and fsdp"
+            f" whose product is a multiple of {jax.process_count()} or divides it"
+        )
+    return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """A copy of the arrays of a tree on each device."""
     return jax.device_put(tree, replicated(mesh))
@@ -86,11 +109,12 @@ def shard_batch(batch: Batch, mesh: Mesh, parallel: Literal["jit", "pmap", "vmap
     Raises:
       UserError: the rows cannot be divided over this process's devices and `accumulate` micro-batches.
     """
-    rows, shards = batch.tokens.shape[-2], row_shards(mesh) // jax.process_count()
+    count = row_share(mesh)[1]
+    rows, shards = batch.tokens.shape[-2], row_shards(mesh) // count
     if rows % (shards * accumulate):
         raise UserError(
             f"{rows} rows cannot be divided over {shards} devices and {accumulate} micro-batches: "
-            f"make train.batch_size / {jax.process_count()} a multiple of {shards * accumulate}"
+            f"make train.batch_size / {count} a multiple of {shards * accumulate}"
         )
     if parallel == "pmap":
         return jax.tree.map(lambda x: x.reshape(shards, rows // shards, *x.shape[1:]), batch)
