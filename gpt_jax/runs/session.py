@@ -28,7 +28,7 @@ from gpt_jax.runs.profile import Trace
 from gpt_jax.training.evaluate import make_evaluate
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.resolve import lengthened, resolve
-from gpt_jax.training.sharding import row_share
+from gpt_jax.training.sharding import place, row_share
 from gpt_jax.training.state import TrainState, from_trees
 
 Status = Literal["finished", "already finished", "interrupted"]
@@ -96,7 +96,7 @@ class Session:
         if restored is None:
             return programs.init(self.config, mesh, params), 0
         state = from_trees(self.config, restored.trees, params)
-        return jax.device_put(state, programs.placement(self.config, mesh)), restored.step
+        return place(state, programs.placement(self.config, mesh)), restored.step
 
     def batches(self, start: int, mesh: Mesh) -> Iterator[Batch]:
         """This process's rows of the batches after `start` updates."""

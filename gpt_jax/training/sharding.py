@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from gpt_jax.config.errors import UserError
@@ -78,9 +79,27 @@ def row_share(mesh: Mesh) -> tuple[int, int]:
     return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
 
 
+def place(tree: Any, shardings: Any) -> Any:
+    """The arrays of a tree in one sharding, or in those of a tree of them. Arrays of this process alone must be the same
+    in all processes: each takes its parts of its own, and sends nothing.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    if isinstance(shardings, Sharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(_placed, tree, shardings)
+
+
+def _placed(x: jax.Array, sharding: Sharding) -> jax.Array:
+    if not (isinstance(x, jax.Array) and x.is_fully_addressable and x.committed):
+        return jax.device_put(x, sharding)
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """A copy of the arrays of a tree on each device."""
-    return jax.device_put(tree, replicated(mesh))
+    return place(tree, replicated(mesh))
 
 
 def settled(tree: Any, mesh: Mesh) -> Any:
