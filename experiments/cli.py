@@ -174,7 +174,7 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
         return call(*args)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
-        code = INTERRUPTED
+        code, reason = INTERRUPTED, "interrupted"
     except Exception as error:
         sentence = explanation(error)
         if sentence is None or error.__cause__ is not None:
@@ -182,12 +182,13 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
         if sentence is not None:
             print(f"{_name()}: {sentence}", file=sys.stderr)
             code = USAGE_ERROR if isinstance(error, UsageError | ConfigError) else FAILURE
+            reason = sentence
         elif processes.are_several():
             traceback.print_exc()
-            code = FAILURE
+            code, reason = FAILURE, " ".join(f"{type(error).__name__}: {error}".split())[:400]
         else:
             raise
-    processes.fail(code)
+    processes.fail(code, reason)
     sys.exit(code)
 
 

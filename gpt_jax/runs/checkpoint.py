@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy  # type: ignore[import-untyped]
 
 from gpt_jax.config.errors import MissingFile, UserError
+from gpt_jax.runs import processes
 from gpt_jax.runs.folder import CHECKPOINTS, DAMAGED, RunFolder
 from gpt_jax.training.state import PARAMS, REST
 
@@ -141,8 +142,19 @@ class Checkpoints:
         """Reads one checkpoint into the shapes, types and shardings of `templates` (`params`, `rest` or both).
 
         Raises:
-          CheckpointError: there is none of this step, it cannot be read, or an array differs from the saved one.
+          CheckpointError: there is none of this step, it cannot be read, or an array differs from the saved one. If
+            one of several processes fails, all do, since they have to go back to the same checkpoint.
         """
+        failure: CheckpointError | None = None
+        try:
+            restored = self._restore(step, templates)
+        except CheckpointError as error:
+            failure = error
+        if not processes.all_say(failure is None):
+            raise failure or CheckpointError(f"{self.path(step)} cannot be read by another process")
+        return restored
+
+    def _restore(self, step: int, templates: Mapping[str, Any]) -> Restored:
         items, record, saved = self._read(step, templates)
         for name in templates:
             found = fingerprints(items[name])

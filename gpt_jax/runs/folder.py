@@ -184,7 +184,7 @@ class RunFolder:
         blind = np.flatnonzero(np.asarray(multihost_utils.process_allgather(np.array([not sees]))))
         if blind.size:
             raise UserError(
-                f"process {blind[0]} does not see the folder {self.path} of process 0: choose a --workdir that all hosts"
+                f"process {blind[0]} does not see what process 0 writes to --workdir: choose a folder that all hosts"
                 " share, on a network file system or gs://…"
             )
         if self.writes:

@@ -19,7 +19,8 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jax
 import numpy as np
@@ -36,7 +37,8 @@ ADDRESS_BYTES = 1024
 METADATA_SECONDS = 5.0
 
 
-class _Joined(NamedTuple):
+@dataclass(frozen=True)
+class _Joined:
     index: int
     count: int
     watch: Watch
@@ -254,6 +256,15 @@ def agree(**values: str) -> None:
             )
 
 
+def all_say(yes: bool) -> bool:
+    """Whether `yes` holds on every process."""
+    if jax.process_count() == 1:
+        return yes
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.array([yes]))))
+
+
 # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -270,10 +281,13 @@ def end() -> None:
         _joined.watch.end()
 
 
-def fail(code: int) -> None:
-    """Ends this process at once, if it is one of several, and with it the others. An exit in order would wait for them."""
+def fail(code: int, reason: str) -> None:
+    """If this process is one of several, ends it and the others at once, with this code and for this reason.
+
+    An exit in order would wait for the others, which wait for this one.
+    """
     if _joined is not None:
-        _joined.watch.fail(code)
+        _joined.watch.fail(code, reason)
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from gpt_jax.config import Config, has_adapter
-from gpt_jax.config.conversion import to_dict
+from gpt_jax.config.conversion import config_hash, to_dict
 from gpt_jax.data import Batch, Data, open_data
 from gpt_jax.model.gpt import GPT
 from gpt_jax.runs import metrics, processes, record
@@ -28,7 +28,7 @@ from gpt_jax.runs.profile import Trace
 from gpt_jax.training.evaluate import make_evaluate
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.resolve import lengthened, resolve
-from gpt_jax.training.sharding import place, row_share
+from gpt_jax.training.sharding import row_share, spread
 from gpt_jax.training.state import TrainState, from_trees
 
 Status = Literal["finished", "already finished", "interrupted"]
@@ -74,7 +74,7 @@ class Session:
         if earlier is not None:
             record.check_resumable(folder, earlier[0], config, resume)
         data = open_data(config.data, config.model.context_length, config.data_seed)
-        processes.agree(configuration=repr(config), text_or_tokenizer=repr(record.hashes(data)))
+        processes.agree(configuration=config_hash(config), text_or_tokenizer=repr(record.hashes(data)))
         resolved, base = _resolved(folder, config, data) if earlier is None else (earlier[1], None)
         resolved = dataclasses.replace(lengthened(resolved, config.train.steps), mesh=config.mesh)
         checkpoints = stack.enter_context(Checkpoints(folder, max(keep, resolved.checkpoint.keep)))
@@ -96,7 +96,7 @@ class Session:
         if restored is None:
             return programs.init(self.config, mesh, params), 0
         state = from_trees(self.config, restored.trees, params)
-        return place(state, programs.placement(self.config, mesh)), restored.step
+        return spread(state, programs.placement(self.config, mesh)), restored.step
 
     def batches(self, start: int, mesh: Mesh) -> Iterator[Batch]:
         """This process's rows of the batches after `start` updates."""

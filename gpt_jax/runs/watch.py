@@ -1,7 +1,7 @@
 """Ends this process within seconds, with a sentence that says why, when another process of the run has ended.
 
-Every process has a connection to process 0. While all is well nothing is sent over it: the kernel closes the connections
-of a process that dies, and keep-alive probes find a host that is gone, so a host that is only slow is never given up.
+Every process has a connection to process 0. While all is well nothing is sent over it: the kernel closes those of a
+process that dies, and keep-alive probes find a host that is gone, so a host that is only slow is never given up.
 JAX's own service would end this process too, but with a C++ stack trace, and only after 100 seconds.
 """
 
@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 IDLE, INTERVAL, PROBES = 10, 5, 4  # seconds and number of the kernel's probes: a host that is gone is found after 30 s
 CONNECT_SECONDS = 5.0
@@ -28,16 +28,17 @@ EXPLAIN_SECONDS = 5.0  # between an error that the end of another process causes
 
 @dataclass(frozen=True)
 class Loss:
-    """The end of a process before the others: its exit code if it failed by itself, None if it died."""
+    """The end of a process before the others: its exit code and the reason if it failed by itself, None if it died."""
 
     process: int
     host: str
-    code: int | None
+    code: int | None = None
+    reason: str | None = None
 
     def sentence(self, count: int) -> str:
         who = f"process {self.process} of {count}, on {self.host},"
         if self.code is not None:
-            return f"{who} failed, so this one stops too: the output of that process says why"
+            return f"{who} failed, so this one stops too: {self.reason}"
         return (
             f"{who} died, so this one stops too: look for the reason in its output, then start all processes again, and"
             " a run goes on from its newest checkpoint"
@@ -89,7 +90,7 @@ class Watch:
         self._has_ended = False
 
     def listen(self, hosts: Sequence[str]) -> dict[str, Any]:
-        """Process 0: begins to listen. Returns the address that the others `connect` to, reachable by one of `hosts`."""
+        """Process 0: begins to listen. Returns the address that the others `connect` to, by one of `hosts`."""
         both = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
         self._listener = socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=1024)
@@ -120,10 +121,10 @@ class Watch:
         for link in self._links:
             link.send({"end": True})
 
-    def fail(self, code: int) -> None:
+    def fail(self, code: int, reason: str) -> None:
         """Tells the others that this process ends with an error."""
         self._has_ended = True
-        self._report(Loss(self._index, self._host, code))
+        self._report(Loss(self._index, self._host, code, reason))
 
     def explain(self) -> None:
         """After an error that the end of another process may have caused: waits for the notice of it, which ends this
@@ -173,18 +174,21 @@ class Watch:
         if messages is None:
             self._drop(link)
             if link.peer is not None:
-                self._stop(Loss(*link.peer, None))
+                self._stop(Loss(*link.peer))
 
     def _report(self, loss: Loss) -> None:
         for link in self._links:
             if link.peer is not None:
                 link.send({"lost": vars(loss)})
 
-    def _stop(self, loss: Loss) -> NoReturn | None:
+    def _stop(self, loss: Loss) -> None:
         if self._has_ended:
-            return None
+            return
         self._report(loss)
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         os.write(2, f"{self._name}: {loss.sentence(self._count)}\n".encode())
-        os._exit(self._exit_code if loss.code is None else loss.code)
+        self._exit(self._exit_code if loss.code is None else loss.code)
+
+    def _exit(self, code: int) -> None:
+        os._exit(code)

@@ -6,7 +6,7 @@ Either way the numbers are those of one device. States are made, changed and res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -68,7 +68,8 @@ def row_share(mesh: Mesh) -> tuple[int, int]:
         return 0, 1
     parts = row_parts(mesh)
     held: dict[int, set[int]] = {}
-    for device, (rows,) in batch_sharding(mesh).devices_indices_map((parts,)).items():
+    of_each: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((parts,))
+    for device, (rows,) in of_each.items():
         held.setdefault(device.process_index, set()).update(range(parts)[rows])
     shares = sorted({tuple(sorted(rows)) for rows in held.values()})
     if sum(map(len, shares)) != parts or len(set(map(len, shares))) > 1:
@@ -79,18 +80,19 @@ def row_share(mesh: Mesh) -> tuple[int, int]:
     return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
 
 
-def place(tree: Any, shardings: Any) -> Any:
-    """The arrays of a tree in one sharding, or in those of a tree of them. Arrays of this process alone must be the same
-    in all processes: each takes its parts of its own, and sends nothing.
+def spread(tree: Any, shardings: Any) -> Any:
+    """The arrays of a tree in one sharding, or in those of a tree of them.
+
+    Arrays of this process alone must be the same in all processes: each takes its parts of its own, and sends nothing.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
     if isinstance(shardings, Sharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
-    return jax.tree.map(_placed, tree, shardings)
+    return jax.tree.map(_spread, tree, shardings)
 
 
-def _placed(x: jax.Array, sharding: Sharding) -> jax.Array:
+def _spread(x: jax.Array, sharding: Sharding) -> jax.Array:
     if not (isinstance(x, jax.Array) and x.is_fully_addressable and x.committed):
         return jax.device_put(x, sharding)
     host = np.asarray(x)
@@ -99,7 +101,7 @@ def _placed(x: jax.Array, sharding: Sharding) -> jax.Array:
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """A copy of the arrays of a tree on each device."""
-    return place(tree, replicated(mesh))
+    return spread(tree, replicated(mesh))
 
 
 def settled(tree: Any, mesh: Mesh) -> Any:
