@@ -24,6 +24,8 @@ class Interrupts:
     hears of SIGTERM by itself; Ctrl-C is passed on to it.
     """
 
+    _asked = 0  # how often this process has asked the others: as often as they
+
     def __init__(self) -> None:
         self._received = False
         self._answered: tuple[int, bool] | None = None
@@ -56,7 +58,9 @@ class Interrupts:
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
-            return multihost_utils.reached_preemption_sync_point(step)
+            # Not `step`: where a process trains several runs, a point after the end of one lies in the next.
+            Interrupts._asked += 1
+            return multihost_utils.reached_preemption_sync_point(Interrupts._asked)
         return self._received
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

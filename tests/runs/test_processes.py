@@ -208,6 +208,17 @@ def test_evaluation_agrees(reference: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_others_of_process_0_say_why_too(tmp_path: Path) -> None:
+    """Though JAX aborts as soon as its service, which process 0 holds, is gone."""
+    run = tmp_path / "run"
+    two = Processes(tmp_path, 2, 2, "train", "--config=config.py", f"--workdir={run}", patch=SLOW)
+    until(lambda: (run / "checkpoints" / "2").exists())
+    two.started[0].send_signal(signal.SIGKILL)
+    assert two.wait(60) == [-signal.SIGKILL, 75], two.said(1)
+    assert two.said(1).splitlines()[-1].startswith("train: process 0 of 2, on ")
+
+
+@pytest.mark.slow
 def test_a_bug_in_one_ends_all(tmp_path: Path) -> None:
     two = Processes(tmp_path, 2, 2, "train", "--config=config.py", f"--workdir={tmp_path / 'run'}", patch=BROKEN)
     assert two.wait(100) == [1, 1]
