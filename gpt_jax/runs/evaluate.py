@@ -7,7 +7,7 @@ import math
 
 from gpt_jax.config import Text, TokenizerFile
 from gpt_jax.data import open_data
-from gpt_jax.runs import record
+from gpt_jax.runs import consensus, record
 from gpt_jax.runs.folder import EVALUATION, TOKENIZER, Workdir
 from gpt_jax.runs.load import open_run
 from gpt_jax.training.evaluate import make_evaluate
@@ -37,6 +37,7 @@ def evaluate_run(
     data = open_data(source, length if context_length is None else context_length, opened.config.data_seed)
     if text is None:
         record.check_data(opened.folder, data)
+    consensus.check_same(checkpoint=opened.fingerprint)
     mesh = make_mesh()
     result = make_evaluate(opened.model, data, opened.config.evaluation.batch_size, mesh)(
         replicate(opened.params, mesh)

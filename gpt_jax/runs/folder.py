@@ -19,10 +19,10 @@ from typing import Any
 
 import filelock
 import jax
-import numpy as np
 from etils import epath
 
 from gpt_jax.config.errors import UserError
+from gpt_jax.runs import consensus
 
 # What a run folder holds.
 CONFIG = "config.json"  # the configuration as given and as resolved
@@ -172,19 +172,15 @@ class RunFolder:
         """
         if jax.process_count() == 1:
             return
-        from jax.experimental import multihost_utils
-
-        mark = np.frombuffer(uuid.uuid4().bytes, np.uint8)
-        mark = np.asarray(multihost_utils.broadcast_one_to_all(mark), np.uint8)
-        self.write_text(SHARED, mark.tobytes().hex())
-        multihost_utils.sync_global_devices("folder marked")
+        mark = consensus.first_says(uuid.uuid4().hex)
+        self.write_text(SHARED, mark)
+        consensus.meet("folder marked")
         end = time.monotonic() + VISIBLE_SECONDS
-        while not (sees := self._has(SHARED, mark.tobytes().hex())) and time.monotonic() < end:
+        while not (sees := self._has(SHARED, mark)) and time.monotonic() < end:
             time.sleep(0.2)
-        blind = np.flatnonzero(np.asarray(multihost_utils.process_allgather(np.array([not sees]))))
-        if blind.size:
+        if (blind := consensus.first_failed(not sees)) is not None:
             raise UserError(
-                f"process {blind[0]} does not see what process 0 writes to --workdir: choose a folder that all hosts"
+                f"process {blind} does not see what process 0 writes to --workdir: choose a folder that all hosts"
                 " share, on a network file system or gs://…"
             )
         if self.writes:

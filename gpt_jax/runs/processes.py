@@ -1,4 +1,4 @@
-"""Several processes, each with its devices, that compute one run: how they find one another, agree, and end.
+"""Several processes, each with its devices, that compute one run: how they find one another and how they end.
 
 `join` comes before anything that makes JAX look for devices. One process alone pays nothing for any of this: no socket
 is opened and JAX's coordination service is not started.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import importlib.util
-import json
 import os
 import re
 import signal
@@ -23,9 +21,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import jax
-import numpy as np
 
 from gpt_jax.config.errors import ConfigError, UserError
+from gpt_jax.runs import consensus
 
 if TYPE_CHECKING:
     from gpt_jax.runs.watch import Watch
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 TEMPORARY = 75  # sysexits' EX_TEMPFAIL: the exit code that says that the same command goes on
 START_SECONDS = 300
 SHUTDOWN_SECONDS = 3600  # how long a process that has ended waits for those that write their part of a checkpoint still
-ADDRESS_BYTES = 1024
 METADATA_SECONDS = 5.0
 
 
@@ -172,18 +169,15 @@ def _give_up(name: str, who: str, seconds: int) -> NoReturn:
 
 def _begin_watch(name: str, host: str | None) -> None:
     """Starts the watch of the other processes, and leaves SIGTERM and standard output as a command expects them."""
-    from jax.experimental import multihost_utils
-
     from gpt_jax.runs.watch import Watch
 
     global _joined
     index, count = jax.process_index(), jax.process_count()
     watch = Watch(name, index, count, TEMPORARY)
-    address = watch.listen(_own_hosts() if host is None else [host, *_own_hosts()]) if index == 0 else {}
-    text = json.dumps(address).encode().ljust(ADDRESS_BYTES)
-    told = multihost_utils.broadcast_one_to_all(np.frombuffer(text, np.uint8))
+    hosts = _own_hosts() if host is None else [host, *_own_hosts()]
+    address = consensus.first_says(watch.listen(hosts) if index == 0 else None)
     if index:
-        watch.connect(json.loads(bytes(np.asarray(told, np.uint8))))
+        watch.connect(address)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # C++ libraries print too
     libc = _libc()
     # JAX aborts when process 0 dies. `sleep(6)`, called with the number of the signal, leaves the watch the time to
@@ -233,36 +227,6 @@ def preemption_notices() -> Iterator[None]:
         yield
     finally:
         libc.signal(signal.SIGTERM, before)
-
-
-def agree(**values: str) -> None:
-    """Checks that all processes have the same texts.
-
-    Raises:
-      UserError: on every process, if one of them has another text than process 0; the message names what differs.
-    """
-    if jax.process_count() == 1:
-        return
-    from jax.experimental import multihost_utils
-
-    digests = np.stack([np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8) for text in values.values()])
-    gathered = np.asarray(multihost_utils.process_allgather(digests))  # (processes, texts, 32)
-    for i, name in enumerate(values):
-        differing = [n for n in range(len(gathered)) if not np.array_equal(gathered[n, i], gathered[0, i])]
-        if differing:
-            raise UserError(
-                f"process {differing[0]} has another {name.replace('_', ' ')} than process 0: start the same command,"
-                " with the same files, on every host"
-            )
-
-
-def all_say(yes: bool) -> bool:
-    """Whether `yes` holds on every process."""
-    if jax.process_count() == 1:
-        return yes
-    from jax.experimental import multihost_utils
-
-    return bool(np.all(multihost_utils.process_allgather(np.array([yes]))))
 
 
 # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,7 @@ from gpt_jax.config import Config, has_adapter
 from gpt_jax.config.conversion import config_hash, to_dict
 from gpt_jax.data import Batch, Data, open_data
 from gpt_jax.model.gpt import GPT
-from gpt_jax.runs import metrics, processes, record
+from gpt_jax.runs import consensus, metrics, record
 from gpt_jax.runs.checkpoint import Checkpoints, Restored
 from gpt_jax.runs.console import make_display, show_banner
 from gpt_jax.runs.folder import PROFILE, TOKENIZER, RunFolder, Workdir
@@ -74,7 +74,7 @@ class Session:
         if earlier is not None:
             record.check_resumable(folder, earlier[0], config, resume)
         data = open_data(config.data, config.model.context_length, config.data_seed)
-        processes.agree(configuration=config_hash(config), text_or_tokenizer=repr(record.hashes(data)))
+        consensus.check_same(configuration=config_hash(config), text_or_tokenizer=repr(record.hashes(data)))
         resolved, base = _resolved(folder, config, data) if earlier is None else (earlier[1], None)
         resolved = dataclasses.replace(lengthened(resolved, config.train.steps), mesh=config.mesh)
         checkpoints = stack.enter_context(Checkpoints(folder, max(keep, resolved.checkpoint.keep)))

@@ -15,8 +15,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from gpt_jax.ablation import records
+from gpt_jax.ablation.combine import vary
+from gpt_jax.ablation.findings import StudyResults
+from gpt_jax.ablation.plan import make_plan
+from gpt_jax.ablation.results import write_results
+from gpt_jax.ablation.runner import Runner, write_plan
+from gpt_jax.ablation.schema import RESULTS, Grouping
+from gpt_jax.ablation.study import Study, Tuning
 from gpt_jax.config import Adamw, Config
 from gpt_jax.runs.evaluate import evaluate_run
+from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.train import train
 from tests.tiny import tiny_config
 
@@ -26,6 +35,12 @@ CONFIG = """
 from gpt_jax.config.conversion import to_config_dict
 from tests.runs.test_processes import config
 def get_config(): return to_config_dict(config(STEPS))
+"""
+STUDY = """
+from gpt_jax.config.conversion import to_config_dict
+from tests.runs.test_processes import config, small_study
+def get_config(): return to_config_dict(config(8))
+def get_study(base): return small_study()
 """
 # Runs a command after `patch`, Python code; `id` is the number of the process.
 PROGRAM = """
@@ -93,13 +108,20 @@ def until(condition: Callable[[], bool], seconds: float = 200) -> None:
         time.sleep(0.05)
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
+def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def config(steps: int, **changes: Any) -> Config:
     """Sums in another order change a loss by 1e-5 only after many updates at this rate."""
     return tiny_config(steps=steps, optimizer=Adamw(learning_rate=1e-3), **changes)
+
+
+def small_study() -> Study:
+    knob, tuning = "model.attention.kv_heads", Tuning((1e-3, 1e-2), rounds=0)
+    return Study(
+        "Fewer?", config(8), vary(knob, mha=2, mqa=1), "mha", (knob,), 0.01, seeds=(0, 1), fresh_seeds=0, tuning=tuning
+    )
 
 
 def quietly(steps: int, folder: Path, **changes: Any) -> None:
@@ -111,7 +133,7 @@ def steps_of(folder: Path) -> list[int]:
 
 
 def assert_same(found: Path, expected: Path) -> None:
-    one, other = records(expected), records(found)
+    one, other = lines(expected), lines(found)
     assert [(r["step"], r["split"]) for r in other] == [(r["step"], r["split"]) for r in one]
     for key in ("loss", "accuracy"):
         assert [r[key] for r in other] == pytest.approx([r[key] for r in one], rel=1e-5), key
@@ -216,6 +238,21 @@ def test_the_others_of_process_0_say_why_too(tmp_path: Path) -> None:
     two.started[0].send_signal(signal.SIGKILL)
     assert two.wait(60) == [-signal.SIGKILL, 75], two.said(1)
     assert two.said(1).splitlines()[-1].startswith("train: process 0 of 2, on ")
+
+
+@pytest.mark.slow
+def test_a_study_comes_out_the_same(tmp_path: Path) -> None:
+    """With the learning rate chosen first, and the seeds grouped as process 0 has timed them."""
+    (tmp_path / "study.py").write_text(STUDY)
+    two = Processes(tmp_path, 2, 2, "ablate", "--config=study.py", f"--workdir={tmp_path / 'two'}")
+    assert two.wait() == [0, 0], two.said(0) + two.said(1)
+    plan = make_plan(small_study())
+    write_plan(plan, tmp_path / "one", "", Grouping(1, "", ""), False)
+    assert Runner(plan, tmp_path / "one", Console(quiet=True)).run() == "finished"
+    one, other = write_results(tmp_path / "one"), records.read(StudyResults, RunFolder(tmp_path / "two"), RESULTS)
+    for arm, again in zip(one.arms, other.arms, strict=True):
+        assert again.values == pytest.approx(arm.values, rel=1e-5)
+    assert (tmp_path / "two" / "report.html").exists()
 
 
 @pytest.mark.slow
