@@ -25,6 +25,16 @@ from gpt_jax.runs.init_from import completed
 
 FAILURE, USAGE_ERROR, INTERRUPTED, SAVED = 1, 2, 130, processes.TEMPORARY
 OWN_PACKAGES = ("gpt_jax", "experiments", "configs")  # a missing module of these is a bug
+PROCESSES = """
+Several hosts compute one command together: start it on each of them. On the hosts of a TPU slice, under SLURM
+(srun), in GKE and under Open MPI the processes find one another. Elsewhere, give each of them
+
+  --coordinator=HOST:PORT --num_processes=N --process_id=I
+
+where HOST has process 0, PORT is free there, and I counts from 0 to N − 1. All hosts must see the same --workdir.
+Process 0 alone prints. --start_timeout=SECONDS (default: {seconds}) is how long they wait for one another. When one of
+them fails, all end with its exit code; when one dies or does not come, with 75: start all again.
+"""
 _switched_off: list[str] = []
 
 
@@ -46,6 +56,8 @@ def run(main: Callable[[], int | None], page: str, several: str | None = None, f
     def parse(argv: list[str]) -> list[str]:
         if any(arg in ("--help", "-help", "-h", "--helpshort") for arg in argv[1:]):
             print(page.strip())
+            if "coordinator" in flags.FLAGS:
+                print(PROCESSES.format(seconds=processes.START_SECONDS).rstrip())
             sys.exit(0)
         if first is not None and argv[1:] and not argv[1].startswith("-"):
             argv = [argv[0], f"--{first}={argv[1]}", *argv[2:]]

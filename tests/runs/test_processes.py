@@ -22,7 +22,7 @@ from gpt_jax.ablation.plan import make_plan
 from gpt_jax.ablation.results import write_results
 from gpt_jax.ablation.runner import Runner, write_plan
 from gpt_jax.ablation.schema import RESULTS, Grouping
-from gpt_jax.ablation.study import Study, Tuning
+from gpt_jax.ablation.study import Study
 from gpt_jax.config import Adamw, Config
 from gpt_jax.runs.evaluate import evaluate_run
 from gpt_jax.runs.folder import RunFolder
@@ -39,7 +39,7 @@ def get_config(): return to_config_dict(config(STEPS))
 STUDY = """
 from gpt_jax.config.conversion import to_config_dict
 from tests.runs.test_processes import config, small_study
-def get_config(): return to_config_dict(config(8))
+def get_config(): return to_config_dict(config(4))
 def get_study(base): return small_study()
 """
 # Runs a command after `patch`, Python code; `id` is the number of the process.
@@ -118,10 +118,8 @@ def config(steps: int, **changes: Any) -> Config:
 
 
 def small_study() -> Study:
-    knob, tuning = "model.attention.kv_heads", Tuning((1e-3, 1e-2), rounds=0)
-    return Study(
-        "Fewer?", config(8), vary(knob, mha=2, mqa=1), "mha", (knob,), 0.01, seeds=(0, 1), fresh_seeds=0, tuning=tuning
-    )
+    knob = "model.attention.kv_heads"
+    return Study("Fewer?", config(4), vary(knob, mha=2, mqa=1), "mha", (knob,), 0.01, seeds=(0, 1), fresh_seeds=0)
 
 
 def quietly(steps: int, folder: Path, **changes: Any) -> None:
@@ -150,8 +148,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A run that one process begins, and that goes on in 2 × 2, divided over 2 × 2, and in 4 × 1 processes × devices,
-    where process 1 is slow, is killed, and then alone gets SIGTERM. And what was seen.
+    """A run that one process begins, and that goes on in 2 × 2, 2 × 2 and 4 × 1 processes × devices. Process 1 is slow;
+    it is killed first, and then it alone gets SIGTERM. From then on parameters are divided over processes, and in the
+    end two processes share their rows. And what was seen.
     """
     folder = tmp_path_factory.mktemp("story")
     run, seen = folder / "run", {}
@@ -171,7 +170,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     seen["stopped"], seen["saved"] = divided.wait(), max(steps_of(run))
     seen["stop"] = divided.said(0), divided.said(1)
 
-    four = Processes(folder, 4, 1, *flags)
+    four = Processes(folder, 4, 1, *flags, "--config.mesh=data=2,tensor=2")
     seen["finished"] = four.wait()
     seen["outputs"] = [four.said(i) for i in range(4)]
     return run, seen
@@ -242,7 +241,7 @@ def test_the_others_of_process_0_say_why_too(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_study_comes_out_the_same(tmp_path: Path) -> None:
-    """With the learning rate chosen first, and the seeds grouped as process 0 has timed them."""
+    """With the seeds grouped as process 0 has timed them."""
     (tmp_path / "study.py").write_text(STUDY)
     two = Processes(tmp_path, 2, 2, "ablate", "--config=study.py", f"--workdir={tmp_path / 'two'}")
     assert two.wait() == [0, 0], two.said(0) + two.said(1)

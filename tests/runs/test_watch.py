@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.runs import processes
+from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.watch import Watch
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +144,36 @@ def test_wrong_flags_are_refused(flags: tuple, sentence: str) -> None:
 def test_one_process_of_one_needs_no_coordinator() -> None:
     processes.join("train", "localhost:1", 1, 0)
     assert not processes.are_several()
+
+
+def test_the_help_of_a_command_says_how_to_start_it_on_several_hosts() -> None:
+    shown = {}
+    for name in ("evaluate", "judge"):
+        command = [sys.executable, "-m", f"experiments.{name}", "--help"]
+        shown[name] = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "--coordinator=HOST:PORT --num_processes=N --process_id=I" in shown["evaluate"]
+    assert "(default: 300)" in shown["evaluate"] and "--coordinator" not in shown["judge"]
+
+
+def test_wrong_flags_end_a_command_with_2() -> None:
+    command = [sys.executable, "-m", "experiments.evaluate", "--workdir=none", "--num_processes=2"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "evaluate: --coordinator, --num_processes and --process_id go together: give all three, or none\n"
+    )
+
+
+def test_ctrl_c_is_passed_on_to_the_service_that_stops_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[int] = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr("gpt_jax.runs.interrupt.signal.raise_signal", raised.append)
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
+        until(lambda: raised == [signal.SIGTERM])
+        assert signal.getsignal(signal.SIGTERM) is before  # it belongs to JAX's service
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 # ── noticing one another's end ───────────────────────────────────────────────────────────────────────────────────────
