@@ -106,6 +106,47 @@ def test_a_tpu_machine_is_asked_for_the_hosts_of_its_slice(
     assert processes.surroundings() == expected
 
 
+JOINS = """
+import sys
+from gpt_jax.config.errors import UserError
+from gpt_jax.runs import processes
+try:
+    processes.join("train", seconds=60)
+except UserError as error:
+    sys.exit(str(error))
+import jax
+print(jax.process_index(), jax.process_count(), file=sys.stderr)
+processes.end()
+"""
+
+
+def joined(environments: list[dict[str, str]]) -> list[str]:
+    """What processes of these environments say after they have joined."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        known = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COORDINATOR_PORT": str(free.getsockname()[1])}
+    started = [
+        subprocess.Popen([sys.executable, "-c", JOINS], env=known | one, stderr=subprocess.PIPE, text=True)
+        for one in environments
+    ]
+    return [process.communicate(timeout=100)[1].splitlines()[-1] for process in started]
+
+
+@pytest.mark.slow
+def test_processes_that_slurm_or_open_mpi_starts_find_one_another() -> None:
+    node = {"SLURM_STEP_NODELIST": "localhost"}
+    assert joined([SLURM | node | {"SLURM_PROCID": i, "SLURM_LOCALID": i} for i in "01"]) == ["0 2", "1 2"]
+    mpi = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911"}
+    ranks = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
+    assert joined([mpi | dict.fromkeys(ranks, i) for i in "01"]) == ["0 2", "1 2"]
+
+
+def test_where_jax_finds_no_others_the_sentence_names_the_flags() -> None:
+    (said,) = joined([{"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0"}])
+    assert said.startswith("this is one of the 2 processes of GKE, but they cannot meet (")
+    assert "--coordinator=HOST:PORT" in said
+
+
 def test_one_process_opens_no_socket_and_starts_no_service() -> None:
     script = """
 import socket, sys, time
