@@ -48,7 +48,7 @@ def terms(
     """`cross_entropy` of each target, of the hidden vectors below the head."""
     shards = _shards()
     parts = _cut((hidden, targets), block, shards)
-    logits_of = partial(model.apply, params, method="logits")
+    logits_of: Any = partial(model.apply, params, method="logits")
     found = jax.lax.map(lambda part: cross_entropy(logits_of(part[0]), part[1]), parts)
     return jax.tree.map(lambda x: _joined(x, targets.shape, shards), found)
 

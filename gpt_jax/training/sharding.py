@@ -73,7 +73,8 @@ def row_share(mesh: Mesh) -> tuple[int, int]:
         return 0, 1
     parts = row_parts(mesh)
     held: dict[int, set[int]] = {}
-    of_each: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((parts,))
+    rows_alone = NamedSharding(mesh, PartitionSpec(tuple(name for name in ROWS if name in mesh.shape)))
+    of_each: Mapping[Any, Any] = rows_alone.devices_indices_map((parts,))
     for device, (rows,) in of_each.items():
         held.setdefault(device.process_index, set()).update(range(parts)[rows])
     shares = sorted({tuple(sorted(rows)) for rows in held.values()})
@@ -150,7 +151,7 @@ def shard_batch(batch: Batch, mesh: Mesh, parallel: Literal["jit", "pmap", "vmap
     sharding = batch_sharding(mesh, is_stacked=parallel == "vmap")
 
     def place(x: Any) -> jax.Array:  # of whole rows, of which this process's devices may hold a part of the positions
-        whole = (*x.shape[:-2], x.shape[-2] * jax.process_count(), x.shape[-1])
+        whole = (*x.shape[:-2], x.shape[-2] * count, x.shape[-1])
         return jax.make_array_from_process_local_data(sharding, x, whole)
 
     return jax.tree.map(place, batch)
