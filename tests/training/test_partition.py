@@ -21,6 +21,7 @@ from gpt_jax.config import (
     Head,
     Latent,
     LinearAttention,
+    Lora,
     ModelConfig,
     Muon,
     Rope,
@@ -96,6 +97,25 @@ def test_gradients_are_those_of_one_device(kind: str, axes: str) -> None:
 def test_so_are_those_of_scanned_recomputed_and_blockwise_models(changes: dict[str, Any]) -> None:
     model, axes = model_of("grouped", **changes), "fsdp=2,tensor=2"
     assert_close(gradients(model, axes, 4)[0], gradients(model, "data=1", 1)[0])
+
+
+@pytest.mark.parametrize("axes", ["fsdp=4", "fsdp=2,tensor=2"])
+def test_so_are_those_of_adapters(axes: str) -> None:
+    block = dataclasses.replace(model_of("grouped").blocks[0], adapter=Lora(rank=2))
+    model = dataclasses.replace(model_of("grouped"), blocks=(block,) * 2)
+    assert_close(gradients(model, axes, 4)[0], gradients(model, "data=1", 1)[0])
+
+
+def test_a_vocabulary_stays_divided_in_the_loss_by_blocks() -> None:
+    """Devices along `tensor` send one another sums and vectors of tokens, never kernels of the head."""
+    model, mesh = model_of("grouped", vocab_size=128, head=Head(block=12)), make_mesh(jax.devices()[:4], "tensor=4")
+    params = random_params(GPT(model))
+    placed = jax.device_put(params, shardings(model, mesh, params))
+    assert placed["params"]["embedding"]["table"].addressable_shards[0].data.shape == (32, 16)
+    loss = lambda p, batch: _loss(GPT(model), Train(1, 8), p, jnp.float32(1))(p, batch, jax.random.key(0))[0]  # noqa: E731
+    program = jax.jit(traced_under(mesh, jax.grad(loss)), out_shardings=shardings(model, mesh, params))
+    text = program.lower(placed, shard_batch(make_batch(), mesh, "jit")).compile().as_text()
+    assert not re.findall(r"= f32\[(?:1,)?(?:128,16|16,128)\]\S* all-(?:gather|reduce)", text)
 
 
 def test_parameters_are_really_divided() -> None:
