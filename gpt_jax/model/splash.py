@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
@@ -104,4 +105,5 @@ def splash_attention(
         whole, row, head = PartitionSpec(rows, heads), PartitionSpec(rows), PartitionSpec(heads)
         specs = (whole, whole, whole, row, head)
         choose = jax.shard_map(choose, in_specs=specs, out_specs=whole, axis_names=set(axes), check_vma=False)
+    query, key, value = (checkpoint_name(x, SAVED) for x in (query, key, value))
     return choose(query, key, value, segments, sinks).astype(value.dtype)
