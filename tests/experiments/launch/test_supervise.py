@@ -212,6 +212,7 @@ def test_an_interrupt_at_any_stage_leaves_nothing_running(cloud: Cloud, stage: s
     assert cloud.running == []
     if stage not in BEFORE:
         assert cloud.state()["state"] == "stopped"
+        assert cloud.load("attempts.json", {}) == {"run": 0}, "a request on its way arrives before it is undone"
 
 
 def test_a_second_interrupt_does_not_stop_the_cleaning(cloud: Cloud, capsys: pytest.CaptureFixture) -> None:
