@@ -217,19 +217,11 @@ for i, words in enumerate(json.loads(sys.argv[1])):
 """
 
 
-def test_the_page_launches_what_it_says(checkout: Path, tmp_path: Path) -> None:
+def test_the_command_line_and_every_line_of_the_page(checkout: Path, tmp_path: Path) -> None:
     launching = [line for line in ON_THE_PAGE if "--" in line]
     assert len(launching) == 5
-    lines: list[tuple[list[str], int, str]] = [(["--dry_run", *line], 0, "experiments.") for line in launching]
+    lines = [*LINES, *((["--dry_run", *line], 0, "experiments.") for line in launching)]
     lines += [([*line, "--bogus"], 2, 'no flag "--bogus"') for line in ON_THE_PAGE if "--" not in line]
-    answer_all(lines, checkout, tmp_path)
-
-
-def test_the_command_line(checkout: Path, tmp_path: Path) -> None:
-    answer_all(LINES, checkout, tmp_path)
-
-
-def answer_all(lines: list[tuple[list[str], int, str]], checkout: Path, tmp_path: Path) -> None:
     words = json.dumps([line for line, _, _ in lines])
     variables = os.environ | {"GPT_JAX_LAUNCHES": str(tmp_path / "launches")}
     answer = subprocess.run(
