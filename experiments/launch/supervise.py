@@ -109,30 +109,33 @@ class Supervisor:
         if state is None:
             return
         one.attempt = state["attempt"]
-        if not self._adopt:
+        if not self._adopt or state["code"] is not None:
+            return
+        seen = self._machines.look(one.slice, one.attempt)
+        has_ended = bool(seen.records) and all(record.code is not None for record in seen.records)
+        if seen.machine == "absent" and not has_ended:
             return
         if state["command"] != list(one.slice.command):
             raise UserError(f"{one.slice.name} runs another command: stop it, or choose another --name")
         one.used, one.tries = state["used"], state["tries"]
-        seen = self._machines.look(one.slice, one.attempt)
-        if state["code"] is None and seen.machine != "absent":
-            one.is_up, one.started = True, self._clock.now()
-            self._say(one, f"goes on with attempt {one.attempt}")
+        one.is_up, one.started = True, self._clock.now()
+        self._say(one, f"goes on with attempt {one.attempt}")
 
     def _advance(self, one: Progress) -> None:
         if not one.is_up:
             if self._clock.now() >= one.next_start:
                 self._start(one)
             return
+        decision = Decision("wait")
         try:
             seen = self._with_times(one, self._machines.look(one.slice, one.attempt))
+            decision = decide(seen, self._timing)
             self._follow(one, seen)
         except CloudError as error:
             if error.kind != "unreachable":
                 raise
             self._say(one, f"cannot be seen: {error}")
-            return
-        decision = decide(seen, self._timing)
+        self._count(one)
         left = self._seconds_left(one)
         if decision.kind == "wait" and left is not None and left <= 0:
             decision = Decision("stop", "the limit of hours or cost is reached: run it again to go on", code=SAVED)
@@ -165,15 +168,13 @@ class Supervisor:
         self._say(one, f"attempt {one.attempt} is requested")
 
     def _with_times(self, one: Progress, seen: Observation) -> Observation:
-        """Adds what only a clock knows, and counts the time on the machine."""
+        """Adds what only a clock knows."""
         now = self._clock.now()
         if seen.machine == "running":
             if one.looked is None:
-                one.started = now
+                one.started = one.looked = now
                 self._say(one, "running")
                 self._save(one, "running")
-            one.used += now - (now if one.looked is None else one.looked)
-            one.looked = now
         for record in seen.records:
             if record.worker not in one.beats or one.beats[record.worker][0] != record.beat:
                 one.beats[record.worker] = record.beat, now
@@ -185,6 +186,13 @@ class Supervisor:
             since_active=now - one.started,
             since_failure=0.0 if one.first_failure is None else now - one.first_failure,
         )
+
+    def _count(self, one: Progress) -> None:
+        """Counts the time on the machine, which costs also while it cannot be seen."""
+        if one.looked is not None:
+            now = self._clock.now()
+            one.used += now - one.looked
+            one.looked = now
 
     def _follow(self, one: Progress, seen: Observation) -> None:
         """Shows what worker 0 has written since the last look."""
@@ -229,8 +237,11 @@ class Supervisor:
         self._save(one, "finished" if decision.kind == "finished" else "stopped", decision.reason)
 
     def _show_last(self, one: Progress, worker: int) -> None:
-        text = self._machines.log(one.slice, one.attempt, worker, 0)
         self._say(one, f"worker {worker} failed first; its last lines:")
+        try:
+            text = self._machines.log(one.slice, one.attempt, worker, 0)
+        except CloudError as error:
+            text = f"(cannot be read: {error})"
         for line in text.splitlines()[-LAST_LINES:]:
             self._show(f"  {line}")
 
@@ -271,7 +282,10 @@ class Supervisor:
             "updated": round(self._clock.now()),
             "command": list(one.slice.command),
         }
-        self._machines.write_state(one.slice, values)
+        try:
+            self._machines.write_state(one.slice, values)
+        except CloudError as error:  # the slice matters more than what is told of it
+            self._say(one, f"its state cannot be written: {error}")
 
     def _say(self, one: Progress, text: str) -> None:
         self._show(f"{one.slice.name}: {text}")

@@ -51,7 +51,7 @@ def answer_by_rules(script):
         then = rule["then"]
         if "signal" in then:
             os.kill(os.getppid(), getattr(signal, then["signal"]))
-            time.sleep(0.2)
+            time.sleep(0.6 if WORDS[3:4] == ["create"] else 0.1)  # a request takes its time
         if "hang" in then:
             time.sleep(then["hang"])
         if "code" in then:

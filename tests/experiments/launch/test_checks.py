@@ -204,7 +204,9 @@ ON_THE_PAGE = [shlex.split(line) for line in re.findall(r"^\s*python -m experime
 FORKS = """
 import json, os, sys, warnings
 warnings.filterwarnings("ignore", message="os.fork")
+from pathlib import Path
 from experiments.launch import __main__ as command
+command.CHECKOUT = Path(sys.argv[3])
 for i, words in enumerate(json.loads(sys.argv[1])):
     if os.fork() == 0:
         for stream, number in (("out", 1), ("err", 2)):
@@ -215,23 +217,19 @@ for i, words in enumerate(json.loads(sys.argv[1])):
 """
 
 
-def test_the_page_launches_what_it_says(tmp_path: Path) -> None:
+def test_the_command_line_and_every_line_of_the_page(checkout: Path, tmp_path: Path) -> None:
     launching = [line for line in ON_THE_PAGE if "--" in line]
     assert len(launching) == 5
-    lines: list[tuple[list[str], int, str]] = [(["--dry_run", *line], 0, "experiments.") for line in launching]
+    lines = [*LINES, *((["--dry_run", *line], 0, "experiments.") for line in launching)]
     lines += [([*line, "--bogus"], 2, 'no flag "--bogus"') for line in ON_THE_PAGE if "--" not in line]
-    answer_all(lines, tmp_path)
-
-
-def test_the_command_line(tmp_path: Path) -> None:
-    answer_all(LINES, tmp_path)
-
-
-def answer_all(lines: list[tuple[list[str], int, str]], tmp_path: Path) -> None:
     words = json.dumps([line for line, _, _ in lines])
     variables = os.environ | {"GPT_JAX_LAUNCHES": str(tmp_path / "launches")}
     answer = subprocess.run(
-        [sys.executable, "-c", FORKS, words, str(tmp_path)], cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", FORKS, words, str(tmp_path), str(checkout)],
+        cwd=ROOT,
+        env=variables,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert answer.returncode == 0
     for i, ((line, code, told), found) in enumerate(zip(lines, answer.stdout.split(), strict=True)):

@@ -75,6 +75,7 @@ def test_gcloud_reads_every_command(name: str, tmp_path: Path) -> None:
     variables = os.environ | {"CLOUDSDK_CONFIG": str(tmp_path), "CLOUDSDK_CORE_DISABLE_PROMPTS": "1"}
     for words in {tuple(words[:6]): words for words in commands(name)}.values():
         words = [re.sub(r"(startup-script|gpt-jax-job)=[^,]+", rf"\1={file}", word) for word in words]
+        words = [word.replace("PROJECT", "some-project").replace("BUCKET", "some-bucket") for word in words]
         answer = subprocess.run(words, env=variables, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         assert "unrecognized arguments" not in answer.stderr and "Invalid choice" not in answer.stderr, answer.stderr
         assert answer.returncode == 0 or "credential" in answer.stderr or "account" in answer.stderr, answer.stderr

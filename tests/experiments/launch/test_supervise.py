@@ -24,7 +24,8 @@ def test_a_launch_waits_runs_shows_the_log_and_deletes(cloud: Cloud, capsys: pyt
     cloud.live([WAITS, WAITS, RUNS | {"log": {"0": first}}, RUNS | {"log": {"0": both}}, ends(0, log=both + "done\n")])
     assert cloud.start(described()) == 0
     shown = capsys.readouterr().out
-    assert re.findall(r"^(step.*|done)$", shown, flags=re.MULTILINE) == ["step 1", "step 2", "done"]
+    log = [line for line in shown.splitlines() if not re.match("run: |bundle ", line)]
+    assert log == ["step 1", "step 2", "done"], "every line once"
     assert "without" not in shown and "bundle" in shown
     assert cloud.running == [] and cloud.state()["state"] == "finished"
     assert cloud.state()["used"] == 40, "from the first look at which it ran; waiting for resources costs nothing"
@@ -212,6 +213,7 @@ def test_an_interrupt_at_any_stage_leaves_nothing_running(cloud: Cloud, stage: s
     assert cloud.running == []
     if stage not in BEFORE:
         assert cloud.state()["state"] == "stopped"
+        assert cloud.load("attempts.json", {}) == {"run": 0}, "a request on its way arrives before it is undone"
 
 
 def test_a_second_interrupt_does_not_stop_the_cleaning(cloud: Cloud, capsys: pytest.CaptureFixture) -> None:
@@ -241,7 +243,7 @@ def test_hours_and_cost_end_a_launch(cloud: Cloud, capsys: pytest.CaptureFixture
     assert "limit of hours or cost" in capsys.readouterr().out and cloud.running == []
     assert cloud.state()["used"] == 7200
     job = json.loads((cloud.folder.parent / "launches" / "run" / "run.job.json").read_text())
-    assert job["seconds"] == 7200 - 6 * 600 - 600, "the command itself is asked to save ten minutes before"
+    assert job["seconds"] == 7200 - 7 * 600 - 600, "the command itself is asked to save ten minutes before"
 
 
 def test_shards_are_slices_of_their_own(cloud: Cloud, capsys: pytest.CaptureFixture) -> None:
@@ -291,6 +293,41 @@ def test_a_launcher_that_starts_again_goes_on_with_its_slice(
     assert cloud.start(described(), adopt=True) == 0
     assert len(cloud.calls("queued-resources", "create")) == 1 and cloud.running == []
     assert "goes on with attempt 1" in capsys.readouterr().out
+
+
+def test_a_slice_that_finished_while_no_launcher_watched_is_not_made_again(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud.live([RUNS, RUNS, RUNS, ends(0, "GONE")])
+    die_without_cleaning(cloud, monkeypatch)
+    for _ in range(3):
+        assert actions(cloud).status() == 0
+    assert cloud.running == []
+    assert cloud.start(described(), adopt=True) == 0
+    assert len(cloud.calls("queued-resources", "create")) == 1
+
+
+def test_what_costs_while_it_cannot_be_seen_is_counted(cloud: Cloud, capsys: pytest.CaptureFixture) -> None:
+    """A message of gcloud's that nobody knows must not let a slice run for ever."""
+    cloud.live([RUNS] * 3)
+    cloud.fail("resources describe", "a message that nobody knows", skip=3, times=20)
+    assert cloud.start(described(max_hours=1.0), replace(TIMING, poll=600)) == 75
+    assert "cannot be seen" in capsys.readouterr().out and cloud.running == []
+    assert 3600 <= cloud.state()["used"] < 3600 + 3000
+
+
+def test_a_state_that_cannot_be_written_does_not_end_the_launch(cloud: Cloud, capsys: pytest.CaptureFixture) -> None:
+    cloud.live([RUNS, ends(0)])
+    cloud.fail("storage cp -", "HTTPError 403: no access", times=1)
+    assert cloud.start(described()) == 0
+    assert "its state cannot be written" in capsys.readouterr().out
+
+
+def test_a_new_launch_of_an_ended_name_counts_anew(cloud: Cloud) -> None:
+    cloud.live([RUNS, PREEMPTED], [PREEMPTED], [RUNS, PREEMPTED], [ends(0)])
+    assert cloud.start(described(retries=1)) == 75
+    assert cloud.start(described(retries=1), adopt=True) == 0
+    assert cloud.state()["tries"] == 1
 
 
 def die_without_cleaning(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
