@@ -152,7 +152,7 @@ def test_beside_other_axes(model: ModelConfig, axes: str) -> None:
 
 BOTH = {"blocks": (model_of("grouped").blocks[0], model_of("window").blocks[0]) * 2}
 FIRST = model_of("grouped").blocks[0]
-SHARED = (FIRST, dataclasses.replace(FIRST, attention=Attention(heads=4, kv_heads=2, value=Shared())))
+SHARED = (FIRST, dataclasses.replace(FIRST, attention=Attention(heads=4, kv_heads=2, position=Rope(), value=Shared())))
 ADAPTED = tuple(dataclasses.replace(block, adapter=Lora(rank=2)) for block in BOTH["blocks"])
 
 
