@@ -13,6 +13,7 @@ from gpt_jax.ablation.runner import Runner
 from gpt_jax.ablation.sentence import with_marks
 from gpt_jax.ablation.show import show_plan, show_power
 from gpt_jax.ablation.stages import WHOLE
+from gpt_jax.runs import processes
 from gpt_jax.runs.compilation import enable_compilation_cache
 from gpt_jax.training.programs import Programs
 
@@ -67,6 +68,7 @@ flags.DEFINE_bool("dry", False, "Print the plan only.")
 flags.DEFINE_string("noise", None, "Spread of paired differences, for --dry.")
 flags.DEFINE_string("job", None, "I/N: a slice of a stage, for the processes that --jobs starts.")
 cli.define_config()
+cli.define_processes()
 FLAGS = flags.FLAGS
 CODES = {"finished": 0, "failed": cli.FAILURE, "interrupted": cli.SAVED, "waiting": cli.SAVED}
 
@@ -75,6 +77,8 @@ def main() -> int:
     workdir = cli.required("workdir", "the folder that the study is written to")
     console, shard, job = Console(), studies.part_from_flags("shard"), studies.part_from_flags("job")
     enable_compilation_cache()
+    if FLAGS.jobs > 1 and processes.are_several():
+        raise cli.UsageError("--jobs starts processes on one host: leave it out where several processes train each run")
     plan, programs = make_plan(studies.study_from_flags()), Programs()
     if FLAGS.dry:
         show_plan(make_plan(plan.study, FLAGS.together or 1, 1 if shard is None else shard[1]), console)
@@ -91,6 +95,8 @@ def main() -> int:
         status = studies.run_jobs(plan, workdir, FLAGS.jobs)
     else:
         status = Runner(plan, workdir, console, programs).run(shard or WHOLE)
+    if not processes.speaks():
+        return CODES[status]
     results = write_results(workdir)
     print(f"\n{with_marks(results)}\nreport: {write_report(workdir)}")
     if status == "interrupted":

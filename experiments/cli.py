@@ -7,6 +7,7 @@ import logging
 import re
 import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,10 +20,21 @@ from ml_collections import ConfigDict, config_flags
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import from_config_dict
 from gpt_jax.config.errors import ConfigError, UserError
+from gpt_jax.runs import processes
 from gpt_jax.runs.init_from import completed
 
-FAILURE, USAGE_ERROR, INTERRUPTED, SAVED = 1, 2, 130, 75
+FAILURE, USAGE_ERROR, INTERRUPTED, SAVED = 1, 2, 130, processes.TEMPORARY
 OWN_PACKAGES = ("gpt_jax", "experiments", "configs")  # a missing module of these is a bug
+PROCESSES = """
+Several hosts compute one command together: start it on each of them. On the hosts of a TPU slice, under SLURM
+(srun), in GKE and under Open MPI the processes find one another. Elsewhere, give each of them
+
+  --coordinator=HOST:PORT --num_processes=N --process_id=I
+
+where HOST has process 0, PORT is free there, and I counts from 0 to N − 1. All hosts must see the same --workdir.
+Process 0 alone prints. --start_timeout=SECONDS (default: {seconds}) is how long they wait for one another. When one of
+them fails, all end with its exit code; when one dies or does not come, with 75: start all again.
+"""
 _switched_off: list[str] = []
 
 
@@ -37,18 +49,44 @@ def run(main: Callable[[], int | None], page: str, several: str | None = None, f
     the next flag, `first` a flag whose value may stand first, without the flag's name.
 
     A user error is printed to stderr as one sentence; the exit code is 2 if the command line or the configuration is
-    wrong, else 1. Any other exception keeps its traceback.
+    wrong, else 1. Any other exception keeps its traceback. After `define_processes`, `main` runs when all processes of
+    the command have met, and if one of them fails, all end.
     """
 
     def parse(argv: list[str]) -> list[str]:
         if any(arg in ("--help", "-help", "-h", "--helpshort") for arg in argv[1:]):
             print(page.strip())
+            if "coordinator" in flags.FLAGS:
+                print(PROCESSES.format(seconds=processes.START_SECONDS).rstrip())
             sys.exit(0)
         if first is not None and argv[1:] and not argv[1].startswith("-"):
             argv = [argv[0], f"--{first}={argv[1]}", *argv[2:]]
         return _answer(_parse, argv if several is None else _spread(argv, several))
 
-    app.run(lambda _: sys.exit(_answer(main)), flags_parser=parse)
+    app.run(lambda _: sys.exit(_answer(_together, main)), flags_parser=parse)
+
+
+def define_processes() -> None:
+    """Defines the flags of a command that several processes compute, and with them lets it find its other processes."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT, where the processes meet: a free port of process 0.")
+    flags.DEFINE_integer("num_processes", None, "The number of processes.")
+    flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
+    flags.DEFINE_integer("start_timeout", processes.START_SECONDS, "Seconds to wait for the others.", lower_bound=1)
+
+
+def _together(main: Callable[[], int | None]) -> int | None:
+    """`main()`, once all processes of the command have met; returns when all have come to their ends."""
+    values = flags.FLAGS
+    if "coordinator" not in values:
+        return main()
+    processes.join(_name(), values.coordinator, values.num_processes, values.process_id, values.start_timeout)
+    code = main()
+    processes.end()
+    return code
+
+
+def _name() -> str:
+    return Path(sys.argv[0]).stem
 
 
 def define_config() -> None:
@@ -105,7 +143,7 @@ def command(*changes: str, without: Sequence[str] = ()) -> str:
     """This command line with the flags `changes` added, or replaced if they are there already, and `without` some."""
     names = {change.split("=")[0] for change in changes} | set(without)
     kept = [arg for arg in sys.argv[1:] if arg.split("=")[0] not in names]
-    return shlex.join(["python", "-m", f"experiments.{Path(sys.argv[0]).stem}", *kept, *changes])
+    return shlex.join(["python", "-m", f"experiments.{_name()}", *kept, *changes])
 
 
 def _spread(argv: list[str], name: str) -> list[str]:
@@ -148,12 +186,22 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
         return call(*args)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        code, reason = INTERRUPTED, "interrupted"
     except Exception as error:
-        if (sentence := explanation(error)) is None:
+        sentence = explanation(error)
+        if sentence is None or error.__cause__ is not None:
+            processes.explain_error()
+        if sentence is not None:
+            print(f"{_name()}: {sentence}", file=sys.stderr)
+            code = USAGE_ERROR if isinstance(error, UsageError | ConfigError) else FAILURE
+            reason = sentence
+        elif processes.are_several():
+            traceback.print_exc()
+            code, reason = FAILURE, " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        else:
             raise
-        print(f"{Path(sys.argv[0]).stem}: {sentence}", file=sys.stderr)
-        sys.exit(USAGE_ERROR if isinstance(error, UsageError | ConfigError) else FAILURE)
+    processes.fail(code, reason)
+    sys.exit(code)
 
 
 def explanation(error: Exception) -> str | None:
@@ -178,7 +226,7 @@ def quiet() -> None:
     logging.getLogger("jax").setLevel(logging.ERROR)
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if issubclass(category, UserWarning):
+        if issubclass(category, UserWarning) and processes.speaks():
             print(f"warning: {message}", file=sys.stderr)
 
     warnings.showwarning = show

@@ -36,6 +36,7 @@ flags.DEFINE_integer("step", None, "The step of the checkpoint.")
 flags.DEFINE_string("data", None, "Text to evaluate on.")
 flags.DEFINE_integer("context_length", None, "The length of rows in tokens.", lower_bound=1)
 flags.DEFINE_string("mesh", DATA, "The axes of the mesh, as in --config.mesh.")
+cli.define_processes()
 FLAGS = flags.FLAGS
 
 

@@ -13,6 +13,7 @@ from gpt_jax.ablation.results import write_results
 from gpt_jax.ablation.runner import Runner, write_plan
 from gpt_jax.ablation.show import show_plan
 from gpt_jax.config.errors import UserError
+from gpt_jax.runs import processes
 from gpt_jax.runs.compilation import enable_compilation_cache
 from gpt_jax.runs.folder import RunFolder
 
@@ -40,6 +41,7 @@ flags.DEFINE_string("claim", None, "The claim.")
 flags.DEFINE_string("workdir", None, "The folder of the new study.")
 flags.DEFINE_integer("seeds", None, "Number of seeds.", lower_bound=1)
 flags.DEFINE_string("data.path", None, "Where the text lies.")
+cli.define_processes()
 FLAGS = flags.FLAGS
 
 
@@ -55,6 +57,8 @@ def main() -> int:
     write_plan(plan, workdir, cli.command(), grouping, claim.frozen.is_forced)
     show_plan(plan, console)
     status = Runner(plan, workdir, console).run()
+    if not processes.speaks():  # process 0 compares
+        return cli.SAVED if status == "interrupted" else 0
     write_results(workdir)
     print(f"\nreport: {write_report(workdir)}")
     if status == "interrupted":

@@ -55,6 +55,7 @@ flags.DEFINE_integer("top_k", None, "Sample from the K most likely tokens.")
 flags.DEFINE_float("top_p", None, "Sample from the smallest set of tokens whose probabilities add up to P.")
 flags.DEFINE_float("min_p", None, "Sample from tokens at least P times as probable as the most likely one.")
 flags.DEFINE_string("mesh", None, "The axes of the mesh, as in --config.mesh.")
+cli.define_processes()
 FLAGS = flags.FLAGS
 ANSWER = 512  # most tokens of an answer, by default
 EVERY = 4  # decoding steps between prints, each of which costs a round trip to the device

@@ -50,6 +50,7 @@ flags.DEFINE_string("workdir", None, "The run's folder.")
 flags.DEFINE_bool("resume", True, "Continue the run in the folder, if there is one.")
 flags.DEFINE_bool("profile", False, "Write a profiler trace of a few steps.")
 cli.define_config()
+cli.define_processes()
 FLAGS = flags.FLAGS
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import jax
 from rich.console import Console
 from rich.markup import escape
 
@@ -23,6 +24,7 @@ from gpt_jax.ablation.schema import FAILURE, MEASUREMENTS, OUTCOME, RUNS, Groupi
 from gpt_jax.analysis.diagnostics import decode_rate
 from gpt_jax.config import Config
 from gpt_jax.data import open_data
+from gpt_jax.runs import consensus
 from gpt_jax.runs.environment import git_revision, versions
 from gpt_jax.runs.folder import RunFolder, RunLocked, Workdir
 from gpt_jax.runs.load import open_run
@@ -32,7 +34,7 @@ from gpt_jax.runs.session import Outcome
 from gpt_jax.runs.together import train_together
 from gpt_jax.runs.train import train
 from gpt_jax.training.programs import Programs
-from gpt_jax.training.sharding import make_mesh
+from gpt_jax.training.sharding import make_mesh, row_share
 
 StudyStatus = Literal["finished", "interrupted", "failed", "waiting"]
 
@@ -61,7 +63,8 @@ class Runner:
         leaves its traceback in its folder; the next start tries it again.
         """
         folder = RunFolder(self.workdir)
-        was_tuning, self.plan = self.plan.is_tuning, stages.advanced(self.plan, folder, shard)
+        was_tuning = self.plan.is_tuning
+        self._advance(folder, shard)
         if was_tuning:
             stages.rewrite_record(self.plan, folder, shard)
         while self.plan.is_tuning:
@@ -69,7 +72,7 @@ class Runner:
             if status != "finished":
                 return status
             known = len(self.plan.trials)
-            self.plan = stages.advanced(self.plan, folder, shard)
+            self._advance(folder, shard)
             if self.plan.is_tuning and len(self.plan.trials) == known:
                 return "waiting"
             stages.rewrite_record(self.plan, folder, shard)
@@ -84,6 +87,11 @@ class Runner:
             return self._run(self.plan.trials[job[0] :: job[1]], "tuning ")
         return self._run(self._decide()[job[0] :: job[1]], self._stage)
 
+    def _advance(self, folder: RunFolder, shard: stages.Shard) -> None:
+        consensus.meet("a stage of a study")
+        self.plan = stages.advanced(self.plan, folder, shard)
+        consensus.check_same(plan_of_the_study=" ".join(run.folder for run in self.plan.runs))
+
     @property
     def _stage(self) -> str:
         return "" if self.plan.study.tuning is None else "verdict "
@@ -96,12 +104,12 @@ class Runner:
 
     def _run(self, mine: Sequence[Group], stage: str) -> StudyStatus:
         """Runs groups; `stage` stands before their numbers in a message."""
-        number, count = 0, sum(map(len, mine))
+        number, count, several = 0, sum(map(len, mine)), jax.process_count() > 1
         status: StudyStatus = "finished"
         for group in mine:
             number += len(group)
             start = time.monotonic()
-            is_done = all(is_measured(self.folder(run), run.measured_by) for run in group)
+            is_done = consensus.first_says(all(is_measured(self.folder(run), run.measured_by) for run in group))
             try:
                 if not is_done:
                     # Shown on a terminal only.
@@ -110,15 +118,21 @@ class Runner:
                     if not has_ended:
                         return "interrupted"
             except RunLocked:
+                if several:
+                    raise  # the other processes are in the midst of this group
                 self._say(f"{_name(group)}: another process is running it")
                 continue
-            except KeyboardInterrupt:  # between the steps of two runs, where there is nothing to save
-                return "interrupted"
-            except Exception as error:  # the other runs go on
-                self._fail(group, error)
+            except KeyboardInterrupt:
+                if several:
+                    raise
+                return "interrupted"  # between the steps of two runs, where there is nothing to save
+            except Exception as error:
+                if several:
+                    raise
+                self._fail(group, error)  # the other runs go on
                 status = "failed"
                 continue
-            shown = [self._note(run) for run in group]
+            shown = [self._note(run) for run in group] if self.folder(group[0]).writes else []
             if not is_done:
                 self._seconds += [(time.monotonic() - start) / len(group)] * len(group)
                 self._report(f"{stage}{number}/{count}", count - number, group, shown)
@@ -132,7 +146,8 @@ class Runner:
         """Trains the runs of a group that are not trained yet, and measures those whose measurements are missing or
         those of another address. Returns whether all came to their ends.
         """
-        if not all(is_trained(self.folder(run)) for run in group):
+        were_trained = consensus.first_says([is_trained(self.folder(run)) for run in group])
+        if not all(were_trained):
             start = time.monotonic()
             ends = self._train(group)
             if any(not isinstance(end, TrainingDiverged) and end.status == "interrupted" for end in ends):
@@ -140,8 +155,8 @@ class Runner:
             trained = (time.monotonic() - start) / len(group)
         for i, run in enumerate(group):
             folder, start = self.folder(run), time.monotonic()
-            if is_trained(folder):
-                if not is_measured(folder, run.measured_by):
+            if were_trained[i]:
+                if not consensus.first_says(is_measured(folder, run.measured_by)):
                     records.write(self._measured(run), folder, MEASUREMENTS)
                 continue
             end = ends[i]
@@ -181,11 +196,12 @@ class Runner:
         found = replace(found, address=run.measured_by)
         if not run.is_first:
             return found
-        rows = data.batch(0, config.train.batch_size)
+        mesh = make_mesh(axes=config.mesh)
+        rows = data.batch(0, config.train.batch_size, *row_share(mesh))
         return replace(
             found,
             measured_decode_tokens_per_second=decode_rate(config.model, opened.params),
-            measured_peak_bytes=self.programs.peak_bytes(config, make_mesh(axes=config.mesh), rows),
+            measured_peak_bytes=self.programs.peak_bytes(config, mesh, rows),
         )
 
     def _note(self, run: PlannedRun) -> str:
@@ -240,7 +256,9 @@ def write_plan(
     """
     folder = RunFolder(workdir)
     folder.make(RUNS)
-    history.begin(folder, plan.study, plan.data_hash, command, forced)
-    origin = Origin(command=command, versions=versions(), git=git_revision())
-    stages.write_record(plan, folder, origin, grouping, forced, jobs, shard)
+    if folder.writes:
+        history.begin(folder, plan.study, plan.data_hash, command, forced)
+        origin = Origin(command=command, versions=versions(), git=git_revision())
+        stages.write_record(plan, folder, origin, grouping, forced, jobs, shard)
+    consensus.meet("a study is written")
     return folder

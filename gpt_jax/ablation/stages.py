@@ -67,6 +67,8 @@ def write_record(
     plan: StudyPlan, folder: RunFolder, origin: Origin, grouping: Grouping, forced: bool, jobs: int, shard: Shard
 ) -> None:
     """Writes `study.json`. Runs of other shards stay where those shards have them."""
+    if not folder.writes:
+        return
     with log.alone(folder):
         plan = as_made(plan, folder, shard)
         over = [run for run in _recorded_runs(folder) if run.purpose == "tuning"] if not plan.trials else []

@@ -18,6 +18,7 @@ from gpt_jax.analysis.hlo import ArrayType, Op, Program
 from gpt_jax.analysis.kernels import kernel_seconds
 from gpt_jax.analysis.kinds import kind_of
 from gpt_jax.analysis.links import Traffic, stage, started, traffic
+from gpt_jax.training.blockwise import FALLBACK
 
 # Operations that compute nothing.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
@@ -135,8 +136,9 @@ class _Walk:
         return now, items, sent
 
     def _nested(self, computation: str, op: Op) -> tuple[float, list[Item], list[Traffic]]:
-        if op.opcode == "conditional":
-            return max((self.run(name) for name in op.called), key=lambda found: found[0])
+        if op.opcode == "conditional":  # the longest branch
+            usual = [name for name in op.called if not self._is_fallback(name)] or op.called
+            return max((self.run(name) for name in usual), key=lambda found: found[0])
         trips = self.program.trips(computation, op) if op.opcode == "while" else 1
         if trips is None:
             self.unknown.append(op.name)
@@ -147,6 +149,10 @@ class _Walk:
             [replace(item, runs=trips * item.runs) for item in items],
             [replace(item, runs=trips * item.runs) for item in sent],
         )
+
+    def _is_fallback(self, computation: str) -> bool:
+        """Whether a branch is one that hardly ever runs, which its scope says."""
+        return any(f"/{FALLBACK}/" in op.scope for op in self.program.computations[computation].values())
 
     def _one(self, computation: str, op: Op, found: Traffic | None) -> tuple[str, float]:
         """Whose figure it is, and the seconds of one execution."""

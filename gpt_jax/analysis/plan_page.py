@@ -8,6 +8,7 @@ from html import escape
 from gpt_jax.analysis.forecast import Forecast
 from gpt_jax.analysis.plan_text import GIB, UNITS, figures, gigabytes, headline, milliseconds, tables, title
 from gpt_jax.pages.bars import Bar, draw_bars
+from gpt_jax.pages.numbers import Number
 from gpt_jax.pages.render import render
 from gpt_jax.pages.tables import plain_table
 
@@ -57,7 +58,7 @@ def _time(f: Forecast) -> str:
     return _figure(name, about, bars, unit, limit)
 
 
-def _figure(name: str, about: str, bars: Sequence[Bar], unit: str, limit: tuple[float, str]) -> str:
+def _figure(name: str, about: str, bars: Sequence[Bar], unit: str, limit: tuple[Number, str]) -> str:
     drawn = "".join(
         draw_bars(bars, unit, limit, width, kind, f"{name}, by kind")
         for width, kind in ((WIDE, "wide"), (NARROW, "narrow"))

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from gpt_jax.analysis.forecast import Forecast
 from gpt_jax.analysis.search import Try
-from gpt_jax.pages.numbers import compact, decimals, seconds
+from gpt_jax.pages.numbers import Number, compact, decimals, seconds
 
 GIB = 2**30
 UNITS = {"train": "a step", "prefill": "for the prompts", "decode": "a token of each row"}
@@ -98,15 +98,15 @@ def tables(f: Forecast) -> list[tuple[list[str], list[list[str]]]]:
     return found
 
 
-def gigabytes(value: float) -> str:
+def gigabytes(value: Number) -> str:
     """Bytes as GiB, or MiB if they are few."""
     return f"{value / GIB:.2f} GiB" if value >= 0.1 * GIB else f"{value / 2**20:.1f} MiB"
 
 
-def milliseconds(value: float) -> str:
+def milliseconds(value: Number) -> str:
     """Seconds, or milliseconds if they are few."""
     return f"{value:.2f} s" if value >= 1.0 else f"{1e3 * value:.1f} ms" if value >= 1e-3 else f"{1e3 * value:.3f} ms"
 
 
-def percent(part: float, whole: float) -> str:
+def percent(part: Number, whole: Number) -> str:
     return f"{100 * part / whole:.1f}%"

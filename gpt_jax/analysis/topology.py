@@ -63,7 +63,7 @@ def compile_for(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | int,
         try:
             return lowered.compile(), time.perf_counter() - start
         except jax.errors.JaxRuntimeError as error:
-            needed = _needed(str(error))
+            needed = needed_bytes(str(error))
             if needed is None:
                 raise
             return needed, time.perf_counter() - start
@@ -75,7 +75,7 @@ def shard_bytes(tree: Any) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def _needed(message: str) -> int | None:
+def needed_bytes(message: str) -> int | None:
     """The bytes in the compiler's message that the memory is too small; None for another message."""
     found = re.search(r"^RESOURCE_EXHAUSTED: Ran out of memory on HBM, .*?\(([\d.]+)([KMGT])\)", message)
     return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)) if found else None

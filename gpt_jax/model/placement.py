@@ -112,8 +112,9 @@ def by_heads(x: Shaped[Array, "B N ..."]) -> Shaped[Array, "B N ..."]:
 def mesh_of(tree: Any) -> Mesh | None:
     """The mesh over which the arrays of a tree lie; None if they are on one device."""
     for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh.size > 1:
-            return leaf.sharding.mesh
+        place = leaf.sharding if isinstance(leaf, jax.Array) else None
+        if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh) and place.mesh.size > 1:
+            return place.mesh
     return None
 
 

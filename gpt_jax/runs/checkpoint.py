@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy  # type: ignore[import-untyped]
 
 from gpt_jax.config.errors import MissingFile, UserError
+from gpt_jax.runs import consensus
 from gpt_jax.runs.folder import CHECKPOINTS, DAMAGED, RunFolder
 from gpt_jax.training.state import PARAMS, REST
 
@@ -75,6 +75,7 @@ def _fingerprint(array: jax.Array) -> jax.Array:
 class Checkpoints:
     """The checkpoints of a run folder. A context manager, which waits for pending writes at its end.
 
+    With `read_only`, a process opens and restores them by itself; otherwise, all processes of a run do so together.
     It keeps the newest `keep` checkpoints and the one of the lowest validation loss, and deletes the others.
 
     Raises:
@@ -96,6 +97,9 @@ class Checkpoints:
         )
         if read_only and not folder.exists(CHECKPOINTS):
             raise MissingFile(f"the run in {folder} has no checkpoint yet: wait for its first one")
+        self._is_alone = read_only
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         self._manager = ocp.CheckpointManager(
             folder.make(CHECKPOINTS) if not read_only else folder.file(CHECKPOINTS),
             options=ocp.CheckpointManagerOptions(
@@ -104,6 +108,7 @@ class Checkpoints:
                 save_interval_steps=0 if read_only else 1,  # Orbax warns that it sets 0 itself otherwise
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
+                multiprocessing_options=alone if read_only else ocp.options.MultiprocessingOptions(),
             ),
             item_handlers={
                 PARAMS: ocp.StandardCheckpointHandler(),
@@ -141,8 +146,21 @@ class Checkpoints:
         """Reads one checkpoint into the shapes, types and shardings of `templates` (`params`, `rest` or both).
 
         Raises:
-          CheckpointError: there is none of this step, it cannot be read, or an array differs from the saved one.
+          CheckpointError: there is none of this step, it cannot be read, or an array differs from the saved one. If
+            one of several processes fails, all do, since they have to go back to the same checkpoint.
         """
+        if self._is_alone:
+            return self._restore(step, templates)
+        failure: CheckpointError | None = None
+        try:
+            restored = self._restore(step, templates)
+        except CheckpointError as error:
+            failure = error
+        if (failed := consensus.first_failed(failure is not None)) is not None:
+            raise failure or CheckpointError(f"{self.path(step)} cannot be read by process {failed}")
+        return restored
+
+    def _restore(self, step: int, templates: Mapping[str, Any]) -> Restored:
         items, record, saved = self._read(step, templates)
         for name in templates:
             found = fingerprints(items[name])
@@ -205,7 +223,7 @@ class Checkpoints:
             aside = self._folder.make(DAMAGED)
             for step in steps:
                 self._folder.file(CHECKPOINTS).joinpath(str(step)).rename(aside / f"{step}-{uuid.uuid4().hex[:8]}")
-        multihost_utils.sync_global_devices("damaged checkpoints moved")
+        consensus.meet("damaged checkpoints moved")
         self._manager.reload()
 
     def wait(self) -> None:

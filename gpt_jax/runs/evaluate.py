@@ -8,7 +8,7 @@ import math
 from gpt_jax.config import Text, TokenizerFile
 from gpt_jax.config.mesh import DATA
 from gpt_jax.data import open_data
-from gpt_jax.runs import record
+from gpt_jax.runs import consensus, record
 from gpt_jax.runs.folder import EVALUATION, TOKENIZER, Workdir
 from gpt_jax.runs.load import open_run
 from gpt_jax.training.evaluate import make_evaluate
@@ -44,6 +44,7 @@ def evaluate_run(
     data = open_data(source, length if context_length is None else context_length, opened.config.data_seed)
     if text is None:
         record.check_data(opened.folder, data)
+    consensus.check_same(checkpoint=opened.fingerprint)
     result = make_evaluate(opened.model, data, opened.config.evaluation.batch_size, mesh)(opened.params)
     finite = {name: value if math.isfinite(value) else None for name, value in result.items()}
     opened.folder.write_json(EVALUATION, {"step": opened.step, **finite})

@@ -22,6 +22,7 @@ import jax
 from etils import epath
 
 from gpt_jax.config.errors import UserError
+from gpt_jax.runs import consensus
 
 # What a run folder holds.
 CONFIG = "config.json"  # the configuration as given and as resolved
@@ -35,11 +36,13 @@ TOKENIZER = "tokenizer"
 TENSORBOARD = "tensorboard"
 PROFILE = "profile"
 LOCK, LEASE = ".lock", "lease.json"  # on a disk; in an object store
+SHARED = ".shared"  # there while the processes of a run look whether all of them see the folder
 
 Workdir = str | os.PathLike[str]
 
 LEASE_SECONDS = 120.0  # a lease that has not been renewed for so long belongs to a dead run
 REMOTE_REWRITE_SECONDS = 30.0
+VISIBLE_SECONDS = 20.0  # until a file of another host shows in a network file system
 
 
 class RunLocked(UserError):
@@ -160,6 +163,34 @@ class RunFolder:
         self.make()
         with _Lease(self.file(LEASE)) if self.is_remote else self._file_lock():
             yield
+
+    def check_shared(self) -> None:
+        """Checks that all processes see the same folder, once process 0 holds its lock.
+
+        Raises:
+          UserError: on every process, if one of them does not.
+        """
+        if jax.process_count() == 1:
+            return
+        mark = consensus.first_says(uuid.uuid4().hex)
+        self.write_text(SHARED, mark)
+        consensus.meet("folder marked")
+        end = time.monotonic() + VISIBLE_SECONDS
+        while not (sees := self._has(SHARED, mark)) and time.monotonic() < end:
+            time.sleep(0.2)
+        if (blind := consensus.first_failed(not sees)) is not None:
+            raise UserError(
+                f"process {blind} does not see what process 0 writes to --workdir: choose a folder that all hosts"
+                " share, on a network file system or gs://…"
+            )
+        if self.writes:
+            self.file(SHARED).unlink()
+
+    def _has(self, name: str, content: str) -> bool:
+        try:
+            return self.read_text(name) == content
+        except FileNotFoundError:
+            return False
 
     @contextmanager
     def _file_lock(self) -> Iterator[None]:

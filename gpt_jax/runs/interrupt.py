@@ -6,10 +6,13 @@ import os
 import signal
 import sys
 import threading
+from contextlib import ExitStack
 from types import FrameType, TracebackType
 from typing import Any
 
 import jax
+
+from gpt_jax.runs import processes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -17,22 +20,31 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupts:
     """A context manager in which the signals only set a flag; the loop reads it after each step.
 
-    Several processes have to stop after the same step, so they agree on it through JAX's coordination service.
+    Several processes have to stop after the same step, so they agree on it through JAX's coordination service, which
+    hears of SIGTERM by itself; Ctrl-C is passed on to it.
     """
+
+    _asked = 0  # how often this process has asked the others: as often as they
 
     def __init__(self) -> None:
         self._received = False
         self._answered: tuple[int, bool] | None = None
         self._previous: dict[int, Any] = {}
+        self._notices = ExitStack()
 
     def __enter__(self) -> Interrupts:
-        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
-            self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        if threading.current_thread() is threading.main_thread():
+            several = jax.process_count() > 1
+            heard = (signal.SIGINT,) if several else SIGNALS
+            self._previous = {number: signal.signal(number, self._receive) for number in heard}
+            if several:
+                self._notices.enter_context(processes.preemption_notices())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._notices.close()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -46,11 +58,15 @@ class Interrupts:
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
-            return multihost_utils.reached_preemption_sync_point(step)
+            # Not `step`: where a process trains several runs, a point after the end of one lies in the next.
+            Interrupts._asked += 1
+            return multihost_utils.reached_preemption_sync_point(Interrupts._asked)
         return self._received
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = True
+        if jax.process_count() > 1:
+            signal.raise_signal(signal.SIGTERM)
         # The system's default action works even while Python waits for a compilation; a notebook's kernel must survive.
         signal.signal(signal.SIGINT, signal.default_int_handler if "ipykernel" in sys.modules else signal.SIG_DFL)
         cursor = "\x1b[?25h" if sys.stdout.isatty() else ""

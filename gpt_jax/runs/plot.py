@@ -22,7 +22,12 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
 
 
 def plot_loss(folder: RunFolder) -> str:
-    """Draws training and validation loss over steps from `metrics.jsonl` into `loss.png`; returns its path."""
+    """Draws training and validation loss over steps from `metrics.jsonl` into `loss.png`; returns its path.
+
+    Process 0 draws.
+    """
+    if not folder.writes:
+        return str(folder.file(LOSS_PLOT))
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

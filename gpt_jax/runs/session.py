@@ -8,15 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
-import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
 from gpt_jax.config import Config, has_adapter
-from gpt_jax.config.conversion import to_dict
+from gpt_jax.config.conversion import config_hash, to_dict
 from gpt_jax.data import Batch, Data, open_data
 from gpt_jax.model.gpt import GPT
-from gpt_jax.runs import metrics, record
+from gpt_jax.runs import consensus, metrics, record
 from gpt_jax.runs.checkpoint import Checkpoints, Restored
 from gpt_jax.runs.console import make_display, show_banner
 from gpt_jax.runs.folder import PROFILE, TOKENIZER, RunFolder, Workdir
@@ -29,6 +28,7 @@ from gpt_jax.runs.profile import Trace
 from gpt_jax.training.evaluate import make_evaluate
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.resolve import lengthened, resolve
+from gpt_jax.training.sharding import row_share, spread
 from gpt_jax.training.state import TrainState, from_trees
 
 Status = Literal["finished", "already finished", "interrupted"]
@@ -69,10 +69,12 @@ class Session:
         metrics.check_wandb(config)
         folder = RunFolder(workdir)
         stack.enter_context(folder.lock())
+        folder.check_shared()
         earlier = record.recorded(folder) if record.has_progress(folder) else None
         if earlier is not None:
             record.check_resumable(folder, earlier[0], config, resume)
         data = open_data(config.data, config.model.context_length, config.data_seed)
+        consensus.check_same(configuration=config_hash(config), text_or_tokenizer=repr(record.hashes(data)))
         resolved, base = _resolved(folder, config, data) if earlier is None else (earlier[1], None)
         resolved = dataclasses.replace(lengthened(resolved, config.train.steps), mesh=config.mesh)
         checkpoints = stack.enter_context(Checkpoints(folder, max(keep, resolved.checkpoint.keep)))
@@ -94,12 +96,12 @@ class Session:
         if restored is None:
             return programs.init(self.config, mesh, params), 0
         state = from_trees(self.config, restored.trees, params)
-        return jax.device_put(state, programs.placement(self.config, mesh)), restored.step
+        return spread(state, programs.placement(self.config, mesh)), restored.step
 
-    def batches(self, start: int) -> Iterator[Batch]:
+    def batches(self, start: int, mesh: Mesh) -> Iterator[Batch]:
         """This process's rows of the batches after `start` updates."""
         train = self.config.train
-        return self.data.batches(start, train.steps, train.batch_size, jax.process_index(), jax.process_count())
+        return self.data.batches(start, train.steps, train.batch_size, *row_share(mesh))
 
     @contextmanager
     def observed(
@@ -125,7 +127,7 @@ class Session:
                 records=records,
                 display=display,
                 interrupts=interrupts,
-                trace=Trace(str(folder.make(PROFILE)) if profile else None),
+                trace=Trace(str(folder.make(PROFILE)) if profile and folder.writes else None),
             )
         finally:
             display.stop()

@@ -63,7 +63,7 @@ def train_together(
         ]
         given = replicate(stack([given_by(run.config) for run in runs]), mesh)
         step = programs.step_together(first, mesh)
-        rows = map(stack_rows, zip(*(run.batches(start) for run in runs), strict=True))
+        rows = map(stack_rows, zip(*(run.batches(start, mesh) for run in runs), strict=True))
         batches = (shard_batch(batch, mesh, "vmap", first.train.accumulate) for batch in rows)
 
         def step_fn(states: TrainState, batches: Batch) -> tuple[TrainState, list[Metrics]]:

@@ -55,7 +55,7 @@ def train(
         shown = Console(quiet=not run.folder.writes) if console is None else console
         observer = held.enter_context(run.observed(start, mesh, interrupts, shown, programs, profile))
         how = run.config.train
-        batches = (shard_batch(batch, mesh, how.parallel, how.accumulate) for batch in run.batches(start))
+        batches = (shard_batch(batch, mesh, how.parallel, how.accumulate) for batch in run.batches(start, mesh))
         run_steps(programs.step(run.config, mesh), state, batches, start, observer)
         observer.finish()
         return run.outcome(observer.step)

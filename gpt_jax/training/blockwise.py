@@ -26,6 +26,7 @@ from gpt_jax.model.placement import axes_of, parts
 from gpt_jax.training.loss import Sums, cross_entropy, cross_entropy_sums
 from gpt_jax.training.partition import gathered
 
+FALLBACK = "fallback"  # the scope of what hardly ever runs, which plans leave out
 LARGEST = 2**27  # logits that a device holds at once, unless `model.head.block` says otherwise: 512 MiB in float32
 
 Terms = tuple[Float[Array, "B T"], Float[Array, "B T"], Bool[Array, "B T"]]
@@ -47,7 +48,7 @@ def terms(
     """`cross_entropy` of each target, of the hidden vectors below the head."""
     shards = _shards()
     parts = _cut((hidden, targets), block, shards)
-    logits_of = partial(model.apply, params, method="logits")
+    logits_of: Any = partial(model.apply, params, method="logits")
     found = jax.lax.map(lambda part: cross_entropy(logits_of(part[0]), part[1]), parts)
     return jax.tree.map(lambda x: _joined(x, targets.shape, shards), found)
 
@@ -124,8 +125,12 @@ def _differentiable(
         # Target logits as shifts let the sums of exp() be taken as the logits are computed, without reading them again.
         # If one is far below the largest logit, the sum overflows, and everything is computed again with the largest.
         found = of_shards(True, head, parts)
+
+        def again() -> Any:
+            return of_shards(False, head, parts)
+
         is_finite = jnp.all(jnp.isfinite(found[0][0]))
-        found = jax.lax.cond(is_finite, lambda: found, lambda: of_shards(False, head, parts))
+        found = jax.lax.cond(is_finite, lambda: found, jax.named_call(again, name=FALLBACK))
         (value, sums, of_head), of_hidden = found
         value, sums, of_head = jax.tree.map(lambda x: jnp.sum(x, axis=0), (value, sums, of_head))
         return (value, sums), (of_head, _joined(of_hidden, hidden.shape, shards))

@@ -18,7 +18,7 @@ from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch, Data
 from gpt_jax.training import blockwise
 from gpt_jax.training.loss import cross_entropy
-from gpt_jax.training.sharding import replicated, row_shards, shard_batch, traced_under
+from gpt_jax.training.sharding import replicated, row_shards, row_share, shard_batch, traced_under
 from gpt_jax.training.step import loss_block, model_arguments
 
 Evaluate = Callable[[Any], dict[str, float | int]]
@@ -76,7 +76,7 @@ def make_evaluate(
     step = compile_sums_by_row(model, mesh) if sums_by_row is None else sums_by_row
 
     def evaluate(params: Any) -> dict[str, float | int]:
-        batches = data.validation(rows, jax.process_index(), jax.process_count())
+        batches = data.validation(rows, *row_share(mesh))
         placed = (shard_batch(batch, mesh, "jit") for batch in batches)
         loss, hits, weight = np.concatenate(list(each_sum(step, params, placed)), axis=1).astype(np.float64)
         return summarize(loss, hits, weight, data.validation_bytes)

@@ -20,7 +20,16 @@ from gpt_jax.model.gpt import GPT
 from gpt_jax.model.stack import canonical, stacked
 from gpt_jax.training.evaluate import Sums, compile_sums_by_row
 from gpt_jax.training.partition import shardings
-from gpt_jax.training.sharding import Step, compile_step, replicate, replicated, settled, shape_structs, shard_batch
+from gpt_jax.training.sharding import (
+    Step,
+    compile_step,
+    replicate,
+    replicated,
+    settled,
+    shape_structs,
+    shard_batch,
+    spread,
+)
 from gpt_jax.training.state import TrainState, first_state, given_by, init_params, state_shapes, tree_shapes
 from gpt_jax.training.step import make_train_step
 from gpt_jax.training.together import StepTogether, compile_together
@@ -78,7 +87,7 @@ class Programs:
         )
         params = settled(draw(jax.random.key(config.seed)), mesh)
         if base is not None:
-            base = jax.device_put(base, shardings(config.model, mesh, base))
+            base = spread(base, shardings(config.model, mesh, base))
             params = stacked(config.model, grafted(base, params))
         return dataclasses.replace(settled(begin(params), mesh), params=params)
 

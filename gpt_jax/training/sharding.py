@@ -6,11 +6,12 @@ Either way the numbers are those of one device. States are made, changed and res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from gpt_jax.config.errors import UserError
@@ -60,9 +61,53 @@ def row_shards(mesh: Mesh) -> int:
     return row_parts(mesh)
 
 
+def row_share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): this process's devices hold the rows of part `index` of `count` equal parts of a global batch.
+
+    Processes among which only other axes divide hold the same rows.
+
+    Raises:
+      UserError: the rows of two processes overlap without being the same.
+    """
+    if jax.process_count() == 1:
+        return 0, 1
+    parts = row_parts(mesh)
+    held: dict[int, set[int]] = {}
+    rows_alone = NamedSharding(mesh, PartitionSpec(tuple(name for name in ROWS if name in mesh.shape)))
+    of_each: Mapping[Any, Any] = rows_alone.devices_indices_map((parts,))
+    for device, (rows,) in of_each.items():
+        held.setdefault(device.process_index, set()).update(range(parts)[rows])
+    shares = sorted({tuple(sorted(rows)) for rows in held.values()})
+    if sum(map(len, shares)) != parts or len(set(map(len, shares))) > 1:
+        raise UserError(
+            f"the mesh {dict(mesh.shape)} gives the processes rows that overlap in part: choose sizes of data and fsdp"
+            f" whose product is a multiple of {jax.process_count()} or divides it"
+        )
+    return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
+
+
+def spread(tree: Any, shardings: Any) -> Any:
+    """The arrays of a tree in one sharding, or in those of a tree of them.
+
+    Arrays of this process alone must be the same in all processes: each takes its parts of its own, and sends nothing.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    if isinstance(shardings, Sharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(_spread, tree, shardings)
+
+
+def _spread(x: jax.Array, sharding: Sharding) -> jax.Array:
+    if not (isinstance(x, jax.Array) and x.is_fully_addressable and x.committed):
+        return jax.device_put(x, sharding)
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """A copy of the arrays of a tree on each device."""
-    return jax.device_put(tree, replicated(mesh))
+    return spread(tree, replicated(mesh))
 
 
 def settled(tree: Any, mesh: Mesh) -> Any:
@@ -94,18 +139,19 @@ def shard_batch(batch: Batch, mesh: Mesh, parallel: Literal["jit", "pmap", "vmap
     """
     if SEQUENCE in mesh.shape:
         check_positions(batch.tokens.shape[-1], mesh.shape[SEQUENCE])
-    rows, shards = batch.tokens.shape[-2], row_shards(mesh) // jax.process_count()
+    count = row_share(mesh)[1]
+    rows, shards = batch.tokens.shape[-2], row_shards(mesh) // count
     if rows % (shards * accumulate):
         raise UserError(
             f"{rows} rows cannot be divided over {shards} devices and {accumulate} micro-batches: "
-            f"make train.batch_size / {jax.process_count()} a multiple of {shards * accumulate}"
+            f"make train.batch_size / {count} a multiple of {shards * accumulate}"
         )
     if parallel == "pmap":
         return jax.tree.map(lambda x: x.reshape(shards, rows // shards, *x.shape[1:]), batch)
     sharding = batch_sharding(mesh, is_stacked=parallel == "vmap")
 
     def place(x: Any) -> jax.Array:  # of whole rows, of which this process's devices may hold a part of the positions
-        whole = (*x.shape[:-2], x.shape[-2] * jax.process_count(), x.shape[-1])
+        whole = (*x.shape[:-2], x.shape[-2] * count, x.shape[-1])
         return jax.make_array_from_process_local_data(sharding, x, whole)
 
     return jax.tree.map(place, batch)

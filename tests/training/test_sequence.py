@@ -226,7 +226,8 @@ def test_all_devices_compute_equally_much(monkeypatch: pytest.MonkeyPatch) -> No
         options = {"sinks": None, "normalizer": "softmax", "reach": None, "is_causal": True, "knows_heads": False}
         return ring.ring_attention(mesh.abstract_mesh, x, x, x, side, side, adjust, None, **options)
 
-    jax.block_until_ready(jax.jit(attend)(jax.device_put(x, jax.NamedSharding(mesh, jax.P(None, None, "sequence")))))
+    placed = jax.device_put(x, jax.NamedSharding(mesh, jax.P(None, None, "sequence")))
+    jax.block_until_ready(jax.jit(traced_under(mesh, attend))(placed))
     jax.effects_barrier()
     assert set(counts) == {0, 1, 2, 3} and len(set(counts.values())) == 1
     assert sum(counts.values()) == 16 * 17 / 2  # of 16 · 16
