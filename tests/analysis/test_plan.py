@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from configs import llama
 from gpt_jax.analysis.cost import count_parameters, training_flops_per_token
 from gpt_jax.analysis.forecast import to_json
 from gpt_jax.analysis.plan import plan_train_step, resolved_without_text, visible_share
@@ -30,6 +31,7 @@ from gpt_jax.config import (
     Window,
     pattern,
 )
+from gpt_jax.config.conversion import from_config_dict
 
 LOCAL = BlockConfig(
     Attention(4, kv_heads=2, mask=Window(32), position=Rope(), score=Score(qk_norm=RmsNorm())), GatedMlp(256)
@@ -71,6 +73,24 @@ def test_the_times_of_a_step_add_up(forecast):
     assert {name.split("_")[2] for name in forecast.kernels} == {"fwd", "dq", "dkv"}
     # Each gradient is summed over the chips, at two bytes or more.
     assert forecast.communication[0].sent > 1.5 * count_parameters(MODEL)[0] * 2
+
+
+@pytest.mark.plan
+def test_rows_divided_by_positions_compile_for_a_tpu():
+    """Keys go from neighbour to neighbour, of a window to one; nothing gathers them."""
+    divided = plan_train_step(dataclasses.replace(CONFIG, mesh="sequence=4"), "v5e:2x2")
+    assert {c.kind for c in divided.communication} == {"collective-permute", "all-reduce"}
+    assert divided.fits
+
+
+@pytest.mark.plan
+@pytest.mark.slow
+def test_rows_of_128k_tokens_fit_with_a_billion_parameters():
+    config = llama.get_config("1b")
+    config.mesh, config.model.context_length, config.model.remat = "fsdp=4,sequence=4", 2**17, "full"
+    config.train.batch_size, config.train.accumulate = 4, 1
+    forecast = plan_train_step(from_config_dict(Config, config), "v5e:4x4")
+    assert forecast.fits and sum(forecast.memory.values()) < 15.75 * 2**30
 
 
 @pytest.mark.plan

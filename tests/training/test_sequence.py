@@ -137,7 +137,7 @@ ONE_KEY_HEAD = tiny(Attention(heads=4, kv_heads=1, position=Rope()), width=16, l
 @pytest.mark.parametrize(
     ("model", "axes"),
     [
-        (model_of("grouped"), "data=2,sequence=2"),
+        (model_of("sinks"), "data=2,sequence=2"),
         (ONE_KEY_HEAD, "tensor=2,sequence=2"),  # which gets a copy of the key head on each device
         pytest.param(model_of("latent"), "fsdp=2,sequence=2", marks=pytest.mark.slow),
         pytest.param(model_of("alibi"), "tensor=2,sequence=2", marks=pytest.mark.slow),
@@ -152,7 +152,7 @@ def test_beside_other_axes(model: ModelConfig, axes: str) -> None:
 
 BOTH = {"blocks": (model_of("grouped").blocks[0], model_of("window").blocks[0]) * 2}
 FIRST = model_of("grouped").blocks[0]
-SHARED = (FIRST, dataclasses.replace(FIRST, attention=Attention(heads=4, kv_heads=2, value=Shared())))
+SHARED = (FIRST, dataclasses.replace(FIRST, attention=Attention(heads=4, kv_heads=2, position=Rope(), value=Shared())))
 ADAPTED = tuple(dataclasses.replace(block, adapter=Lora(rank=2)) for block in BOTH["blocks"])
 
 
