@@ -5,7 +5,7 @@ rotary positions, SwiGLU, grouped queries, an untied head, no biases, 32,000 tok
     python -m experiments.train --config=configs/llama.py:1b --workdir=runs/llama \\
         --config.data.path='text/*.txt' --config.data.tokenizer.path=tokenizer.json
 
-- `configs/llama.py:1b`: 1.1 B parameters (the shape of TinyLlama), rows of 2,048 tokens, for v5e:4x4.
+- `configs/llama.py:1b`: 1.1 B parameters (TinyLlama, with 16 heads of 128), rows of 2,048 tokens, for v5e:4x4.
 - `configs/llama.py:7b`: 6.7 B parameters, rows of 4,096 tokens, for v5p:4x4x4.
 - `configs/llama.py:70b`: 69 B parameters, rows of 4,096 tokens, for v5p:8x8x8.
 
@@ -38,7 +38,7 @@ from gpt_jax.config import (
 from gpt_jax.config.conversion import to_config_dict
 
 SIZES: dict[str, dict[str, Any]] = {
-    "1b": {"width": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "mlp": 5632, "context": 2048, "accumulate": 16},
+    "1b": {"width": 2048, "layers": 22, "heads": 16, "kv_heads": 4, "mlp": 5632, "context": 2048, "accumulate": 16},
     "7b": {"width": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "mlp": 11008, "context": 4096, "accumulate": 4},
     "70b": {"width": 8192, "layers": 80, "heads": 64, "kv_heads": 8, "mlp": 28672, "context": 4096, "accumulate": 2},
 }
