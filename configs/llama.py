@@ -38,9 +38,36 @@ from gpt_jax.config import (
 from gpt_jax.config.conversion import to_config_dict
 
 SIZES: dict[str, dict[str, Any]] = {
-    "1b": {"width": 2048, "layers": 22, "heads": 16, "kv_heads": 4, "mlp": 5632, "context": 2048, "accumulate": 16},
-    "7b": {"width": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "mlp": 11008, "context": 4096, "accumulate": 4},
-    "70b": {"width": 8192, "layers": 80, "heads": 64, "kv_heads": 8, "mlp": 28672, "context": 4096, "accumulate": 2},
+    "1b": {
+        "width": 2048,
+        "layers": 22,
+        "heads": 16,
+        "kv_heads": 4,
+        "mlp": 5632,
+        "context": 2048,
+        "accumulate": 16,
+        "mesh": "fsdp=-1",
+    },
+    "7b": {
+        "width": 4096,
+        "layers": 32,
+        "heads": 32,
+        "kv_heads": 32,
+        "mlp": 11008,
+        "context": 4096,
+        "accumulate": 4,
+        "mesh": "fsdp=-1",
+    },
+    "70b": {
+        "width": 8192,
+        "layers": 80,
+        "heads": 64,
+        "kv_heads": 8,
+        "mlp": 28672,
+        "context": 4096,
+        "accumulate": 2,
+        "mesh": "data=8,fsdp=64",
+    },
 }
 
 
@@ -66,6 +93,6 @@ def get_config(arg: str = "1b") -> ConfigDict:
         train=Train(steps=500_000, batch_size=1024, accumulate=size["accumulate"], log_every=10),
         evaluation=Evaluation(every=1000, batch_size=1024),
         checkpoint=Checkpoint(every=1000),
-        mesh="fsdp=-1",
+        mesh=size["mesh"],
     )
     return to_config_dict(config)
