@@ -7,10 +7,10 @@ rotary positions, SwiGLU, grouped queries, an untied head, no biases, 32,000 tok
 
 - `configs/llama.py:1b`: 1.1 B parameters (TinyLlama, with 16 heads of 128), rows of 2,048 tokens, for v5e:4x4: 8.2 s a
   step of 2.1 M tokens, 56% of the peak, 10.6 of 15.75 GiB a chip.
-- `configs/llama.py:7b`: 6.7 B parameters, rows of 4,096 tokens, for v5p:4x4x4: 11.1 s a step of 4.2 M tokens, 55% of the
-  peak, 54 of 95 GiB a chip.
-- `configs/llama.py:70b`: 69 B parameters, rows of 4,096 tokens, for v5p:8x8x8: 13.5 s a step of 4.2 M tokens, 57% of the
-  peak, 90 of 95 GiB a chip.
+- `configs/llama.py:7b`: 6.7 B parameters, rows of 4,096 tokens, for v5p:4x4x4: 11.1 s a step of 4.2 M tokens, 55% of
+  the peak, 54 of 95 GiB a chip.
+- `configs/llama.py:70b`: 69 B parameters, rows of 4,096 tokens, for v5p:8x8x8: 13.5 s a step of 4.2 M tokens, 57% of
+  the peak, 90 of 95 GiB a chip.
 
 Without an argument it is the smallest. `tokenizer.json` is that of Llama 2. These are estimates by the plan; none of
 them has been trained. Parameters and moments are divided over chips (`mesh`), and a divided kernel is gathered as a
