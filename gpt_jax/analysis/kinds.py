@@ -31,8 +31,8 @@ def kind_of(program: Program, op: Op, source: str) -> str:
     if source == "links":
         return COLLECTIVES
     scope, frame = op.scope, op.frame
-    if not scope and op.opcode == "fusion":
-        inner = [found for found in program.computations[op.called[0]].values() if found.scope]
+    if "/" not in scope and op.opcode == "fusion":  # the compiler's own name, or none
+        inner = [found for found in program.computations[op.called[0]].values() if "/" in found.scope]
         scope, frame = (inner[-1].scope, inner[-1].frame) if inner else (scope, frame)
     if op.opcode in COPYING:
         return COPIES

@@ -230,3 +230,10 @@ def test_the_arrays_at_the_peak_are_named_by_what_fills_them():
     ]
     assert total == sum(h.array.stored for h in held)
     assert origin(program, held[0]).scope == "jit(step)/blocks/mlp/tanh"
+
+
+def test_a_fusion_that_the_compiler_named_is_of_the_kind_of_what_is_in_it():
+    named = PROGRAM.replace('op_name="jit(step)/mlp/up/dot_general"', 'op_name="convert.1"')
+    assert "mlp" not in estimate(parse(named), V5E, devices()).by_kind()
+    inside = named.replace("negate(%p.0)", 'negate(%p.0), metadata={op_name="jit(step)/blocks/attention/rope/mul"}')
+    assert estimate(parse(inside), V5E, devices()).by_kind()["attention"] >= 80 * 1000 / V5E.clock
