@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,6 +42,7 @@ SHARED = ".shared"  # there while the processes of a run look whether all of the
 Workdir = str | os.PathLike[str]
 
 LEASE_SECONDS = 120.0  # a lease that has not been renewed for so long belongs to a dead run
+ASK_SECONDS = 2.0
 REMOTE_REWRITE_SECONDS = 30.0
 VISIBLE_SECONDS = 20.0  # until a file of another host shows in a network file system
 
@@ -220,9 +222,7 @@ class _Lease:
         self._released = threading.Event()
 
     def __enter__(self) -> None:
-        holder = self._read()
-        if holder is not None and time.time() - holder["renewed"] < LEASE_SECONDS:
-            raise RunLocked(_locked(self.path.parent))
+        self._wait_for_holder()
         self._write()
         time.sleep(0.5)  # of two processes that wrote a lease at once, both now read the later one
         holder = self._read()
@@ -230,6 +230,24 @@ class _Lease:
             raise RunLocked(_locked(self.path.parent))
         self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
         self._thread.start()
+
+    def _wait_for_holder(self) -> None:
+        """Returns when there is no holder, or when it has died, since it has not renewed its lease in time.
+
+        Raises:
+          RunLocked: the holder renews its lease.
+        """
+        first = holder = self._read()
+        if first is not None and time.time() - first["renewed"] < LEASE_SECONDS:
+            warnings.warn(
+                f"waits up to {LEASE_SECONDS:.0f} seconds to see whether the last run in {self.path.parent} is alive",
+                stacklevel=2,
+            )
+        while holder is not None and time.time() - holder["renewed"] < LEASE_SECONDS:
+            if holder != first:
+                raise RunLocked(_locked(self.path.parent))
+            time.sleep(ASK_SECONDS)
+            holder = self._read()
 
     def __exit__(self, *_: object) -> None:
         self._released.set()

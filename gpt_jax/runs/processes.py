@@ -179,12 +179,18 @@ def _begin_watch(name: str, host: str | None) -> None:
     if index:
         watch.connect(address)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # C++ libraries print too
-    libc = _libc()
-    # JAX aborts when process 0 dies. `sleep(6)`, called with the number of the signal, leaves the watch the time to
-    # say what happened.
-    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
+    delay_abort()
     # JAX takes SIGTERM for a notice of preemption, which only a training loop asks for: it gets the handler back there.
-    _joined = _Joined(index, count, watch, libc.signal(signal.SIGTERM, None))
+    _joined = _Joined(index, count, watch, _libc().signal(signal.SIGTERM, None))
+
+
+def delay_abort() -> None:
+    """Makes an abort of this process wait for 6 seconds: JAX aborts as soon as process 0 has died, and the watch has to
+    say what happened.
+    """
+    libc = _libc()
+    # The C library calls `sleep` with the number of the signal. Python code cannot run in a handler of an abort.
+    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
 
 
 def _own_hosts() -> list[str]:

@@ -97,12 +97,22 @@ def test_an_object_store_can_hold_a_run(bucket: str) -> None:
     assert later.read_text("metrics.jsonl") == "1\n2\n"
 
 
-def test_a_lease_keeps_a_second_writer_out_of_an_object_store(bucket: str) -> None:
+@pytest.mark.filterwarnings("ignore:waits up to")
+def test_a_lease_keeps_a_second_writer_out_of_an_object_store(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "LEASE_SECONDS", 2.0)  # renewed every half second
     with RunFolder(bucket).lock():
         with pytest.raises(RunLocked), RunFolder(bucket).lock():
             pass
     with RunFolder(bucket).lock():  # given back
         pass
+
+
+def test_the_lease_of_a_run_that_has_just_died_is_waited_for(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "LEASE_SECONDS", 1.0)
+    folder, renewed = RunFolder(bucket), storage.time.time()
+    folder.file("lease.json").write_text(json.dumps({"id": "dead", "renewed": renewed}))
+    with pytest.warns(UserWarning, match="waits up to 1 seconds"), folder.lock():
+        assert storage.time.time() >= renewed + 1
 
 
 def test_a_stale_lease_is_taken_over(bucket: str) -> None:

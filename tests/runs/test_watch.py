@@ -273,6 +273,18 @@ def test_all_hear_of_one_that_dies(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sentence.count("\n") == 1
 
 
+def test_an_abort_leaves_the_watch_time_to_speak() -> None:
+    script = """
+import ctypes, os, threading
+from gpt_jax.runs.processes import delay_abort
+delay_abort()
+threading.Timer(1.0, os._exit, [75]).start()
+ctypes.CDLL(None).abort()  # without the interpreter, as from a thread of JAX
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", script], env=environment).returncode == 75
+
+
 def test_all_hear_of_the_end_of_process_0(monkeypatch: pytest.MonkeyPatch) -> None:
     group = Group(3, monkeypatch)
     group.watches[0]._has_ended = True
