@@ -60,7 +60,7 @@ class MultiHeadAttention(Mixer):
     def __call__(
         self, x: Float[Array, "B T C"], row: Row, cache: LayerCache | None, shared: Carry, train: bool
     ) -> tuple[Float[Array, "B T C"], LayerCache | None, Carry]:
-        c, (B, T, C) = self.config, x.shape
+        c, C = self.config, x.shape[-1]
         H, D, E = c.heads, c.resolved_head_width(C), c.resolved_value_width(C)
         decay, cache = forget_sums(self, x, row, cache) if c.forget_gate else (None, cache)
         queries = Side(row.steps, row.positions, row.segments, decay)
@@ -73,25 +73,25 @@ class MultiHeadAttention(Mixer):
             shared = {**shared, "key_and_value": (key, value, keys)}
 
         heads = tap(self, "heads", self.attend(query.swapaxes(1, 2), key, value, queries, keys, row, train))
-        out = heads.swapaxes(1, 2).reshape(B, T, H * E)
+        out = heads.swapaxes(1, 2)
         if c.gate is not None:
-            out *= implementation(OUTPUT_GATES, c.gate)(self.linear, x, H, E)
-        return self.linear("output", C, self.output_scale)(out), cache, shared
+            out *= implementation(OUTPUT_GATES, c.gate)(self.linear, x, H, E).reshape(out.shape)
+        return self.linear("output", C, self.output_scale, heads=True)(out), cache, shared
 
-    def linear(self, name: str, features: int, size: float = 1.0) -> Linear:
+    def linear(self, name: str, features: int | tuple[int, int], size: float = 1.0, heads: bool = False) -> Linear:
         """The product with the kernel `name`."""
-        model = self.model
-        return Linear(features, name in self.config.bias, model.init.kernel_std, model.param_dtype, size, name=name)
+        init, dtype = self.model.init, self.model.param_dtype
+        return Linear(features, name in self.config.bias, init.kernel_std, dtype, size, heads, name=name)
 
     def project(
         self, name: cfg.Projection, x: Float[Array, "B T C"], heads: int, width: int, row: Row, cache: LayerCache | None
     ) -> tuple[Float[Array, "B T N D"], LayerCache | None]:
         """Queries, keys or values, and the cache with what their convolution looks back on."""
         c = self.config
-        y = self.linear(name, heads * width)(x)
+        y = self.linear(name, (heads, width))(x)
         if c.clip is not None:
             y = jnp.clip(y, -c.clip, c.clip)
-        y, cache = convolved(name, y, c.convolution, self.model.param_dtype, row, cache)
+        y, cache = convolved(name, y.reshape(*x.shape[:2], -1), c.convolution, self.model.param_dtype, row, cache)
         return y.reshape(*x.shape[:2], heads, width), cache
 
     def place(

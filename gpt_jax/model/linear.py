@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -15,32 +17,35 @@ class Linear(nn.Module):
     """x (…, C) → x @ kernel (+ bias) (…, F), with `kernel` (C, F) stored in `param_dtype` and the product in x's dtype.
 
     `std` · `scale` is the standard deviation of the initial kernel; `std` None means 1/√C (LeCun et al. 1998). If the
-    block's adapter targets this projection, its term is added.
+    block's adapter targets this projection, its term is added. Features (H, D) are returned as (…, H, D), and `heads`
+    says that x is (…, H, D) with H · D = C.
     """
 
-    features: int
+    features: int | tuple[int, int]
     bias: bool
     std: float | None
     param_dtype: str
     scale: float = 1.0
+    heads: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch F"]:
-        std = x.shape[-1] ** -0.5 if self.std is None else self.std
-        kernel = self.param(
-            "kernel",
-            nn.initializers.normal(std * self.scale),
-            (x.shape[-1], self.features),
-            jnp.dtype(self.param_dtype),
-        )
-        # Flattened to two axes, a product is 1.15 to 1.3 times as fast on CPUs. On TPUs it would have to be transposed
-        # for the attention kernel, which takes as long as the product.
-        inputs = x if on_tpu() else flattened(x)
-        y = inputs @ kernel.astype(x.dtype)
+    def __call__(self, x: Float[Array, "*inputs"]) -> Float[Array, "*outputs"]:
+        summed = 2 if self.heads else 1
+        batch, inner = x.shape[: x.ndim - summed], x.shape[x.ndim - summed :]
+        outer = (self.features,) if isinstance(self.features, int) else self.features
+        C, F, dtype = math.prod(inner), math.prod(outer), jnp.dtype(self.param_dtype)
+        std = C**-0.5 if self.std is None else self.std
+        kernel = self.param("kernel", nn.initializers.normal(std * self.scale), (C, F), dtype)
+        weights = kernel.astype(x.dtype)
+        flat = flattened(x.reshape(*batch, C))
+        if on_tpu():
+            # Any reshaping between the product and an attention kernel has to be transposed in memory.
+            y = jnp.tensordot(x, weights.reshape(*inner, *outer), summed)
+        else:
+            y = (flat @ weights).reshape(*batch, *outer)  # on a CPU 1.15 to 1.3 times as fast as more axes
         if (adapter := adapter_of(self)) is not None:
-            y += implementation(ADAPTERS, adapter)(adapter, self.features, self.param_dtype, name=SCOPE)(inputs)
+            change = implementation(ADAPTERS, adapter)(adapter, F, self.param_dtype, name=SCOPE)(flat)
+            y += change.reshape(y.shape)
         if self.bias:
-            y += self.param("bias", nn.initializers.zeros, (self.features,), jnp.dtype(self.param_dtype)).astype(
-                x.dtype
-            )
-        return y.reshape(*x.shape[:-1], self.features)
+            y += self.param("bias", nn.initializers.zeros, (F,), dtype).astype(x.dtype).reshape(outer)
+        return y
