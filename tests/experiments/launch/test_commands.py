@@ -6,6 +6,7 @@ After a change that is meant, `python tests/experiments/launch/test_commands.py`
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -18,9 +19,13 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.launch import description, dry, hardware, start
+from experiments.launch import checks, description, dry, hardware, start, tpu
+from experiments.launch.clock import SystemClock, Timing
 from experiments.launch.description import Launch
+from experiments.launch.gcloud import CloudError, Gcloud
 from experiments.launch.start import Options
+from experiments.launch.tpu_machines import TpuMachines
+from tests.bucket import serve_bucket
 from tests.experiments.launch.conftest import described
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "tpu.md"
@@ -79,6 +84,34 @@ def test_gcloud_reads_every_command(name: str, tmp_path: Path) -> None:
         answer = subprocess.run(words, env=variables, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         assert "unrecognized arguments" not in answer.stderr and "Invalid choice" not in answer.stderr, answer.stderr
         assert answer.returncode == 0 or "credential" in answer.stderr or "account" in answer.stderr, answer.stderr
+
+
+@pytest.mark.slow
+def test_the_real_gcloud_reads_and_writes_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States, records and logs, and the messages by which the launcher knows that there are none."""
+    if shutil.which("gcloud") is None:
+        pytest.skip("needs the Google Cloud CLI")
+    with serve_bucket() as url:
+        monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+        monkeypatch.setenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE", f"{url}/storage/v1/")
+        monkeypatch.setenv("CLOUDSDK_AUTH_DISABLE_CREDENTIALS", "true")
+        gcloud, launch = Gcloud(SystemClock(), Timing()), described(workdir="gs://bucket/dir")
+        place, [one] = tpu.Place.of(launch, "p", tmp_path), description.slices(launch)
+        machines = TpuMachines(launch, place, "", gcloud, SystemClock(), Timing())
+        assert machines.read_state(one) is None and machines.log(one, 1, 0, 0) == ""
+        assert machines._records("run", 1) == ()
+        machines.write_state(one, {"attempt": 1})
+        assert machines.read_state(one) == {"attempt": 1}
+        for worker in (0, 1):
+            record = {"worker": worker, "hosts": 2, "beat": 1, "code": None, "ended": None}
+            gcloud.call(tpu.upload("-", f"{place.attempt('run', 1)}/worker-{worker}.json"), json.dumps(record) + "\n")
+        assert [record.worker for record in machines._records("run", 1)] == [0, 1]
+        gcloud.call(tpu.upload("-", tpu.log("run", place, 1, 0)), "step 1\nstep 2\n")
+        assert machines.log(one, 1, 0, 7) == "step 2\n" and machines.log(one, 1, 0, 14) == ""
+        assert gcloud.call(checks.bucket("gs://bucket/dir")).strip() == "US-CENTRAL1"
+        with pytest.raises(CloudError) as error:
+            gcloud.call(checks.bucket("gs://no-such-bucket/dir"))
+        assert error.value.kind == "missing"
 
 
 @pytest.mark.parametrize("name", ["slurm", "skypilot", "skypilot_gpus"])
