@@ -154,8 +154,11 @@ def make_forecast(
     kinds, buffers = temporaries(program, c, planned.params, common["target"])
     memory = planned.held | _divided(kinds, stats.temp_size_in_bytes) | {"program": stats.generated_code_size_in_bytes}
     if common["target"] != "decode":  # whose loop is over new tokens, and one token is what counts
-        unknown = [f"The text does not tell how often the loop {name} runs: it counts once." for name in found.unknown]
-        common["notes"] = [*fields["notes"], *unknown]
+        names, count = ", ".join(found.unknown[:3]), len(found.unknown)
+        unknown = (
+            f"The text does not tell how often {count} loops run ({names} …): each counts once, so time is missing."
+        )
+        common["notes"] = [*fields["notes"], *([unknown] if count else [])]
     return Forecast(
         fits=sum(memory.values()) <= chip.usable,
         memory=memory,
