@@ -12,7 +12,7 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.benchmarks import attention, compilation, data, decode, loop, pretrained, seeds, step
+from experiments.benchmarks import attention, compilation, data, decode, loop, planned, pretrained, seeds, step
 
 SUITES: dict[str, Callable[..., Any]] = {
     "step": step.run,
@@ -23,12 +23,13 @@ SUITES: dict[str, Callable[..., Any]] = {
     "loop": loop.run,
     "attention": attention.run,
     "seeds": seeds.run,
+    "plan": planned.run,
 }
 
 PAGE = """
 Measure speed on this machine, and print the results as one JSON object.
 
-  python -m experiments.benchmark --suite=step|decode|pretrained|data|compile|loop|attention|seeds
+  python -m experiments.benchmark --suite=step|decode|pretrained|data|compile|loop|attention|seeds|plan
 
   --suite=step        The training step of a plain GPT-2 at two sizes, against a straightforward Linen model and, if
                       PyTorch is installed, a PyTorch model of the same sizes, in alternation within one process.
@@ -41,6 +42,7 @@ Measure speed on this machine, and print the results as one JSON object.
   --suite=loop        The overhead of the training loop, compared to its steps alone.
   --suite=attention   Chunked attention alone: memory and time against the einsum's, and the gain from a window.
   --suite=seeds       Whole processes: four seeds of one arm as a study, and as four commands.
+  --suite=plan        The estimated step of GPT-2 124M on v5e:4x4, against a straightforward Linen model; needs libtpu.
   --rounds=N          Rounds of measurements (default 10); best and median are reported. Use more on a busy machine.
   --text=FILE         The text for --suite=data.
   --model=PATH        The folder or GGUF file for --suite=pretrained.

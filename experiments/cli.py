@@ -9,7 +9,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +139,9 @@ def required(name: str, what: str) -> Any:
     return value
 
 
-def command(*changes: str) -> str:
-    """This command line with the flags `changes` added, or replaced if they are there already."""
-    names = {change.split("=")[0] for change in changes}
+def command(*changes: str, without: Sequence[str] = ()) -> str:
+    """This command line with the flags `changes` added, or replaced if they are there already, and `without` some."""
+    names = {change.split("=")[0] for change in changes} | set(without)
     kept = [arg for arg in sys.argv[1:] if arg.split("=")[0] not in names]
     return shlex.join(["python", "-m", f"experiments.{_name()}", *kept, *changes])
 

@@ -30,6 +30,8 @@ Sample text from a trained model.
                          full forward pass.
   --num_samples=N        The number of samples, computed as one batch (default: 1).
   --seed=N               The random seed (default: 0); the same seed gives the same text.
+  --mesh=AXES            Divide a large model over all devices, for example --mesh=tensor=-1
+                         (default: one device has all of it).
 
   --temperature=X        Divides the logits: below 1 favours likely tokens, 0 always takes the likeliest (default: 1).
   --top_k=K              Sample from the K most likely tokens.
@@ -52,6 +54,7 @@ flags.DEFINE_float("temperature", Sampler.temperature, "Divides the logits; 0 ta
 flags.DEFINE_integer("top_k", None, "Sample from the K most likely tokens.")
 flags.DEFINE_float("top_p", None, "Sample from the smallest set of tokens whose probabilities add up to P.")
 flags.DEFINE_float("min_p", None, "Sample from tokens at least P times as probable as the most likely one.")
+flags.DEFINE_string("mesh", None, "The axes of the mesh, as in --config.mesh.")
 cli.define_processes()
 FLAGS = flags.FLAGS
 ANSWER = 512  # most tokens of an answer, by default
@@ -61,7 +64,7 @@ EVERY = 4  # decoding steps between prints, each of which costs a round trip to 
 def main() -> int:
     workdir = cli.required("workdir", "the folder of the run to sample from")
     sampler = Sampler(FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.min_p)
-    model, params, tokenizer = load_run(workdir)
+    model, params, tokenizer = load_run(workdir, mesh=FLAGS.mesh)
     if FLAGS.chat and not tokenizer.chats:
         raise cli.UsageError(
             "--chat needs a tokenizer with a chat template, which this run does not have: leave it out"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from functools import partial
 from typing import Any
 
 import jax
@@ -102,31 +103,37 @@ class PlainBlock(nn.Module):
     """A pre-norm block as in a tutorial."""
 
     heads: int
+    dtype: Any
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
         B, T, C = x.shape
-        q, k, v = jnp.split(nn.Dense(3 * C)(nn.LayerNorm()(x)), 3, axis=-1)
+        Dense, LayerNorm = partial(nn.Dense, dtype=self.dtype), partial(nn.LayerNorm, dtype=self.dtype)
+        q, k, v = jnp.split(Dense(3 * C)(LayerNorm()(x)), 3, axis=-1)
         q, k, v = (y.reshape(B, T, self.heads, C // self.heads) for y in (q, k, v))
         scores = jnp.einsum("bthd,bshd->bhts", q, k) / (C // self.heads) ** 0.5
         scores = jnp.where(jnp.tril(jnp.ones((T, T), bool)), scores, -1e30)
         y = jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores), v).reshape(B, T, C)
-        x = x + nn.Dense(C)(y)
-        return x + nn.Dense(C)(nn.gelu(nn.Dense(4 * C)(nn.LayerNorm()(x))))
+        x = x + Dense(C)(y)
+        return x + Dense(C)(nn.gelu(Dense(4 * C)(LayerNorm()(x))))
 
 
 class PlainGpt(nn.Module):
     """ids (B, T) → logits (B, T, V)."""
 
     size: Any
+    dtype: Any = jnp.float32
+    remat: bool = False  # recomputes each block in the backward pass
 
     @nn.compact
     def __call__(self, ids: Any) -> Any:
-        embed = nn.Embed(self.size["vocab"], self.size["width"])
-        x = embed(ids) + nn.Embed(self.size["context"], self.size["width"])(jnp.arange(ids.shape[1]))
+        embed = nn.Embed(self.size["vocab"], self.size["width"], dtype=self.dtype)
+        position = nn.Embed(self.size["context"], self.size["width"], dtype=self.dtype)
+        x = embed(ids) + position(jnp.arange(ids.shape[1]))
+        block = nn.remat(PlainBlock) if self.remat else PlainBlock
         for _ in range(self.size["layers"]):
-            x = PlainBlock(self.size["heads"])(x)
-        return embed.attend(nn.LayerNorm()(x))
+            x = block(self.size["heads"], self.dtype)(x)
+        return embed.attend(nn.LayerNorm(dtype=self.dtype)(x))
 
 
 def linen(size: dict[str, int]) -> Arm:

@@ -15,13 +15,13 @@ from gpt_jax.ablation.curves import curves, gap
 from gpt_jax.ablation.findings import ArmResults, Curves, StudyResults
 from gpt_jax.ablation.picture import Picture
 from gpt_jax.ablation.report import pictures_html
-from gpt_jax.ablation.sections import plain_table
 from gpt_jax.ablation.table import plain
 from gpt_jax.config.conversion import flatten
 from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.config.upgrade import upgraded
 from gpt_jax.pages.numbers import count, loss
 from gpt_jax.pages.render import render
+from gpt_jax.pages.tables import plain_table
 from gpt_jax.runs import metrics
 from gpt_jax.runs.folder import CONFIG, METRICS, RunFolder
 

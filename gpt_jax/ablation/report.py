@@ -21,6 +21,7 @@ from gpt_jax.ablation.table_csv import to_csv
 from gpt_jax.config.errors import MissingFile
 from gpt_jax.pages.markdown import escape_markdown, pipe_table
 from gpt_jax.pages.render import render
+from gpt_jax.pages.tables import plain_table
 from gpt_jax.runs.folder import RunFolder
 
 REPORT, MARKDOWN, CSV = "report.html", "report.md", "results.csv"
@@ -109,7 +110,7 @@ def _optional(results: StudyResults) -> list[str]:
         parts += ["<h2>Arms against each other, and interactions</h2>", sections.contrasts_html(results)]
     heads, rows = sections.tuning(results)
     if rows:
-        parts += ["<h2>Tuning</h2>", sections.plain_table(heads, rows, 3, "tuning-table")]
+        parts += ["<h2>Tuning</h2>", plain_table(heads, rows, 3, "tuning-table")]
     if results.log:
         parts += ["<h2>How this study was looked at</h2>", sections.log_html(results)]
     return parts

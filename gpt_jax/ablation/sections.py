@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 
@@ -13,20 +13,9 @@ from gpt_jax.ablation.rates import rate_trials
 from gpt_jax.ablation.schema import Trial
 from gpt_jax.config.conversion import flatten
 from gpt_jax.pages.numbers import Number, compact, loss, p_value, seconds, writer
+from gpt_jax.pages.tables import plain_table
 
 Table = tuple[list[str], list[list[str]]]  # heads and rows
-
-
-def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int, identifier: str = "") -> str:
-    """A table of texts, the first `text_columns` columns flush left."""
-    kinds = [' class="text wrap"' if i < text_columns else "" for i in range(len(heads))]
-    head = "".join(f'<th scope="col"{kind}>{escape(text)}</th>' for kind, text in zip(kinds, heads, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{kind}>{escape(text)}</td>" for kind, text in zip(kinds, row, strict=True)) + "</tr>"
-        for row in rows
-    )
-    name = f' id="{identifier}"' if identifier else ""
-    return f'<div class="scroll"><table{name}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 @dataclass(frozen=True)

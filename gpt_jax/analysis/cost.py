@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from gpt_jax import config
+from gpt_jax.analysis.chips import CHIPS
 from gpt_jax.model.adapter import is_adapter
 from gpt_jax.model.cache import init_cache
 from gpt_jax.model.paths import is_stacked, layer_paths, matches, path_of
@@ -92,14 +93,11 @@ def kv_bytes_per_token(model: config.ModelConfig, length: int) -> float:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(layers)) / length
 
 
-# Dense bfloat16 (or else float16) operations per second of one JAX device, as stated by the vendors.
+# Dense bfloat16 (or else float16) operations per second of one JAX device, as stated by the vendors, for devices that
+# `chips` does not describe.
 PEAKS = {
     r"TPU v2": 22.5e12,
     r"TPU v3": 61.5e12,
-    r"TPU v4": 275e12,
-    r"TPU v5 ?(lite|e)": 197e12,
-    r"TPU v5p?": 459e12,
-    r"TPU v6 ?(lite|e)": 918e12,
     r".*\bB200\b.*": 2250e12,
     r".*\bH100 PCIe.*": 756e12,
     r".*\bH[12]00\b.*": 989e12,
@@ -112,4 +110,5 @@ PEAKS = {
 
 def peak_flops(device: Any) -> float | None:
     """Peak operations per second of a device, the denominator of MFU; None if unknown, as for CPUs."""
-    return next((peak for kind, peak in PEAKS.items() if re.fullmatch(kind, device.device_kind)), None)
+    peaks = {chip.kind: chip.flops for chip in CHIPS} | PEAKS
+    return next((peak for kind, peak in peaks.items() if re.fullmatch(kind, device.device_kind)), None)

@@ -14,6 +14,7 @@ from gpt_jax.config.mesh import *
 from gpt_jax.config.model import *
 from gpt_jax.config.norm import *
 from gpt_jax.config.position import *
+from gpt_jax.config.questions import *
 from gpt_jax.config.recurrent import *
 from gpt_jax.config.run import *
 from gpt_jax.config.score import *

@@ -14,9 +14,12 @@ AXES = {
     "data": "rows of a batch; each device has all parameters",
     "fsdp": "rows of a batch, and parameters and moments",
     "tensor": "heads, hidden units and the vocabulary",
+    "sequence": "the positions of each row, for rows longer than a chip's memory",
 }
 
 ROWS = ("data", "fsdp")  # the axes that divide the rows of a batch
+TENSOR = "tensor"
+SEQUENCE = "sequence"  # the axis that divides the positions of each row
 DATA = "data=-1"
 
 
@@ -57,6 +60,39 @@ def fill_mesh(text: str, devices: int) -> Mapping[str, int]:
     return sizes
 
 
-def divides_parameters(text: str) -> bool:
-    """Whether parameters are divided over devices: whether there is an axis besides `data`, of more than one device."""
-    return any(name != "data" and size != 1 for name, size in parse_mesh(text).items())
+def divides_parameters(sizes: Mapping[str, int]) -> bool:
+    """Whether a mesh, axis → size, divides more than rows: whether there is an axis besides `data`, of more than one
+    device.
+    """
+    return any(name != "data" and size != 1 for name, size in sizes.items())
+
+
+def check_positions(length: int, parts: int) -> None:
+    """Refuses rows of `length` tokens that cannot be divided over `parts` devices: each has an early and a late part.
+
+    Raises:
+      ConfigError: `length` is no multiple of 2 · `parts`.
+    """
+    require(
+        parts == 1 or length % (2 * parts) == 0,
+        f"a row of {length} tokens cannot be divided over the {parts} devices of the mesh's axis sequence: make its"
+        f" length (model.context_length, where the data is text) a multiple of {2 * parts}",
+    )
+
+
+def check_ring(kernel: str | None, has_dropout: bool) -> None:
+    """Refuses what attention over rows on several devices cannot compute: `model.kernel` and attention's dropout.
+
+    Raises:
+      ConfigError: a kernel that holds whole rows, or dropout.
+    """
+    require(
+        kernel in (None, "chunked"),
+        f'model.kernel is "{kernel}", which holds whole rows, and the mesh\'s axis sequence divides them: choose'
+        ' "chunked", or leave it out',
+    )
+    require(
+        not has_dropout,
+        "attention.dropout acts on all probabilities of a row, and the mesh's axis sequence divides rows: set it to 0,"
+        " or leave the axis out",
+    )

@@ -13,10 +13,9 @@ from gpt_jax.config.adapter import AdapterConfig
 from gpt_jax.config.attention import AttentionConfig
 from gpt_jax.config.checks import require, require_positive, require_probability, require_taps
 from gpt_jax.config.conversion import convert, from_dict, join, overlay, overlay_between, to_dict
-from gpt_jax.config.errors import ConfigError, UserError, nearest
+from gpt_jax.config.errors import ConfigError, nearest
 from gpt_jax.config.norm import NormConfig, RmsNorm
-from gpt_jax.config.position import AbsolutePositionConfig, DynamicNtk, Learned, LongRope, Rope, Sinusoidal
-from gpt_jax.config.score import Prefix
+from gpt_jax.config.position import AbsolutePositionConfig, Learned, Sinusoidal
 from gpt_jax.config.sharing import check_shared
 from gpt_jax.config.variant import Variant
 
@@ -99,8 +98,8 @@ class Embedding:
 @dataclass(frozen=True)
 class Head:
     """Hidden vectors to logits. `tied` shares the token embedding's table; `scale` multiplies the logits (Cohere,
-    Granite); then `softcap` c bounds them to c · tanh(logits / c). `block` is the number of positions whose logits the
-    loss holds at once (None: by size, see `training/blockwise.py`); results differ by rounding only.
+    Granite); then `softcap` c bounds them to c · tanh(logits / c). `block` is the number of tokens whose logits the
+    loss holds at once on a device (None: by size, see `training/blockwise.py`); results differ by rounding only.
     """
 
     tied: bool = True
@@ -256,24 +255,6 @@ class ModelConfig:
         return {"layers": int, "pattern": str, "letters": dict} | typing.get_type_hints(BlockConfig) | own
 
 
-def has_adapter(model: ModelConfig) -> bool:
-    """Whether some layer has an adapter, in which case only adapters are trained."""
-    return any(block.adapter is not None for block in model.blocks)
-
-
-def has_prefix(model: ModelConfig) -> bool:
-    """Whether some layer has the mask Prefix."""
-    return any(getattr(block.attention, "mask", None) == Prefix() for block in model.blocks)
-
-
-def depends_on_length(model: ModelConfig) -> bool:
-    """Whether some layer's RoPE depends on the declared length of a row, so that the capacity of a cache changes
-    results.
-    """
-    positions = [getattr(block.attention, "position", None) for block in model.blocks]
-    return any(isinstance(p, Rope) and isinstance(p.scaling, DynamicNtk | LongRope) for p in positions)
-
-
 def pattern(letters: str, **blocks: BlockConfig) -> tuple[BlockConfig, ...]:
     """A stack of layers, spelled with one letter per block: `pattern("LLG" * 4, L=local, G=global_)`.
 
@@ -293,13 +274,3 @@ def learned_positions(model: ModelConfig) -> int | None:
     if not isinstance(model.embedding.position, Learned):
         return None
     return model.context_length if model.embedding.position.length is None else model.embedding.position.length
-
-
-def check_length(model: ModelConfig, length: int) -> None:
-    """Raises UserError if `length` tokens exceed the learned table of positions."""
-    limit = learned_positions(model)
-    if limit is not None and length > limit:
-        raise UserError(
-            f"{length} tokens do not fit the learned table of {limit} positions: "
-            "shorten the input or use another position scheme"
-        )

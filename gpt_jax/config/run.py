@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from gpt_jax.config.checks import require
 from gpt_jax.config.data import DataConfig, Text
-from gpt_jax.config.mesh import DATA, parse_mesh
-from gpt_jax.config.model import ModelConfig, has_adapter, has_prefix
+from gpt_jax.config.mesh import DATA, SEQUENCE, check_positions, check_ring, parse_mesh
+from gpt_jax.config.model import ModelConfig
+from gpt_jax.config.questions import has_adapter, has_prefix
 from gpt_jax.config.training import Checkpoint, Constant, Evaluation, OptimizerConfig, ScheduleConfig, Train
 
 
@@ -45,6 +46,7 @@ class Config:
             self.train.parallel == "jit" or self.mesh == DATA,
             f'train.parallel="pmap" divides rows alone: set it to "jit" for the mesh "{self.mesh}"',
         )
+        check_sequence(self)
         require(
             self.init_from is not None or not has_adapter(self.model),
             "model.adapter adapts a trained model: set init_from to the folder of its run, or train without an adapter",
@@ -59,3 +61,17 @@ class Config:
     def data_seed(self) -> int:
         """The seed of the order of the data: `data.seed`, or `seed` if that is None."""
         return self.seed if self.data.seed is None else self.data.seed
+
+
+def check_sequence(config: Config) -> None:
+    """Refuses rows that cannot be divided over the mesh's axis `sequence`.
+
+    Raises:
+      ConfigError: see `check_positions` and `check_ring`.
+    """
+    sizes, model = parse_mesh(config.mesh), config.model
+    if SEQUENCE not in sizes or sizes[SEQUENCE] == 1:
+        return
+    if sizes[SEQUENCE] > 0 and isinstance(config.data, Text):  # the others are checked when a batch is placed
+        check_positions(model.context_length, sizes[SEQUENCE])
+    check_ring(model.kernel, any(getattr(attention, "dropout", 0.0) > 0 for attention in model.attentions))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from gpt_jax.decoding.programs import advance, advance_sliding, begin
 from gpt_jax.decoding.sampling import Greedy, Sampler
 from gpt_jax.decoding.stages import Choice, State
 from gpt_jax.model.gpt import GPT, check_range
+from gpt_jax.model.placement import mesh_of
 from gpt_jax.model.stack import canonical
 
 SHORTEST_BUCKET = 16
@@ -62,7 +64,7 @@ def generate(
 
     Args:
       model: the model.
-      params: its parameters.
+      params: its parameters, on one device or on a mesh (`load_run`), which then divides rows and heads too.
       prompts: B lists of ids, which may differ in length.
       key: one key, from which row b uses `fold_in(key, b)`, or one key per row (B,).
       max_new_tokens: N.
@@ -160,6 +162,7 @@ class _Request:
         # Unrolled layers: on CPU, a scan over stacked layers decodes 2.5 times slower.
         model = model.clone(config=dataclasses.replace(config, scan=False, remat=None)) if config.scan else model
         self.model, self.params = with_untied_head(model, unstack(params) if config.scan else params)
+        self.mesh = mesh_of(self.params)
         self.keys = _row_keys(key, len(rows))
         self.max_new_tokens, self.chunk, self.stop = max_new_tokens, chunk, jnp.asarray(stops)
         self.sampler = _as_pytree(sampler)
@@ -173,27 +176,33 @@ class _Request:
 
     def begin(self) -> State:
         length = self.prompts.shape[1] + self.cached - 1
-        state, self.cache = begin(
-            self.model,
-            self.params,
-            self.prompts,
-            self.padding,
-            self.keys,
-            self.sampler,
-            self.stop,
-            max_new_tokens=self.max_new_tokens,
-            length=length,
-            chunk=self.chunk,
-        )
+        with self._under_mesh():
+            state, self.cache = begin(
+                self.model,
+                self.params,
+                self.prompts,
+                self.padding,
+                self.keys,
+                self.sampler,
+                self.stop,
+                max_new_tokens=self.max_new_tokens,
+                length=length,
+                chunk=self.chunk,
+            )
         return state
 
     def advance(self, state: State, until: int) -> State:
         rest = (self.keys, self.sampler, self.stop)
-        if int(state.new) < self.cached:
-            state, self.cache = advance(self.model, self.params, state, self.cache, *rest, min(until, self.cached))
-        if until > self.cached:
-            state = advance_sliding(self.model, self.params, state, self.padding, *rest, until)
+        with self._under_mesh():
+            if int(state.new) < self.cached:
+                state, self.cache = advance(self.model, self.params, state, self.cache, *rest, min(until, self.cached))
+            if until > self.cached:
+                state = advance_sliding(self.model, self.params, state, self.padding, *rest, until)
         return state
+
+    def _under_mesh(self) -> AbstractContextManager[Any]:
+        """The programs are traced with the parameters' mesh in context, which divides rows and heads of the cache."""
+        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
 def bucket(length: int) -> int:

@@ -22,7 +22,7 @@ SCOPE = "adapter"
 
 
 class LowRank(nn.Module):
-    """x (N, C) → scale · dropout(x) @ A @ B (N, F), which is zero at initialization because B is (Hu et al. 2021,
+    """x (…, C) → scale · dropout(x) @ A @ B (…, F), which is zero at initialization because B is (Hu et al. 2021,
     arXiv:2106.09685).
     """
 
@@ -31,7 +31,7 @@ class LowRank(nn.Module):
     param_dtype: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N C"]) -> Float[Array, "N F"]:
+    def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch F"]:
         c, C = self.config, x.shape[-1]
         a = Parameter("kernel", nn.initializers.normal(C**-0.5), (C, c.rank), self.param_dtype, name="a")()
         b = Parameter("kernel", nn.initializers.zeros, (c.rank, self.features), self.param_dtype, name="b")()

@@ -19,8 +19,11 @@ from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.model import splash
 from gpt_jax.model.bias import adds, position_bias
-from gpt_jax.model.chunked import HIDDEN, chunked_attention
+from gpt_jax.model.blocked import HIDDEN
+from gpt_jax.model.chunked import chunked_attention
 from gpt_jax.model.mask import Side, allowed, reach, spans
+from gpt_jax.model.placement import divides_positions
+from gpt_jax.model.ring import ring_attention
 
 LONG = 1024  # from this many tokens, storing T × S scores costs more than recomputing them (measured on a CPU)
 
@@ -142,7 +145,7 @@ def attend(
       watch: is called with the probabilities, where the einsum computes them.
       kernel: for whole rows "einsum", "chunked" (in O(T) memory) or "splash" (Pallas' for TPUs). None, and always
         through a cache: the einsum for fewer than LONG tokens or with dropout; otherwise chunked, or on a TPU splash
-        where it can.
+        where it can. On a mesh that divides positions, None and "chunked" are the ring of `ring.py`.
 
     Raises:
       ConfigError: the kernel that was asked for cannot compute this.
@@ -169,6 +172,8 @@ def attend(
             query, key, value, segments=queries.segments, window=window, softcap=logits.softcap, sinks=sinks
         )
 
+    if divides_positions() and logits.padding is None:
+        return _by_ring(query, key, value, queries, keys, logits, normalizer, sinks, kernel, drop)
     match _choose(kernel, query.shape[2], key.shape[2], queries, logits, normalizer, drop):
         case "einsum":
             return einsum_attention(query, key, value, queries, keys, logits, normalizer, sinks, drop, watch)
@@ -177,6 +182,37 @@ def attend(
         case "splash":
             return by_splash()
     return jax.lax.platform_dependent(tpu=by_splash, default=by_chunks)
+
+
+def _by_ring(
+    query: Array,
+    key: Array,
+    value: Array,
+    queries: Side,
+    keys: Side,
+    logits: Logits,
+    normalizer: str,
+    sinks: Array | None,
+    kernel: str | None,
+    drop: Any,
+) -> Float[Array, "B H T E"]:
+    """Attention of rows whose positions the mesh in context divides; arguments as `attend`."""
+    cfg.check_ring(kernel, drop is not None)
+    return ring_attention(
+        jax.sharding.get_abstract_mesh(),
+        query,
+        key,
+        value,
+        queries,
+        keys,
+        _adjust,
+        logits,
+        sinks=sinks,
+        normalizer=normalizer,
+        reach=reach(logits.mask),
+        is_causal=not isinstance(logits.mask, cfg.Prefix),
+        knows_heads=adds(logits.position),
+    )
 
 
 def _choose(kernel: str | None, T: int, S: int, queries: Side, logits: Logits, normalizer: str, drop: Any) -> str:

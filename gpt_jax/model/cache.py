@@ -12,6 +12,7 @@ from gpt_jax import config as cfg
 from gpt_jax.config.errors import UserError
 from gpt_jax.model.convolution import convolution_shapes
 from gpt_jax.model.mixer import CacheShapes, zeros
+from gpt_jax.model.placement import by_heads
 from gpt_jax.model.registry import mixer_of
 from gpt_jax.model.slots import LayerCache
 
@@ -53,4 +54,4 @@ def _init_layer(block: cfg.BlockConfig, model: cfg.ModelConfig, batch_size: int,
     shapes: CacheShapes = dict(mixer_of(block.attention).cache_shapes(block.attention, model, length))
     sublayers = ("attention",) if block.mlp is None else ("attention", "mlp")
     shapes |= convolution_shapes(block.convolution, model.dtype, **dict.fromkeys(sublayers, model.width))
-    return {name: zeros((batch_size, *shape.shape), shape.dtype) for name, shape in shapes.items()}
+    return {name: by_heads(zeros((batch_size, *shape.shape), shape.dtype)) for name, shape in shapes.items()}

@@ -9,26 +9,30 @@ hidden from every query of a block are skipped.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from gpt_jax.config.errors import UserError
+from gpt_jax.model.blocked import (
+    Adjust,
+    Operands,
+    Tiling,
+    by_tiles,
+    floats,
+    gradients_by_tiles,
+    mix,
+    nonzero,
+    scores,
+    start_of,
+)
 from gpt_jax.model.mask import Side
-from gpt_jax.model.tiles import add_at, cut, joined, padded
+from gpt_jax.model.tiles import cut, padded
 
-# (params, scores, queries, keys) → logits: applies softcap and biases, and writes HIDDEN where the mask hides a key.
-Adjust = Callable[[Any, Float[Array, "B H t s"], Side, Side], Float[Array, "B H t s"]]
-
-HIDDEN = float(np.finfo(np.float32).min)
-# Initial value of running maxima: below every real score, and so far above HIDDEN that exp(HIDDEN − it) is exactly 0.
-LOWEST = HIDDEN / 2
 # Measured on a CPU: larger blocks fall out of its cache, smaller ones cost more in loop overhead than they save.
 BLOCK_SCORES, SMALLEST, LARGEST = 2**20, 128, 512  # scores of a block; its queries and keys, least and most
 # Up to this many scores per head, storing them costs less than recomputing; queries are then taken PART at a time.
@@ -97,55 +101,6 @@ def block_size(rows: int, reach: int | None) -> int:
     return 1 << (size.bit_length() - 1)
 
 
-class Operands(NamedTuple):
-    """The operands of attention that may have gradients."""
-
-    query: Float[Array, "B H T D"]
-    key: Float[Array, "B K S D"]
-    value: Float[Array, "B K S E"]
-    queries: Side
-    keys: Side
-    params: Any
-    sinks: Float[Array, " H"] | None
-
-
-class Tiling(NamedTuple):
-    """The settings that are static in the compiled program."""
-
-    adjust: Adjust
-    normalizer: str
-    reach: int | None
-    query_block: int
-    key_block: int
-    length: int  # S before padding
-
-    def visible(self, i: Int[Array, ""], offset: Int[Array, ""]) -> tuple[Any, Array]:
-        """(start, stop) of the key blocks that some query of query block i may see."""
-        first = i * self.query_block + offset
-        start = 0 if self.reach is None else jnp.maximum(first - self.reach + 1, 0) // self.key_block
-        return start, jnp.minimum(first + self.query_block - 1, self.length - 1) // self.key_block + 1
-
-
-def scores(query: Float[Array, "B H t D"], key: Float[Array, "B K s D"]) -> Float[Array, "B H t s"]:
-    """q · k in float32, for H query heads and K key heads."""
-    (B, H, T, _), (_, K, S, _) = query.shape, key.shape
-    products = jnp.einsum("bknd,bksd->bkns", _fold(query, K), key, preferred_element_type=jnp.float32)
-    return products.reshape(B, H, T, S)
-
-
-def _fold(x: Float[Array, "B H t N"], kv_heads: int) -> Float[Array, "B K rows N"]:
-    """Stacks the G heads that share a key head: (B, K, G · t, N)."""
-    B, H, T, N = x.shape
-    return x.reshape(B, kv_heads, H // kv_heads * T, N)
-
-
-def _mix(weights: Float[Array, "B H t s"], value: Float[Array, "B K s E"]) -> Float[Array, "B H t E"]:
-    """Σ over s of weight · value, in float32."""
-    rows = _fold(weights.astype(value.dtype), value.shape[1])
-    mixed = jnp.einsum("bkns,bkse->bkne", rows, value, preferred_element_type=jnp.float32)
-    return mixed.reshape(*weights.shape[:3], value.shape[3])
-
-
 def _at_once(
     operands: Operands, adjust: Adjust, normalizer: str, offset: Int[Array, ""] | int | None, reach: int | None
 ) -> Float[Array, "B H T E"]:
@@ -167,22 +122,12 @@ def _whole(operands: Operands, adjust: Adjust, normalizer: str) -> Float[Array, 
     query, key, value, queries, keys, params, sinks = operands
     logits = adjust(params, scores(query, key), queries, keys)
     if normalizer == "sigmoid":
-        return _mix(jax.nn.sigmoid(logits), value).astype(value.dtype)
-    maximum, total = _start(sinks, logits.shape)
+        return mix(jax.nn.sigmoid(logits), value).astype(value.dtype)
+    maximum, total = start_of(sinks, logits.shape)
     top = lax.stop_gradient(jnp.maximum(maximum, logits.max(axis=-1)))
     weights = jnp.exp(logits - top[..., None])
     total = total * jnp.exp(maximum - top) + weights.sum(axis=-1)
-    return (_mix(weights, value) / _nonzero(total)[..., None]).astype(value.dtype)
-
-
-def _start(sinks: Float[Array, " H"] | None, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Running maximum and Σ exp(logit − maximum) before the first key: those of the sink, if there is one."""
-    maximum, total = (LOWEST, 0.0) if sinks is None else (sinks.astype(jnp.float32)[:, None], 1.0)
-    return jnp.broadcast_to(jnp.asarray(maximum), shape[:3]), jnp.full(shape[:3], total)
-
-
-def _nonzero(total: Array) -> Array:
-    return jnp.where(total > 0, total, 1.0)
+    return (mix(weights, value) / nonzero(total)[..., None]).astype(value.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -191,111 +136,20 @@ def _attend(tiling: Tiling, operands: Operands, offset: Int[Array, ""]) -> Float
 
 
 def _forward(tiling: Tiling, operands: Operands, offset: Int[Array, ""]) -> tuple[Array, Any]:
-    def query_block(_: None, i: Array) -> tuple[None, tuple[Array, Array]]:
-        query, queries = cut((operands.query, operands.queries), i * tiling.query_block, tiling.query_block)
-
-        def visit(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            maximum, total, mixed = state
-            start = j * tiling.key_block
-            key, value, keys = cut((operands.key, operands.value, operands.keys), start, tiling.key_block)
-            logits = tiling.adjust(operands.params, scores(query, key), queries, keys)
-            if tiling.normalizer == "sigmoid":
-                return maximum, total, mixed + _mix(jax.nn.sigmoid(logits), value)
-            top = jnp.maximum(maximum, logits.max(axis=-1))
-            weights, shrink = jnp.exp(logits - top[..., None]), jnp.exp(maximum - top)
-            return top, total * shrink + weights.sum(axis=-1), mixed * shrink[..., None] + _mix(weights, value)
-
-        mixed = jnp.zeros((*query.shape[:3], operands.value.shape[3]))
-        state = (*_start(operands.sinks, query.shape), mixed)
-        maximum, total, mixed = lax.fori_loop(*tiling.visible(i, offset), visit, state)
-        out = mixed if tiling.normalizer == "sigmoid" else mixed / _nonzero(total)[..., None]
-        return None, (out.astype(operands.value.dtype), maximum + jnp.log(_nonzero(total)))
-
-    out, log_sums = lax.scan(query_block, None, jnp.arange(operands.query.shape[2] // tiling.query_block))[1]
-    out, log_sums = joined(out, axis=2), joined(log_sums, axis=2)
+    out, log_sums = by_tiles(tiling, operands, offset)
+    out = out.astype(operands.value.dtype)
     return out, (operands, offset, out, log_sums)
 
 
 def _backward(tiling: Tiling, saved: Any, gradient: Float[Array, "B H T E"]) -> tuple[Operands, None]:
-    """The gradients of the operands: `grad_…` are sums over blocks, `d_…` the terms of one block."""
-    saved = jax.tree.map(jnp.asarray, saved)  # constants come back as NumPy arrays
-    (query, key, value, queries, keys, params, sinks), offset, out, log_sums = saved
-    K = key.shape[1]
+    """The gradients of the operands."""
+    operands, offset, out, log_sums = jax.tree.map(jnp.asarray, saved)  # constants come back as NumPy arrays
     # The softmax's gradient subtracts Σ over keys of p · dp, which equals output · its gradient.
     products = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1)
-    rows = query, gradient, products[..., None], log_sums[..., None], queries
-
-    def query_block(sums: Any, i: Array) -> tuple[Any, Any]:
-        query, gradient, product, log_sum, queries = cut(rows, i * tiling.query_block, tiling.query_block)
-        # Sums over queries contract the last axis, which a CPU does 1.5 × as fast.
-        columns, gradient_columns = (_fold(x, K).swapaxes(2, 3) for x in (query, gradient))
-
-        def visit(j: Array, sums: Any) -> Any:
-            grad_queries, grad_keys, grad_params = sums
-            key_block, value_block, keys_block = cut((key, value, keys), j * tiling.key_block, tiling.key_block)
-            logits, pull_back = _vjp(tiling.adjust, params, scores(query, key_block), queries, keys_block)
-            d_weights = scores(gradient, value_block)
-            if tiling.normalizer == "sigmoid":
-                weights = jax.nn.sigmoid(logits)
-                d_logits = weights * (1 - weights) * d_weights
-            else:
-                weights = jnp.exp(logits - log_sum)
-                d_logits = weights * (d_weights - product)
-            d_params, d_scores, d_queries, d_keys = pull_back(d_logits)
-            d_scores = d_scores.astype(key.dtype)
-            d_key = _mix_keys(columns, d_scores), _mix_keys(gradient_columns, weights.astype(gradient.dtype)), d_keys
-            return (
-                _add(grad_queries, (_mix(d_scores, key_block), d_queries)),
-                add_at(grad_keys, d_key, j * tiling.key_block),
-                _add(grad_params, d_params),
-            )
-
-        grad_keys, grad_params = sums
-        start = _zeros((query, queries)), grad_keys, grad_params
-        grad_queries, grad_keys, grad_params = lax.fori_loop(*tiling.visible(i, offset), visit, start)
-        return (grad_keys, grad_params), grad_queries
-
-    start, blocks = _zeros(((key.mT, value.mT, keys), params)), jnp.arange(query.shape[2] // tiling.query_block)
-    ((grad_key, grad_value, grad_keys), grad_params), (grad_query, grad_queries) = lax.scan(query_block, start, blocks)
-    grad_queries = jax.tree.map(lambda x: joined(x, axis=x.ndim - 2), grad_queries)
-    grad_sinks = None
-    if sinks is not None:
-        grad_sinks = -jnp.sum(jnp.exp(sinks[:, None] - log_sums) * products, axis=(0, 2))
-    sums = Operands(
-        joined(grad_query, axis=2), grad_key.mT, grad_value.mT, grad_queries, grad_keys, grad_params, grad_sinks
-    )
-    return jax.tree.map(lambda total, x: total.astype(x.dtype), sums, _floats(saved[0])), None
+    sums = gradients_by_tiles(tiling, operands, offset, gradient, products[..., None], log_sums[..., None])
+    if (sinks := operands.sinks) is not None:
+        sums = sums._replace(sinks=-jnp.sum(jnp.exp(sinks[:, None] - log_sums) * products, axis=(0, 2)))
+    return jax.tree.map(lambda total, x: total.astype(x.dtype), sums, floats(operands)), None
 
 
 _attend.defvjp(_forward, _backward)
-
-
-def _mix_keys(columns: Float[Array, "B K N rows"], weights: Float[Array, "B H t s"]) -> Float[Array, "B K N s"]:
-    """The transpose of `_mix`: for each key, the weighted sum over queries of `columns`."""
-    rows = _fold(weights, columns.shape[1])
-    return jnp.einsum("bkdn,bkns->bkds", columns, rows, preferred_element_type=jnp.float32)
-
-
-def _floats(tree: Any) -> Any:
-    """The tree with None for every leaf that is not a float and so has no gradient."""
-    return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) else None, tree)
-
-
-def _vjp(adjust: Adjust, *operands: Any) -> tuple[Array, Callable[[Array], Any]]:
-    """The logits of `adjust`, and the function that pulls a gradient back to the floats among its operands."""
-
-    def of_floats(floats: Any) -> Array:
-        whole = jax.tree.map(lambda x, y: y if x is None else x, floats, operands, is_leaf=lambda x: x is None)
-        return adjust(*whole)
-
-    logits, pull_back = jax.vjp(of_floats, _floats(operands))
-    return logits, lambda gradient: pull_back(gradient)[0]
-
-
-def _zeros(tree: Any) -> Any:
-    """Float32 zeros of the shape of each float leaf."""
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), _floats(tree))
-
-
-def _add(sums: Any, terms: Any) -> Any:
-    return jax.tree.map(jnp.add, sums, terms)

@@ -11,6 +11,7 @@ from gpt_jax import config as cfg
 from gpt_jax.model.convolution import convolution_shapes
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.mixer import CacheShapes, Carry, zeros
+from gpt_jax.model.placement import from_heads, to_heads
 from gpt_jax.model.recurrence import CHUNK, Recurrent, decays, join_chunks, non_padding, split_chunks
 from gpt_jax.model.row import Row
 from gpt_jax.model.slots import LayerCache, read, write
@@ -49,6 +50,7 @@ def gated_delta(
     # Let a_ts be the decay from s to t. Unrolling gives S_t = a_t S_0 + Σ_{s≤t} a_ts k_s u_sᵀ, where
     # u_t = β_t (v_t − a_t S_0ᵀ k_t − Σ_{s<t} a_ts (k_s·k_t) u_s): a triangular system for all u of a chunk. Its
     # solution is linear in S_0, so all chunks are solved at once, for v and for k (the WY form of arXiv:2406.06484).
+    query, key, value, beta = (to_heads(x) for x in (query, key, value, beta))
     decay = decays(log_decay, segments, T, chunk)
     query, key, value = (split_chunks(x, chunk) for x in (query, key, value))
     beta = split_chunks(beta, chunk)[..., None]
@@ -66,7 +68,7 @@ def gated_delta(
 
     now, (before, written) = jax.lax.scan(step, now, (across, from_value, from_key, kept))
     weights = jnp.einsum("nbhtd,nbhsd->nbhts", query, key) * decay.within
-    return join_chunks(weights @ written + (query * decay.before[..., None]) @ before, T), now
+    return from_heads(join_chunks(weights @ written + (query * decay.before[..., None]) @ before, T)), now
 
 
 @jax.custom_jvp

@@ -77,6 +77,10 @@ class GPT(nn.Module):
         """The head: hidden vectors of `backbone` → logits. It needs no parameters but its own, or the embedding's."""
         return self.head(hidden, self.embedding.table if self.config.head.tied else None)
 
+    def logits_of(self, hidden: Float[Array, "B T C"], ids: Int[Array, "B T"]) -> Float[Array, "B T"]:
+        """The logit of one token id at each position, without those of all the others."""
+        return self.head.of(hidden, self.embedding.table if self.config.head.tied else None, ids)
+
     def _hidden(
         self,
         tokens: Int[Array, "B T"],

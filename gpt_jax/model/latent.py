@@ -14,6 +14,7 @@ from gpt_jax.model.mask import Side, keys_per_query
 from gpt_jax.model.mixer import CacheShapes, Carry, Mixer
 from gpt_jax.model.norm import make_norm
 from gpt_jax.model.parameter import Parameter
+from gpt_jax.model.placement import flattened
 from gpt_jax.model.rope import rotate
 from gpt_jax.model.row import Row
 from gpt_jax.model.slots import LayerCache, extend, slots
@@ -70,7 +71,7 @@ class LatentAttention(Mixer):
             heads = jnp.einsum("bhtr,rhe->bhte", heads, to_values)
         else:
             S = seen["latent"].shape[2]
-            flat = seen["latent"].reshape(B * S, R)
+            flat = flattened(seen["latent"][:, 0])
             key, value = ((flat @ w.reshape(R, -1)).reshape(B, S, H, -1).swapaxes(1, 2) for w in (to_keys, to_values))
             key = jnp.concatenate([key, jnp.broadcast_to(seen["rotary_key"], (B, H, S, P))], axis=-1)
             heads = attended(self, c, query, key, value, queries, keys, row, train)

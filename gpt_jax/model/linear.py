@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from gpt_jax.config.variant import implementation
 from gpt_jax.model.adapter import ADAPTERS, SCOPE, adapter_of
+from gpt_jax.model.placement import flattened, on_tpu
 
 
 class Linear(nn.Module):
@@ -32,12 +33,12 @@ class Linear(nn.Module):
             (x.shape[-1], self.features),
             jnp.dtype(self.param_dtype),
         )
-        # Flattened to two axes: for a (B, T, ·) product, XLA on CPU computes the kernel's gradient through fused
-        # transposing copies, which are slow.
-        flat = x.reshape(-1, x.shape[-1])
-        y = flat @ kernel.astype(x.dtype)
+        # Flattened to two axes, a product is 1.15 to 1.3 times as fast on CPUs. On TPUs it would have to be transposed
+        # for the attention kernel, which takes as long as the product.
+        inputs = x if on_tpu() else flattened(x)
+        y = inputs @ kernel.astype(x.dtype)
         if (adapter := adapter_of(self)) is not None:
-            y += implementation(ADAPTERS, adapter)(adapter, self.features, self.param_dtype, name=SCOPE)(flat)
+            y += implementation(ADAPTERS, adapter)(adapter, self.features, self.param_dtype, name=SCOPE)(inputs)
         if self.bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,), jnp.dtype(self.param_dtype)).astype(
                 x.dtype

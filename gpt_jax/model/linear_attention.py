@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from gpt_jax import config as cfg
 from gpt_jax.model.convolution import convolution_shapes
 from gpt_jax.model.mixer import CacheShapes, Carry, zeros
+from gpt_jax.model.placement import from_heads, to_heads
 from gpt_jax.model.recurrence import CHUNK, Recurrent, decays, join_chunks, non_padding, split_chunks
 from gpt_jax.model.rope import rotate
 from gpt_jax.model.row import Row
@@ -52,6 +53,7 @@ def linear_attention(
         out = jnp.einsum("bhtd,bhde->bhte", query, now["state"])
         return _divided(out, query, now, 0.0) if normalized else out, now
 
+    query, key, value = (to_heads(x) for x in (query, key, value))
     decay = decays(log_decay, segments, T, chunk)
     query, key, value = (split_chunks(x, chunk) for x in (query, key, value))
     written = _written(key * decay.within[..., -1, :, None], value, normalized)
@@ -64,7 +66,8 @@ def linear_attention(
     weights = jnp.einsum("nbhtd,nbhsd->nbhts", query, key) * decay.within
     query *= decay.before[..., None]
     out = jnp.einsum("nbhts,nbhse->nbhte", weights, value) + jnp.einsum("nbhtd,nbhde->nbhte", query, before["state"])
-    return join_chunks(_divided(out, query, before, weights.sum(-1)) if normalized else out, T), now
+    out = _divided(out, query, before, weights.sum(-1)) if normalized else out
+    return from_heads(join_chunks(out, T)), now
 
 
 def _written(key: Float[Array, "*N T D"], value: Float[Array, "*N T E"], normalized: bool) -> State:

@@ -19,6 +19,7 @@ from gpt_jax.model.convolution import convolved
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.mixer import Mixer
 from gpt_jax.model.norm import make_norm
+from gpt_jax.model.placement import to_heads, whole_rows
 from gpt_jax.model.row import Row
 from gpt_jax.model.slots import LayerCache
 from gpt_jax.model.taps import tap
@@ -60,12 +61,15 @@ def decays(
     The logarithms are summed separately for each pair of tokens, as in Mamba-2. The difference of two sums from the
     beginning of the chunk would cancel catastrophically after a token that forgets nearly everything.
     """
+    if log_decay is not None:
+        log_decay = to_heads(log_decay)
     size = -(-length // -(-length // chunk))
     causal = jnp.tril(jnp.ones((size, size), bool))
     if segments is None:
         seen, continues = causal[None, None, None], jnp.ones((1, 1, 1, size), bool)
     else:
         # A document is a run of equal numbers. Padding repeats the last number, which continues the last document.
+        segments = whole_rows(segments)
         runs = jnp.cumsum(jnp.diff(segments, axis=1, prepend=segments[:, :1]) != 0, axis=1)
         count = -(-length // size)
         runs = jnp.pad(runs, ((0, 0), (0, count * size - length)), mode="edge")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
 import jax
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as pallas
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
+from gpt_jax.config.mesh import ROWS, TENSOR
+from gpt_jax.model.placement import axes_of, parts
 
 LANES = 128  # T must be a multiple of the vector width
 BLOCKS = (512, 256, LANES)
+LAYOUT = pallas.QKVLayout.SEQ_MINOR  # heads of 64 would be padded to 128 lanes, and transposed by copies
+SAVED = "attention"  # the name under which `remat` may save what the kernel's backward pass reads of the forward one
 
 
 def why_not(
@@ -62,12 +66,11 @@ def splash_attention(
     With a `window` of W, a query sees W keys including its own position. On platforms other than TPU the kernel is
     interpreted, which is correct but very slow.
     """
-    _, H, T, _ = query.shape
+    (_, H, T, _) = query.shape
     mask = pallas.CausalMask((T, T)) if window is None else pallas.LocalMask((T, T), (window - 1, 0), 0)
     size = next(block for block in BLOCKS if T % block == 0)
     make = partial(
         pallas.make_splash_mha_single_device,
-        pallas.MultiHeadMask([mask] * H),
         block_sizes=pallas.BlockSizes(
             block_q=size,
             block_kv=size,
@@ -75,14 +78,18 @@ def splash_attention(
             block_kv_dkv=size,
             block_q_dq=size,
             block_kv_dq=size,
+            q_layout=LAYOUT,
+            k_layout=LAYOUT,
+            v_layout=LAYOUT,
         ),
         attn_logits_soft_cap=softcap,
+        residual_checkpoint_name=SAVED,
     )
 
     def attend(interpret: bool, *operands: Any) -> Array:
-        """Attention of the rows on one device."""
+        """Attention of the rows and heads on one device."""
         with jax.ensure_compile_time_eval():
-            kernel = make(interpret=interpret)
+            kernel = make(mask=pallas.MultiHeadMask([mask] * operands[0].shape[1]), interpret=interpret)
         *heads, segments, sinks = operands
         ids = None if segments is None else pallas.SegmentIds(segments, segments)
         return jax.vmap(kernel, in_axes=(0, 0, 0, 0, None))(*heads, ids, sinks)
@@ -91,20 +98,12 @@ def splash_attention(
         # Chosen at lowering, so that a program compiled for a TPU on another machine contains the kernel itself.
         return lax.platform_dependent(*operands, tpu=partial(attend, False), default=partial(attend, True))
 
-    rows = _row_partition(query.shape[0])
-    if rows is not None:
-        specs = (rows, rows, rows, rows, PartitionSpec())
-        choose = jax.shard_map(choose, in_specs=specs, out_specs=rows, check_vma=False)
+    axes = axes_of(*ROWS, TENSOR)
+    if axes:  # XLA cannot partition a Pallas kernel by itself
+        rows = axes_of(*ROWS) if query.shape[0] % parts(*ROWS) == 0 else None
+        heads = axes_of(TENSOR) if H % parts(TENSOR) == key.shape[1] % parts(TENSOR) == 0 else None
+        whole, row, head = PartitionSpec(rows, heads), PartitionSpec(rows), PartitionSpec(heads)
+        specs = (whole, whole, whole, row, head)
+        choose = jax.shard_map(choose, in_specs=specs, out_specs=whole, axis_names=set(axes), check_vma=False)
+    query, key, value = (checkpoint_name(x, SAVED) for x in (query, key, value))
     return choose(query, key, value, segments, sinks).astype(value.dtype)
-
-
-def _row_partition(batch: int) -> PartitionSpec | None:
-    """How the rows are partitioned over the mesh in whose context the program is traced; None if there is no mesh.
-
-    XLA cannot partition a Pallas kernel by itself.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind is not AxisType.Manual)
-    if not axes:
-        return None
-    return PartitionSpec(axes) if batch % math.prod(mesh.shape[axis] for axis in axes) == 0 else PartitionSpec()

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError, nearest
+from gpt_jax.model import splash
 from gpt_jax.model.adapter import projections
 from gpt_jax.model.block import Block
 from gpt_jax.model.mixer import Carry
@@ -28,7 +29,12 @@ from gpt_jax.model.slots import LayerCache
 from gpt_jax.model.taps import COLLECTION, tapped
 
 Params = dict[str, Any]
-REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+POLICIES = jax.checkpoint_policies
+# "dots" saves the products of projections, and of an attention kernel what it would have to run again for.
+DOTS = POLICIES.save_from_both_policies(
+    POLICIES.dots_with_no_batch_dims_saveable, POLICIES.save_only_these_names(splash.SAVED)
+)
+REMAT_POLICIES = {"full": None, "dots": DOTS}
 
 
 class Blocks(nn.Module):
@@ -49,6 +55,7 @@ class Blocks(nn.Module):
             for name, params in _init(model, self.make_rng("params"), x, row).items():
                 self.put_variable("params", name, params)
         params = {name: self.get_variable("params", name) for name in storage_names(model)}
+        is_scanned = caches is None and model.scan
         key = self.make_rng("dropout") if train and self.has_rng("dropout") else None
 
         def run(
@@ -61,8 +68,10 @@ class Blocks(nn.Module):
             return x, shared, cache, tapped(variables, "")
 
         if model.remat is not None:
-            run = jax.checkpoint(run, policy=REMAT_POLICIES[model.remat], static_argnums=0)
-        if caches is None and model.scan:
+            # In a scan XLA can't undo it. Elsewhere barriers keep it from doing so, which cost copies.
+            policy = REMAT_POLICIES[model.remat]
+            run = jax.checkpoint(run, policy=policy, static_argnums=0, prevent_cse=not is_scanned)
+        if is_scanned:
             return _scan(model, run, x, params, row)
         layers = canonical_layers(model, params)
         extended: list[Any] = []

@@ -5,6 +5,7 @@ A part is an array (…, tokens, width), or a `Side`, whose arrays all have thei
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -53,3 +54,34 @@ def joined(tiles: Array, axis: int) -> Array:
     """Concatenates tiles (n, …) along `axis`, the axis of a single tile that holds its tokens."""
     moved = jnp.moveaxis(tiles, 0, axis)
     return moved.reshape(*moved.shape[:axis], -1, *moved.shape[axis + 2 :])
+
+
+def _concatenated(axis: int, *xs: Array) -> Array:
+    return jnp.concatenate(xs, axis=axis)
+
+
+def side_by_side(runs: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Concatenates the tokens of each part."""
+    return tuple(
+        jax.tree.map(partial(_concatenated, -1 if isinstance(parts[0], Side) else -2), *parts)
+        for parts in zip(*runs, strict=True)
+    )
+
+
+def halves(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Each part as its two halves, on a new first axis."""
+
+    def cut(x: Array, from_end: int) -> Array:
+        axis = x.ndim - from_end
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], 2, -1, *x.shape[axis + 1 :]), axis, 0)
+
+    return tuple(jax.tree.map(lambda x: cut(x, 1), p) if isinstance(p, Side) else cut(p, 2) for p in parts)
+
+
+def unhalved(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inverse of `halves`."""
+
+    def whole(x: Array, from_end: int) -> Array:
+        return joined(x, axis=x.ndim - 1 - from_end)
+
+    return tuple(jax.tree.map(lambda x: whole(x, 1), p) if isinstance(p, Side) else whole(p, 2) for p in parts)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from gpt_jax.config import Config, has_adapter
 from gpt_jax.config.errors import MissingFile, UserError
@@ -25,7 +26,8 @@ from gpt_jax.runs import record
 from gpt_jax.runs.checkpoint import Checkpoints
 from gpt_jax.runs.compilation import enable_compilation_cache
 from gpt_jax.runs.folder import ENVIRONMENT, TOKENIZER, RunFolder, Workdir
-from gpt_jax.training.sharding import shape_structs
+from gpt_jax.training.partition import shardings
+from gpt_jax.training.sharding import make_mesh, shape_structs
 from gpt_jax.training.state import PARAMS
 
 
@@ -55,7 +57,7 @@ class Base(NamedTuple):
     record: dict[str, Any]
 
 
-def open_run(workdir: Workdir, step: int | None = None) -> OpenedRun:
+def open_run(workdir: Workdir, step: int | None = None, mesh: Mesh | None = None) -> OpenedRun:
     """Opens a run as `load_run` does, with its folder, configuration, step and fingerprint."""
     enable_compilation_cache()
     folder = RunFolder(workdir)
@@ -63,7 +65,8 @@ def open_run(workdir: Workdir, step: int | None = None) -> OpenedRun:
     # Scanning changes no number; without it, names are canonical and decoding is faster.
     model = GPT(dataclasses.replace(config.model, scan=False))
     shapes = pruned(trainable(parameter_shapes(model.config)))
-    template = {PARAMS: shape_structs(shapes, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))}
+    alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    template = {PARAMS: shape_structs(shapes, alone if mesh is None else shardings(model.config, mesh, shapes))}
     with Checkpoints(folder, read_only=True) as checkpoints:
         restored = checkpoints.restore_newest(template) if step is None else checkpoints.restore(step, template)
         if restored is None:
@@ -71,7 +74,7 @@ def open_run(workdir: Workdir, step: int | None = None) -> OpenedRun:
         saved = checkpoints.saved_fingerprints(restored.step)[PARAMS]
     params = restored.trees[PARAMS]
     if has_adapter(config.model):
-        base = reopen_base(folder, config)
+        base = reopen_base(folder, config, mesh)
         params, saved = grafted(base.params, params), saved | {"base": base.record["fingerprint"]}
     fingerprint = hashlib.sha256(json.dumps(saved, sort_keys=True).encode()).hexdigest()[:16]
     return OpenedRun(folder, config, model, params, restored.step, fingerprint)
@@ -90,17 +93,20 @@ def run_config(folder: RunFolder) -> Config:
     return found[1]
 
 
-def load_run(workdir: Workdir, step: int | None = None) -> tuple[GPT, Any, Tokenizer]:
+def load_run(workdir: Workdir, step: int | None = None, *, mesh: str | None = None) -> tuple[GPT, Any, Tokenizer]:
     """Model, parameters and tokenizer of a run, from the checkpoint of `step` (None: from the newest good one).
+
+    `mesh`, written as `Config.mesh` ("tensor=-1"), divides the parameters over all devices; None: one device has them.
 
     Parameters have per-layer names and `model.config.scan` is False, even if the run scanned its layers. The parameters
     of a run that trained an adapter include those of the run in `init_from`; `merge_adapter` merges the two.
 
     Raises:
       MissingFile: there is no run, it has no checkpoint yet, or the run that it adapts is gone.
+      ConfigError: `mesh` is not well formed, or does not fit the number of devices.
       UserError: there is no checkpoint of `step`, all checkpoints are damaged, or the run that it adapts has changed.
     """
-    opened = open_run(workdir, step)
+    opened = open_run(workdir, step, None if mesh is None else make_mesh(axes=mesh))
     return opened.model, opened.params, load_tokenizer(opened.folder.file(TOKENIZER))
 
 
@@ -112,7 +118,7 @@ def open_base(init_from: str, config: Config, workdir: RunFolder) -> Base:
     return _base(open_run(init_from), config, workdir)
 
 
-def reopen_base(workdir: RunFolder, config: Config) -> Base:
+def reopen_base(workdir: RunFolder, config: Config, mesh: Mesh | None = None) -> Base:
     """What the run in `workdir` began with, found by its absolute path or by its path relative to `workdir`.
 
     Raises:
@@ -126,7 +132,7 @@ def reopen_base(workdir: RunFolder, config: Config) -> Base:
         raise MissingFile(
             f"the run in {workdir} began with the run in {began['folder']}, which is gone: put it back there"
         )
-    base = _base(open_run(place, began["step"]), config, workdir)
+    base = _base(open_run(place, began["step"], mesh), config, workdir)
     if base.record["fingerprint"] != began["fingerprint"]:
         raise UserError(
             f"the parameters of step {began['step']} in {place} are not those that the run in {workdir} began with: put"

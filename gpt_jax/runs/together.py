@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from gpt_jax.config import Config, divides_parameters
+from gpt_jax.config import Config, divides_parameters, parse_mesh
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch
 from gpt_jax.runs.checkpoint import CheckpointError, Restored
@@ -133,7 +133,7 @@ def _check_alike(configs: Sequence[Config]) -> None:
 
 def can_train_together(config: Config) -> bool:
     """Whether several runs of this kind can share one program."""
-    return config.train.parallel == "jit" and config.wandb is None and not divides_parameters(config.mesh)
+    return config.train.parallel == "jit" and config.wandb is None and not divides_parameters(parse_mesh(config.mesh))
 
 
 def _with_luck_of(first: Config, config: Config) -> Config:

@@ -24,10 +24,14 @@ class Sums(NamedTuple):
 
 
 def cross_entropy(
-    logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"]
+    logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"], shift: Float[Array, "*batch"] | None = None
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"], Bool[Array, "*batch"]]:
     """Of each target: its negative log-likelihood in nats, log Z = log Σ exp(logits), and whether it is hit, that is
     whether its logit is larger than all others.
+
+    `shift` is subtracted before exp(). The largest logit, which None stands for, must be known before the sum can
+    begin; with another number, a product that makes the logits can sum them as it goes. The results differ by rounding,
+    until a logit exceeds `shift` by more than 88: then they are infinite or NaN.
 
     The nll of a target outside of [0, V) is log Z, without an error, so callers must check ids first.
     """
@@ -35,16 +39,23 @@ def cross_entropy(
     # A masked sum instead of a gather: it fuses with the softmax, and its gradient needs no second (B, T, V) array.
     is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
     target_logit = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    hit = jnp.sum(logits >= jax.lax.stop_gradient(target_logit)[..., None], axis=-1) == 1
-    return log_z - target_logit, log_z, hit
+    if shift is None:
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+    else:
+        shift = jax.lax.stop_gradient(shift)
+        log_z = jnp.log(jnp.sum(jnp.exp(logits - shift[..., None]), axis=-1)) + shift
+    other = jnp.max(jnp.where(is_target, -jnp.inf, jax.lax.stop_gradient(logits)), axis=-1)
+    return log_z - target_logit, log_z, jax.lax.stop_gradient(target_logit) > other
 
 
 def cross_entropy_sums(
-    logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"], weights: Shaped[Array, "*batch"]
+    logits: Float[Array, "*batch V"],
+    targets: Int[Array, "*batch"],
+    weights: Shaped[Array, "*batch"],
+    shift: Float[Array, "*batch"] | None = None,
 ) -> Sums:
-    """The `Sums` of a batch. A weight of 0 masks a target."""
-    nll, log_z, hit = cross_entropy(logits, targets)
+    """The `Sums` of a batch. A weight of 0 masks a target; `shift` as in `cross_entropy`."""
+    nll, log_z, hit = cross_entropy(logits, targets, shift)
     weights = weights.astype(jnp.float32)
     return Sums(
         loss=jnp.sum(weights * nll),

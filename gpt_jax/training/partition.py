@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from gpt_jax.config import AttentionConfig, ModelConfig
-from gpt_jax.config.mesh import ROWS
+from gpt_jax.config.mesh import ROWS, TENSOR, divides_parameters
 from gpt_jax.model.paths import map_with_path, matches
+from gpt_jax.model.placement import axes_of
 
 Axes = tuple[str | None, str | None]
 
@@ -44,12 +46,27 @@ def shardings(model: ModelConfig, mesh: Mesh, shapes: Any) -> Any:
     An axis that does not divide the length leaves the array whole along it. On a mesh of data alone it is one sharding
     for all: each device has a copy.
     """
-    if not set(mesh.axis_names) - {"data"}:
+    if not divides_parameters(mesh.shape):
         return NamedSharding(mesh, PartitionSpec())
     heads = [_kv_heads(attention) for attention in model.attentions]
-    tensor = mesh.shape["tensor"] if "tensor" in mesh.axis_names else 1
+    tensor = mesh.shape[TENSOR] if TENSOR in mesh.axis_names else 1
     whole = KEYS_AND_VALUES if any(count % tensor for count in heads) else ()
     return map_with_path(lambda path, leaf: NamedSharding(mesh, _spec(path, leaf.shape, mesh, whole)), shapes)
+
+
+def gathered(params: Any) -> Any:
+    """Parameters without their division over the axis `fsdp` of the mesh in context: for a loop that reads them in
+    each of its turns, which would gather them each time.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not axes_of("fsdp"):
+        return params
+
+    def gather(path: str, leaf: Any) -> Any:
+        kept = (axis if axis == "tensor" else None for axis in _spec(path, leaf.shape, mesh, ()))
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*kept))
+
+    return map_with_path(gather, params)
 
 
 def _kv_heads(attention: AttentionConfig) -> int:
@@ -60,7 +77,7 @@ def _kv_heads(attention: AttentionConfig) -> int:
     return 1
 
 
-def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, whole: tuple[str, ...]) -> PartitionSpec:
+def _spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, whole: tuple[str, ...]) -> PartitionSpec:
     """`whole`: globs of what `tensor` must not divide."""
     axes = next((axes for glob, axes in RULES if matches(path, [glob])), None)
     if axes is None or len(shape) < 2:

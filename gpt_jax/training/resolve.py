@@ -21,9 +21,14 @@ def resolve(config: Config, data: Data) -> Config:
     size = data.vocab_size if config.model.vocab_size is None else config.model.vocab_size
     if size < data.vocab_size:
         raise ConfigError(f"model.vocab_size ({size}) is too small for the tokenizer's {data.vocab_size} ids: raise it")
+    return resolved(config, size)
+
+
+def resolved(config: Config, vocab_size: int) -> Config:
+    """The configuration with all derived values filled in, for a vocabulary of this size."""
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, vocab_size=size),
+        model=dataclasses.replace(config.model, vocab_size=vocab_size),
         data=dataclasses.replace(config.data, seed=config.data_seed),  # type: ignore[type-var]
         schedule=resolve_schedule(config.schedule, config.train.steps),
         train=dataclasses.replace(config.train, average=resolve_average(config.train.average, config.train.steps)),

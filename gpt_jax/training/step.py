@@ -12,11 +12,11 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from gpt_jax import config
-from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch
 from gpt_jax.model.adapter import replaced, trainable
 from gpt_jax.model.gpt import GPT
 from gpt_jax.training import blockwise
+from gpt_jax.training.accumulation import Loss, accumulate
 from gpt_jax.training.average import make_average
 from gpt_jax.training.loss import Sums, cross_entropy_sums
 from gpt_jax.training.optimizer import make_optimizer
@@ -25,7 +25,6 @@ from gpt_jax.training.state import Given, TrainState, given_by
 
 Metrics = dict[str, Array]
 TrainStep = Callable[..., tuple["TrainState", Metrics]]
-Loss = Callable[[Any, Batch, Array], tuple[Array, Sums]]
 
 
 def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
@@ -47,6 +46,7 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
         the rows.
     """
     optimizer, schedule, train = make_optimizer(c.optimizer), make_schedule(c.schedule), c.train
+    is_random = not isinstance(model, GPT) or config.has_dropout(model.config)
     update_average = None if train.average is None else make_average(train.average)
 
     def train_step(
@@ -62,7 +62,7 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
 
         params = trainable(state.params)
         loss_of = _loss(model, train, state.params, scale)
-        gradients, sums = over_devices(accumulate(loss_of, params, batch, key, train.accumulate))
+        gradients, sums = over_devices(accumulate(loss_of, params, batch, key, train.accumulate, is_random))
         norm = optax.tree.norm(gradients)
         is_finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss)  # the norm is finite only if every gradient is
 
@@ -99,39 +99,10 @@ def model_arguments(model: nn.Module, batch: Batch) -> dict[str, Any]:
 
 
 def loss_block(model: nn.Module, batch: Batch) -> int | None:
-    """The positions whose logits the loss of a batch holds at once; None: all."""
+    """The tokens of a device whose logits the loss of a batch holds at once; None: all."""
     if not isinstance(model, GPT):
         return None
-    rows, positions = batch.tokens.shape
-    return blockwise.block_length(model.config, blockwise.rows_per_device(rows), positions)
-
-
-def accumulate(loss_of: Loss, params: Any, batch: Batch, key: Array, parts: int) -> tuple[Any, Sums]:
-    """Gradients and sums of `loss_of(params, micro_batch, key)`, added over `parts` micro-batches, one after the other.
-
-    Raises:
-      UserError: `parts` does not divide the rows of the batch.
-    """
-    gradient = jax.grad(loss_of, has_aux=True)
-    if parts == 1:
-        return gradient(params, batch, key)
-    rows = batch.tokens.shape[0]
-    if rows % parts:
-        raise UserError(f"train.accumulate ({parts}) must divide the {rows} rows of a batch on a device: change one")
-
-    def cut(x: Array) -> Array:
-        # Every `parts`-th row: each device's rows spread evenly over the micro-batches, and no row changes its device.
-        return x.reshape(rows // parts, parts, *x.shape[1:]).swapaxes(0, 1)
-
-    def add(total: tuple[Any, Sums], xs: tuple[Batch, Array]) -> tuple[tuple[Any, Sums], None]:
-        micro, index = xs
-        part = gradient(params, micro, jax.random.fold_in(key, index))
-        return jax.tree.map(jnp.add, total, part), None
-
-    micros = (jax.tree.map(cut, batch), jnp.arange(parts))
-    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micros[0]), key)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return jax.lax.scan(add, zeros, micros)[0]
+    return blockwise.block_length(model.config, blockwise.tokens_per_device(*batch.tokens.shape))
 
 
 def _dropout_key(given: Given, state: TrainState, axis_name: str | None) -> Array:

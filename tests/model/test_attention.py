@@ -12,7 +12,7 @@ from gpt_jax import GPT
 from gpt_jax.config import PROJECTIONS, Alibi, Attention, Causal, MaskConfig, PositionConfig, Score, Window
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.model.attend import Logits, einsum_attention, normalize
-from gpt_jax.model.chunked import scores as dot_products
+from gpt_jax.model.blocked import scores as dot_products
 from gpt_jax.model.mask import Side, allowed
 from tests.tiny import random_params, tiny
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.model.chunked import HIDDEN, block_size, chunked_attention
+from gpt_jax.model.blocked import HIDDEN
+from gpt_jax.model.chunked import block_size, chunked_attention
 from gpt_jax.model.mask import Side
 
 B, H, D = 2, 4, 8

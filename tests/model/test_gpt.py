@@ -9,7 +9,7 @@ import pytest
 import gpt_jax
 from gpt_jax import GPT, init_cache
 from gpt_jax.config import PROJECTIONS, Attention, Embedding, Head, Learned, Rope
-from gpt_jax.model.chunked import scores
+from gpt_jax.model.blocked import scores
 from tests.tiny import apply, random_params, tiny
 
 TOKENS = jnp.arange(16).reshape(2, 8)

@@ -32,7 +32,7 @@ def run(config: Config, folder: Path) -> list[float]:
     return [r["loss"] for r in read(RunFolder(folder)) if r["split"] == "train"]
 
 
-@pytest.mark.parametrize(("first", "second"), [(ALONE, DIVIDED), (DIVIDED, ALONE), (DIVIDED, "data=2,fsdp=2")])
+@pytest.mark.parametrize(("first", "second"), [(ALONE, DIVIDED), (DIVIDED, ALONE), (DIVIDED, "data=2,sequence=2")])
 def test_a_checkpoint_resumes_on_another_mesh(first: str, second: str, tmp_path: Path) -> None:
     whole = run(config_of(ALONE, 8), tmp_path / "whole")
     run(config_of(first, 4), tmp_path / "moved")

@@ -1,7 +1,8 @@
 """Parameters divided over a mesh: the same gradients and losses as on one device, and really divided."""
 
 import dataclasses
-from functools import cache
+import re
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from gpt_jax.config import (
     Head,
     Latent,
     LinearAttention,
+    Lora,
     ModelConfig,
     Muon,
     Rope,
@@ -31,7 +33,8 @@ from gpt_jax.data import Batch
 from gpt_jax.model.paths import map_with_path
 from gpt_jax.training.partition import shardings
 from gpt_jax.training.programs import Programs
-from gpt_jax.training.sharding import make_mesh, replicate, shard_batch, traced_under
+from gpt_jax.training.sharding import make_mesh, replicate, shape_structs, shard_batch, traced_under
+from gpt_jax.training.state import init_params, state_shapes
 from gpt_jax.training.step import _loss
 from tests.tiny import VOCABULARY, random_params, shapes_of, tiny
 
@@ -90,10 +93,29 @@ def test_gradients_are_those_of_one_device(kind: str, axes: str) -> None:
     assert_close(gradients(model, axes, 4)[0], gradients(model, "data=1", 1)[0])
 
 
-@pytest.mark.parametrize("changes", [{"scan": True}, {"remat": "full"}, {"head": Head(block=3)}, {"head": Head()}])
+@pytest.mark.parametrize("changes", [{"scan": True}, {"remat": "full"}, {"head": Head(block=12)}, {"head": Head()}])
 def test_so_are_those_of_scanned_recomputed_and_blockwise_models(changes: dict[str, Any]) -> None:
     model, axes = model_of("grouped", **changes), "fsdp=2,tensor=2"
     assert_close(gradients(model, axes, 4)[0], gradients(model, "data=1", 1)[0])
+
+
+@pytest.mark.parametrize("axes", ["fsdp=4", "fsdp=2,tensor=2"])
+def test_so_are_those_of_adapters(axes: str) -> None:
+    block = dataclasses.replace(model_of("grouped").blocks[0], adapter=Lora(rank=2))
+    model = dataclasses.replace(model_of("grouped"), blocks=(block,) * 2)
+    assert_close(gradients(model, axes, 4)[0], gradients(model, "data=1", 1)[0])
+
+
+def test_a_vocabulary_stays_divided_in_the_loss_by_blocks() -> None:
+    """Devices along `tensor` send one another sums and vectors of tokens, never kernels of the head."""
+    model, mesh = model_of("grouped", vocab_size=128, head=Head(block=12)), make_mesh(jax.devices()[:4], "tensor=4")
+    params = random_params(GPT(model))
+    placed = jax.device_put(params, shardings(model, mesh, params))
+    assert placed["params"]["embedding"]["table"].addressable_shards[0].data.shape == (32, 16)
+    loss = lambda p, batch: _loss(GPT(model), Train(1, 8), p, jnp.float32(1))(p, batch, jax.random.key(0))[0]  # noqa: E731
+    program = jax.jit(traced_under(mesh, jax.grad(loss)), out_shardings=shardings(model, mesh, params))
+    text = program.lower(placed, shard_batch(make_batch(), mesh, "jit")).compile().as_text()
+    assert not re.findall(r"= f32\[(?:1,)?(?:128,16|16,128)\]\S* all-(?:gather|reduce)", text)
 
 
 def test_parameters_are_really_divided() -> None:
@@ -141,14 +163,51 @@ def test_training_has_the_losses_of_one_device(optimizer: Any) -> None:
     assert held[4] < 0.5 * held[1]
 
 
+def wide(axes: str) -> Config:
+    """A run whose parameters are most of what a device needs."""
+    config = run_of(axes, Adamw(1e-2))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, width=256))
+
+
+def test_initial_values_are_those_of_one_device() -> None:
+    config, alone = wide("fsdp=4"), wide("data=1")
+    state = Programs().init(config, make_mesh(jax.devices()[:4], config.mesh))
+    expected = Programs().init(alone, make_mesh(jax.devices()[:1], "data=1"))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), jax.device_get(expected.params))
+
+
 def test_initial_values_are_made_in_place() -> None:
-    """They are those of one device, bit for bit, and no device holds all of a divided parameter meanwhile."""
-    config = run_of("fsdp=4", Adamw(1e-2))
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, width=512))
-    mesh, programs = make_mesh(jax.devices()[:4], config.mesh), Programs()
-    state = programs.init(config, mesh)
-    alone = Programs().init(dataclasses.replace(config, mesh="data=1"), make_mesh(jax.devices()[:1], "data=1"))
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), jax.device_get(alone.params))
+    """No device holds a divided parameter as a whole, not even while it is drawn: by the compiler's account, all that a
+    device needs is less than the parameters.
+    """
+    config = wide("fsdp=4")
+    mesh = make_mesh(jax.devices()[:4], config.mesh)
+    draw = jax.jit(
+        partial(init_params, GPT(config.model), config), out_shardings=Programs().placement(config, mesh).params
+    )
+    used = draw.lower(jax.random.key(0)).compile().memory_analysis()
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes_of(config.model)))
+    assert used.output_size_in_bytes < 0.3 * whole
+    assert used.output_size_in_bytes + used.temp_size_in_bytes < whole
+
+
+@pytest.mark.parametrize("axes", ["fsdp=4", "fsdp=2,tensor=2"])
+def test_only_products_bring_parameters_together(axes: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Every gathering belongs to the forward or the backward pass: none brings moments together. The partitioner never
+    has to make a whole array of what it cannot move otherwise.
+    """
+    config = run_of(axes, Adamw(1e-2))
+    mesh, programs = make_mesh(jax.devices()[:4], axes), Programs()
+    state = shape_structs(state_shapes(config), programs.placement(config, mesh))
+    lowered = programs._step(config, mesh).lower(state, shard_batch(make_batch(), mesh, "jit"))
+    jax.config.update("jax_enable_compilation_cache", False)  # a program from the cache prints no warning
+    try:
+        text = lowered.compile().as_text()
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+    found = re.findall(r"= \S+ all-gather(?:-start)?\(.*", text)
+    assert found and all("jvp(" in line for line in found)
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
 
 
 # ── the setting ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -157,7 +216,7 @@ def test_initial_values_are_made_in_place() -> None:
 def test_sizes_fill_the_devices() -> None:
     assert parse_mesh("data=2, fsdp=4") == {"data": 2, "fsdp": 4}
     assert fill_mesh("data=-1,tensor=2", 8) == {"data": 4, "tensor": 2}
-    assert not divides_parameters("data=8") and divides_parameters("data=2,fsdp=-1")
+    assert not divides_parameters({"data": 8, "tensor": 1}) and divides_parameters({"data": 2, "fsdp": 4})
 
 
 @pytest.mark.parametrize(
