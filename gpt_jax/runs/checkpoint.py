@@ -75,7 +75,7 @@ def _fingerprint(array: jax.Array) -> jax.Array:
 class Checkpoints:
     """The checkpoints of a run folder. A context manager, which waits for pending writes at its end.
 
-    With `read_only`, a process opens and restores them by itself; otherwise, all processes of a run do so together.
+    With `read_only`, a process opens them by itself; otherwise, all processes of a run do so together.
     It keeps the newest `keep` checkpoints and the one of the lowest validation loss, and deletes the others.
 
     Raises:
@@ -97,7 +97,6 @@ class Checkpoints:
         )
         if read_only and not folder.exists(CHECKPOINTS):
             raise MissingFile(f"the run in {folder} has no checkpoint yet: wait for its first one")
-        self._is_alone = read_only
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         self._manager = ocp.CheckpointManager(
@@ -147,9 +146,9 @@ class Checkpoints:
 
         Raises:
           CheckpointError: there is none of this step, it cannot be read, or an array differs from the saved one. If
-            one of several processes fails, all do, since they have to go back to the same checkpoint.
+            several processes restore arrays that they share and one fails, all do, to go back to the same checkpoint.
         """
-        if self._is_alone:
+        if all(leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(dict(templates))):
             return self._restore(step, templates)
         failure: CheckpointError | None = None
         try:

@@ -149,8 +149,10 @@ def join(
             f"this is one of {who}, but they cannot meet ({' '.join(str(error).split())[:200]}): give every process"
             " --coordinator=HOST:PORT, with a free port on the host of process 0, --num_processes and --process_id"
         ) from None
-    _begin_watch(name, None if coordinator is None else coordinator.rpartition(":")[0])
-    late.cancel()
+    else:
+        _begin_watch(name, None if coordinator is None else coordinator.rpartition(":")[0])
+    finally:
+        late.cancel()
 
 
 def _has(package: str) -> bool:
