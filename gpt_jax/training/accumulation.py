@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch
+from gpt_jax.model.placement import divides_positions
 from gpt_jax.model.placement import parts as devices
 from gpt_jax.training.loss import Sums
 
@@ -26,8 +27,8 @@ def accumulate(
     the other.
 
     Devices along the mesh's axis `data` add what they have found once, after the last micro-batch, and along `fsdp`,
-    where no device has room for all gradients, after each. A loss that draws from its key (`is_random`) must draw for
-    the rows of all devices at once: then XLA decides when to add.
+    where no device has room for all gradients, after each. XLA decides when to add for a loss that draws from its key
+    (`is_random`), which must draw for the rows of all devices at once, and where positions are divided too.
 
     Raises:
       UserError: `parts` does not divide the rows of the batch.
@@ -37,7 +38,8 @@ def accumulate(
     rows = batch.tokens.shape[0]
     if rows % parts:
         raise UserError(f"train.accumulate ({parts}) must divide the {rows} rows of a batch on a device: change one")
-    if is_random or devices(DATA) == 1:
+    # With a ring inside, what CPU devices send now and then went astray in programs from the compilation cache.
+    if is_random or devices(DATA) == 1 or divides_positions():
         return _in_turn(loss_of, params, batch, key, parts)
 
     def alone(params: Any, batch: Batch, key: Array) -> tuple[Any, Sums]:
