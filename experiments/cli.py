@@ -66,6 +66,9 @@ def run(main: Callable[[], int | None], page: str, several: str | None = None, f
     app.run(lambda _: sys.exit(_answer(_together, main)), flags_parser=parse)
 
 
+MEETING = ("--coordinator", "--num_processes", "--process_id", "--start_timeout")
+
+
 def define_processes() -> None:
     """Defines the flags of a command that several processes compute, and with them lets it find its other processes."""
     flags.DEFINE_string("coordinator", None, "HOST:PORT, where the processes meet: a free port of process 0.")
@@ -140,8 +143,10 @@ def required(name: str, what: str) -> Any:
 
 
 def command(*changes: str, without: Sequence[str] = ()) -> str:
-    """This command line with the flags `changes` added, or replaced if they are there already, and `without` some."""
-    names = {change.split("=")[0] for change in changes} | set(without)
+    """This command line with the flags `changes` added, or replaced if they are there already, and `without` some; it
+    starts one process.
+    """
+    names = {change.split("=")[0] for change in changes} | {*without, *MEETING}
     kept = [arg for arg in sys.argv[1:] if arg.split("=")[0] not in names]
     return shlex.join(["python", "-m", f"experiments.{_name()}", *kept, *changes])
 
