@@ -31,9 +31,10 @@ Several hosts compute one command together: start it on each of them. On the hos
 
   --coordinator=HOST:PORT --num_processes=N --process_id=I
 
-where HOST has process 0, PORT is free there, and I counts from 0 to N − 1. All hosts must see the same --workdir.
-Process 0 alone prints. --start_timeout=SECONDS (default: {seconds}) is how long they wait for one another. When one of
-them fails, all end with its exit code; when one dies or does not come, with 75: start all again.
+where HOST has process 0, PORT is free there, and I counts from 0 to N − 1. All hosts must see the same
+--workdir. Process 0 alone prints. --start_timeout=SECONDS (default: {seconds}) is how long they wait for one
+another. When one of them fails, all end with its exit code; when one dies or does not come, with 75: start all
+again.
 """
 _switched_off: list[str] = []
 

@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ from jax._src import compiler
 from jaxtyping import install_import_hook
 
 install_import_hook("gpt_jax", "beartype.beartype")
+
+# In the background of a shell Ctrl-C is ignored, also by the processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tracing makes millions of objects that live long; with Python's own thresholds, searching them takes much of the time.
 gc.set_threshold(100_000, 20, 20)
