@@ -15,9 +15,8 @@ def has_adapter(model: ModelConfig) -> bool:
 
 def has_dropout(model: ModelConfig) -> bool:
     """Whether training draws random numbers in the model."""
-    return model.embedding.dropout > 0 or any(
-        block.dropout > 0 or getattr(block.attention, "dropout", 0.0) > 0 for block in model.blocks
-    )
+    parts = [part for block in model.blocks for part in (block, block.attention, block.adapter)]
+    return any(getattr(part, "dropout", 0.0) > 0 for part in (model.embedding, *parts))
 
 
 def has_prefix(model: ModelConfig) -> bool:

@@ -1,5 +1,6 @@
 """Micro-batches on several devices: the gradients of one batch, and one sum over the devices."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import GPT
-from gpt_jax.config import Attention, Head, ModelConfig, Train
+from gpt_jax.config import Attention, Embedding, Head, Lora, ModelConfig, Train, has_dropout
 from gpt_jax.training.accumulation import accumulate
 from gpt_jax.training.partition import shardings
 from gpt_jax.training.sharding import make_mesh, shard_batch, traced_under
@@ -58,3 +59,17 @@ def test_devices_add_once() -> None:
     main = text[text.index("\nENTRY") :]
     communication = re.compile(r"= .*all-(reduce|gather)\(")
     assert " while(" in main and communication.search(main) and not communication.search(text[: -len(main)])
+
+
+DRAWS = {
+    "embedding": {"embedding": Embedding(dropout=0.1)},
+    "residuals": {"blocks": (dataclasses.replace(MODEL.blocks[0], dropout=0.1),)},
+    "attention": {"blocks": (dataclasses.replace(MODEL.blocks[0], attention=Attention(heads=4, dropout=0.1)),)},
+    "adapters": {"blocks": (dataclasses.replace(MODEL.blocks[0], adapter=Lora(rank=2, dropout=0.1)),)},
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_every_dropout_is_known(name: str) -> None:
+    """Devices that drew for their own rows alone would draw the same numbers."""
+    assert has_dropout(dataclasses.replace(MODEL, **DRAWS[name])) and not has_dropout(MODEL)
