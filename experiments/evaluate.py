@@ -6,7 +6,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli
-from gpt_jax.config.mesh import DATA
+from gpt_jax.config.mesh import ALL_DATA
 from gpt_jax.runs.console import show_evaluation
 from gpt_jax.runs.evaluate import evaluate_run
 
@@ -35,7 +35,7 @@ flags.DEFINE_string("workdir", None, "The run's folder.")
 flags.DEFINE_integer("step", None, "The step of the checkpoint.")
 flags.DEFINE_string("data", None, "Text to evaluate on.")
 flags.DEFINE_integer("context_length", None, "The length of rows in tokens.", lower_bound=1)
-flags.DEFINE_string("mesh", DATA, "The axes of the mesh, as in --config.mesh.")
+flags.DEFINE_string("mesh", ALL_DATA, "The axes of the mesh, as in --config.mesh.")
 cli.define_processes()
 FLAGS = flags.FLAGS
 

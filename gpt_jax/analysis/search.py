@@ -97,5 +97,5 @@ def _on_cpu() -> None:
 def _try(way: Candidate, topology: str, price: float | None) -> Try:
     try:
         return Try(way.flags, plan_train_step(way.config, topology, price, is_explained=False), "")
-    except (UserError, jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
+    except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         return Try(way.flags, None, " ".join(str(error).split())[:200])

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from gpt_jax.analysis.chips import Chip
 from gpt_jax.config.errors import UserError
-from gpt_jax.config.mesh import DATA
+from gpt_jax.config.mesh import ALL_DATA
 from gpt_jax.training.sharding import make_mesh
 
 # For libtpu: no metadata server, which only TPU machines have; other processes may use it too; no log on stderr.
@@ -29,7 +29,7 @@ SETTINGS |= {"TPU_MIN_LOG_LEVEL": "3", "TPU_WORKER_HOSTNAMES": "localhost", "TPU
 ROOMY = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"}
 
 
-def tpu_mesh(topology: str, axes: str = DATA) -> Mesh:
+def tpu_mesh(topology: str, axes: str = ALL_DATA) -> Mesh:
     """The mesh of the TPU chips of a topology such as "v5e:2x2", to compile for but not to run on.
 
     Raises:

@@ -20,7 +20,8 @@ AXES = {
 ROWS = ("data", "fsdp")  # the axes that divide the rows of a batch
 TENSOR = "tensor"
 SEQUENCE = "sequence"  # the axis that divides the positions of each row
-DATA = "data=-1"
+DATA = "data"
+ALL_DATA = "data=-1"  # the default mesh
 
 
 def parse_mesh(text: str) -> Mapping[str, int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gpt_jax.config.checks import require
 from gpt_jax.config.data import DataConfig, Text
-from gpt_jax.config.mesh import DATA, SEQUENCE, check_positions, check_ring, parse_mesh
+from gpt_jax.config.mesh import ALL_DATA, SEQUENCE, check_positions, check_ring, parse_mesh
 from gpt_jax.config.model import ModelConfig
 from gpt_jax.config.questions import has_adapter, has_prefix
 from gpt_jax.config.training import Checkpoint, Constant, Evaluation, OptimizerConfig, ScheduleConfig, Train
@@ -33,7 +33,7 @@ class Config:
     prompt: str = "\n"
     wandb: str | None = None
     init_from: str | None = None
-    mesh: str = DATA
+    mesh: str = ALL_DATA
 
     def __post_init__(self) -> None:
         require(
@@ -43,7 +43,7 @@ class Config:
         )
         parse_mesh(self.mesh)
         require(
-            self.train.parallel == "jit" or self.mesh == DATA,
+            self.train.parallel == "jit" or self.mesh == ALL_DATA,
             f'train.parallel="pmap" divides rows alone: set it to "jit" for the mesh "{self.mesh}"',
         )
         check_sequence(self)

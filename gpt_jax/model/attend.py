@@ -199,7 +199,6 @@ def _by_ring(
     """Attention of rows whose positions the mesh in context divides; arguments as `attend`."""
     cfg.check_ring(kernel, drop is not None)
     return ring_attention(
-        jax.sharding.get_abstract_mesh(),
         query,
         key,
         value,

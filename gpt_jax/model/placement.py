@@ -24,7 +24,7 @@ def by_rows(x: Shaped[Array, "B ..."]) -> Shaped[Array, "B ..."]:
     rows = _rows(x.shape[0])
     if rows is None:
         return x
-    divides = x.ndim > 2 and divides_positions() and x.shape[1] % parts(SEQUENCE) == 0
+    divides = x.ndim > 2 and divides_positions() and x.shape[1] % axis_size(SEQUENCE) == 0
     return jax.lax.with_sharding_constraint(x, PartitionSpec(rows, SEQUENCE if divides else None))
 
 
@@ -37,7 +37,7 @@ def axes_of(*names: str) -> tuple[str, ...]:
     return tuple(name for name in names if name in kinds and kinds[name] is not AxisType.Manual)
 
 
-def parts(*names: str) -> int:
+def axis_size(*names: str) -> int:
     """The number of parts into which the mesh in context divides an array over the axes of these names; 1 without."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape[name] for name in axes_of(*names))
@@ -45,7 +45,7 @@ def parts(*names: str) -> int:
 
 def divides_positions() -> bool:
     """Whether the mesh in context has the axis `sequence`, of more than one device."""
-    return parts(SEQUENCE) > 1
+    return axis_size(SEQUENCE) > 1
 
 
 def flattened(x: Shaped[Array, "*batch C"]) -> Shaped[Array, "*flat C"]:
@@ -67,7 +67,7 @@ def from_heads(x: Shaped[Array, "B H T *rest"]) -> Shaped[Array, "B H T *rest"]:
 
 def _divides(x: Shaped[Array, "B H T *rest"]) -> bool:
     """Whether positions are divided; those of a prompt need not be a multiple of the devices."""
-    return divides_positions() and x.shape[2] % parts(SEQUENCE) == 0
+    return divides_positions() and x.shape[2] % axis_size(SEQUENCE) == 0
 
 
 def whole_rows(x: Shaped[Array, "B T"]) -> Shaped[Array, "B T"]:
@@ -83,7 +83,7 @@ def whole_rows(x: Shaped[Array, "B T"]) -> Shaped[Array, "B T"]:
 
 def _by_heads(x: Shaped[Array, "B H T *rest"]) -> Shaped[Array, "B H T *rest"]:
     axes = axes_of(TENSOR, SEQUENCE)
-    while axes and x.shape[1] % parts(*axes):
+    while axes and x.shape[1] % axis_size(*axes):
         axes = axes[:-1]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(_rows(x.shape[0]), axes))
 
@@ -94,12 +94,12 @@ def _by_positions(x: Shaped[Array, "B H T *rest"]) -> Shaped[Array, "B H T *rest
 
 def _rows(count: int) -> tuple[str, ...] | None:
     """The axes that divide this many rows; None: the number of rows does not allow it."""
-    return None if count % parts(*ROWS) else axes_of(*ROWS)
+    return None if count % axis_size(*ROWS) else axes_of(*ROWS)
 
 
 def _heads(count: int) -> tuple[str, ...] | None:
     """The axes that divide this many heads, as `_rows`."""
-    return None if count % parts(TENSOR) else axes_of(TENSOR)
+    return None if count % axis_size(TENSOR) else axes_of(TENSOR)
 
 
 def by_heads(x: Shaped[Array, "B N ..."]) -> Shaped[Array, "B N ..."]:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from gpt_jax.config.mesh import AXES, ROWS, SEQUENCE, TENSOR, check_positions
@@ -41,7 +41,7 @@ from gpt_jax.model.blocked import (
 )
 from gpt_jax.model.exchange import from_zigzag, sent, to_zigzag, with_halo
 from gpt_jax.model.mask import Side
-from gpt_jax.model.placement import axes_of, parts
+from gpt_jax.model.placement import axes_of, axis_size
 from gpt_jax.model.splash import SAVED
 from gpt_jax.model.tiles import cut, padded
 
@@ -54,17 +54,13 @@ Columns = tuple[Any, ...]  # key, value, keys
 class Ring(NamedTuple):
     """What is static in the compiled program. `reach` is None too where a query may see later keys."""
 
-    mesh: AbstractMesh
+    size: int  # devices that share a row
     adjust: Adjust
     normalizer: str
     reach: int | None
     is_causal: bool
     rows: tuple[str, ...] | None  # the axes that divide rows
     heads: str | None  # and heads
-
-    @property
-    def size(self) -> int:
-        return int(self.mesh.shape[SEQUENCE])
 
     def is_local(self, part: int) -> bool:
         """Whether devices with `part` tokens each get keys from a few neighbours only; otherwise, keys of all devices
@@ -90,7 +86,6 @@ class Ring(NamedTuple):
 
 
 def ring_attention(
-    mesh: AbstractMesh,
     query: Float[Array, "B H T D"],
     key: Float[Array, "B K T D"],
     value: Float[Array, "B K T E"],
@@ -113,19 +108,20 @@ def ring_attention(
     Raises:
       ConfigError: T is no multiple of twice the size of the axis.
     """
-    check_positions(query.shape[2], mesh.shape[SEQUENCE])
+    size = axis_size(SEQUENCE)
+    check_positions(query.shape[2], size)
     (B, H), K = query.shape[:2], key.shape[1]
-    rows, tensor = axes_of(*ROWS), parts(TENSOR)
+    rows, tensor = axes_of(*ROWS), axis_size(TENSOR)
     divides_heads = H % tensor == 0 and not knows_heads and (K % tensor == 0 or tensor % K == 0)
     if divides_heads and K % tensor:  # each device gets a copy of the one key head that its query heads share
         key, value = (jnp.repeat(x, tensor // K, axis=1) for x in (key, value))
     ring = Ring(
-        mesh,
+        size,
         adjust,
         normalizer,
         reach if is_causal else None,
         is_causal,
-        rows if B % parts(*ROWS) == 0 else None,
+        rows if B % axis_size(*ROWS) == 0 else None,
         TENSOR if divides_heads and tensor > 1 else None,
     )
     return _attend(ring, Operands(query, key, value, queries, keys, jax.tree.map(jnp.asarray, params), sinks))

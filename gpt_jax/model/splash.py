@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
 from gpt_jax.config.mesh import ROWS, TENSOR
-from gpt_jax.model.placement import axes_of, parts
+from gpt_jax.model.placement import axes_of, axis_size
 
 LANES = 128  # T must be a multiple of the vector width
 BLOCKS = (512, 256, LANES)
@@ -100,8 +100,8 @@ def splash_attention(
 
     axes = axes_of(*ROWS, TENSOR)
     if axes:  # XLA cannot partition a Pallas kernel by itself
-        rows = axes_of(*ROWS) if query.shape[0] % parts(*ROWS) == 0 else None
-        heads = axes_of(TENSOR) if H % parts(TENSOR) == key.shape[1] % parts(TENSOR) == 0 else None
+        rows = axes_of(*ROWS) if query.shape[0] % axis_size(*ROWS) == 0 else None
+        heads = axes_of(TENSOR) if H % axis_size(TENSOR) == key.shape[1] % axis_size(TENSOR) == 0 else None
         whole, row, head = PartitionSpec(rows, heads), PartitionSpec(rows), PartitionSpec(heads)
         specs = (whole, whole, whole, row, head)
         choose = jax.shard_map(choose, in_specs=specs, out_specs=whole, axis_names=set(axes), check_vma=False)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from gpt_jax.config import Text, TokenizerFile
-from gpt_jax.config.mesh import DATA
+from gpt_jax.config.mesh import ALL_DATA
 from gpt_jax.data import open_data
 from gpt_jax.runs import consensus, record
 from gpt_jax.runs.folder import EVALUATION, TOKENIZER, Workdir
@@ -20,7 +20,7 @@ def evaluate_run(
     step: int | None = None,
     text: str | None = None,
     context_length: int | None = None,
-    axes: str = DATA,
+    axes: str = ALL_DATA,
 ) -> tuple[int, dict[str, float | int]]:
     """Evaluates a checkpoint on the whole validation set, writes `evaluation.json`, and returns (step, metrics).
 

@@ -11,13 +11,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from gpt_jax.config.errors import UserError
+from gpt_jax.config.mesh import DATA
 from gpt_jax.data import Batch
-from gpt_jax.model.placement import divides_positions
-from gpt_jax.model.placement import parts as devices
+from gpt_jax.model.placement import axis_size, divides_positions
 from gpt_jax.training.loss import Sums
 
 Loss = Callable[[Any, Batch, Array], tuple[Array, Sums]]
-DATA = "data"
 
 
 def accumulate(
@@ -39,7 +38,7 @@ def accumulate(
     if rows % parts:
         raise UserError(f"train.accumulate ({parts}) must divide the {rows} rows of a batch on a device: change one")
     # With a ring inside, what CPU devices send now and then went astray in programs from the compilation cache.
-    if is_random or devices(DATA) == 1 or divides_positions():
+    if is_random or axis_size(DATA) == 1 or divides_positions():
         return _in_turn(loss_of, params, batch, key, parts)
 
     def alone(params: Any, batch: Batch, key: Array) -> tuple[Any, Sums]:

@@ -22,7 +22,7 @@ from gpt_jax import config
 from gpt_jax.config.mesh import ROWS, SEQUENCE
 from gpt_jax.data import Batch
 from gpt_jax.model.gpt import GPT
-from gpt_jax.model.placement import axes_of, parts
+from gpt_jax.model.placement import axes_of, axis_size
 from gpt_jax.training.loss import Sums, cross_entropy, cross_entropy_sums
 from gpt_jax.training.partition import gathered
 
@@ -83,7 +83,7 @@ class Shards(NamedTuple):
 
 def _shards() -> Shards:
     """Those of the mesh in context; of one each without a mesh, and inside `pmap`."""
-    return Shards(parts(*ROWS), parts(SEQUENCE))
+    return Shards(axis_size(*ROWS), axis_size(SEQUENCE))
 
 
 def _differentiable(

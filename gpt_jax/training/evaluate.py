@@ -18,7 +18,8 @@ from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch, Data
 from gpt_jax.training import blockwise
 from gpt_jax.training.loss import cross_entropy
-from gpt_jax.training.sharding import replicated, row_shards, row_share, shard_batch, traced_under
+from gpt_jax.training.partition import row_parts
+from gpt_jax.training.sharding import replicated, row_share, shard_batch, traced_under
 from gpt_jax.training.step import loss_block, model_arguments
 
 Evaluate = Callable[[Any], dict[str, float | int]]
@@ -72,7 +73,7 @@ def make_evaluate(
     About `batch_size` rows go at a time, over all devices and processes. The batch size changes no metric, since sums
     are kept by row. `sums_by_row` is the result of `compile_sums_by_row` for this model, if a caller has compiled it.
     """
-    rows = -(-batch_size // row_shards(mesh)) * row_shards(mesh)
+    rows = -(-batch_size // row_parts(mesh)) * row_parts(mesh)
     step = compile_sums_by_row(model, mesh) if sums_by_row is None else sums_by_row
 
     def evaluate(params: Any) -> dict[str, float | int]:

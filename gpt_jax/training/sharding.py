@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from gpt_jax.config.errors import UserError
-from gpt_jax.config.mesh import DATA, ROWS, SEQUENCE, check_positions, divides_parameters, fill_mesh
+from gpt_jax.config.mesh import ALL_DATA, ROWS, SEQUENCE, check_positions, divides_parameters, fill_mesh
 from gpt_jax.data import Batch
 from gpt_jax.training.partition import row_parts
 from gpt_jax.training.state import TrainState
@@ -29,7 +29,7 @@ TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None, axes: str = DATA) -> Mesh:
+def make_mesh(devices: Sequence[jax.Device] | None = None, axes: str = ALL_DATA) -> Mesh:
     """A mesh of `devices` (None: all devices of all processes) with the axes that `Config.mesh` spells.
 
     Raises:
@@ -54,11 +54,6 @@ def batch_sharding(mesh: Mesh, is_stacked: bool = False) -> NamedSharding:
     rows = tuple(name for name in ROWS if name in mesh.shape)
     divided = (rows, SEQUENCE) if SEQUENCE in mesh.shape else (rows,)
     return NamedSharding(mesh, PartitionSpec(*((None, *divided) if is_stacked else divided)))
-
-
-def row_shards(mesh: Mesh) -> int:
-    """The number of parts that the rows of a global batch are divided into."""
-    return row_parts(mesh)
 
 
 def row_share(mesh: Mesh) -> tuple[int, int]:
@@ -140,7 +135,7 @@ def shard_batch(batch: Batch, mesh: Mesh, parallel: Literal["jit", "pmap", "vmap
     if SEQUENCE in mesh.shape:
         check_positions(batch.tokens.shape[-1], mesh.shape[SEQUENCE])
     count = row_share(mesh)[1]
-    rows, shards = batch.tokens.shape[-2], row_shards(mesh) // count
+    rows, shards = batch.tokens.shape[-2], row_parts(mesh) // count
     if rows % (shards * accumulate):
         raise UserError(
             f"{rows} rows cannot be divided over {shards} devices and {accumulate} micro-batches: "

@@ -224,7 +224,7 @@ def test_all_devices_compute_equally_much(monkeypatch: pytest.MonkeyPatch) -> No
 
     def attend(x: Any) -> Any:
         options = {"sinks": None, "normalizer": "softmax", "reach": None, "is_causal": True, "knows_heads": False}
-        return ring.ring_attention(mesh.abstract_mesh, x, x, x, side, side, adjust, None, **options)
+        return ring.ring_attention(x, x, x, side, side, adjust, None, **options)
 
     placed = jax.device_put(x, jax.NamedSharding(mesh, jax.P(None, None, "sequence")))
     jax.block_until_ready(jax.jit(traced_under(mesh, attend))(placed))
