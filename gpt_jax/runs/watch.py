@@ -118,8 +118,7 @@ class Watch:
     def end(self) -> None:
         """Tells the others that this process has done its work."""
         self._has_ended = True
-        for link in self._links:
-            link.send({"end": True})
+        self._tell({"end": True})
 
     def fail(self, code: int, reason: str) -> None:
         """Tells the others that this process ends with an error."""
@@ -177,9 +176,12 @@ class Watch:
                 self._stop(Loss(*link.peer))
 
     def _report(self, loss: Loss) -> None:
-        for link in self._links:
+        self._tell({"lost": vars(loss)})
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        for link in tuple(self._links):  # the thread drops links meanwhile, and an iterator over them would skip some
             if link.peer is not None:
-                link.send({"lost": vars(loss)})
+                link.send(message)
 
     def _stop(self, loss: Loss) -> None:
         if self._has_ended:

@@ -42,7 +42,7 @@ class _Watch(Watch):
         self._said, self._ends = said, ends
 
     def _exit(self, code: int) -> None:
-        self._ends[self._name] = (code, self._said[self._name])
+        self._ends[self._name] = (code, self._said.get(self._name, ""))
         self._has_ended = True
 
 
@@ -104,6 +104,23 @@ def test_one_that_ends_in_order_is_not_missed(monkeypatch: pytest.MonkeyPatch) -
         group.watches[i].end()
         close(group.watches[i])
     until(lambda: not group.watches[0]._links and not group.watches[2]._links)
+    assert group.ends == {}
+
+
+def test_all_are_told_though_links_are_dropped_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Group(3, monkeypatch)
+    watch = group.watches[0]
+    first = watch._links[0]
+    send = first.send
+
+    def send_and_wait(message) -> None:
+        send(message)
+        until(lambda: first not in watch._links)
+
+    monkeypatch.setattr(first, "send", send_and_wait)
+    watch.end()
+    close(watch)
+    until(lambda: not group.watches[1]._links and not group.watches[2]._links)
     assert group.ends == {}
 
 

@@ -52,9 +52,11 @@ CASES: dict[str, tuple[dict[str, Any], Options]] = {
 def printed(name: str) -> str:
     changes, options = CASES[name]
     text = "\n".join(dry.dry_run(described(**changes), options, "DIGEST")) + "\n"
-    return (
-        text.replace(str(ROOT), "CHECKOUT").replace(sys.executable, "PYTHON").replace(str(start.store.home()), "HOME")
-    )
+    # the interpreter first: in a checkout with an environment of its own it lies below the checkout
+    names = {sys.executable: "PYTHON", str(ROOT): "CHECKOUT", str(start.store.home()): "HOME"}
+    for path, word in names.items():
+        text = text.replace(path, word)
+    return text
 
 
 @pytest.mark.parametrize("name", CASES)
