@@ -33,6 +33,7 @@ EVALUATION = "evaluation.json"
 LOSS_PLOT = "loss.png"
 CHECKPOINTS = "checkpoints"
 DAMAGED = "damaged"  # checkpoints whose content is not what was saved
+SAVED = ".saved"  # there since the first checkpoint was complete
 TOKENIZER = "tokenizer"
 TENSORBOARD = "tensorboard"
 PROFILE = "profile"
