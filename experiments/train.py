@@ -35,6 +35,7 @@ Train a GPT, or continue an interrupted run.
                          same configuration, except that train.steps may grow. gs://BUCKET/DIR works if gcsfs is
                          installed.
   --noresume             Refuse to continue a run that is already there.
+  --restart              Start again from step 0. What is there is moved to DIR/aside, nothing is deleted.
   --profile              Write a profiler trace of a few steps to DIR/profile.
   --helpfull             List all flags, including those of the libraries.
 
@@ -48,6 +49,7 @@ Exit codes: 0 finished, 1 failed, 2 wrong command line or configuration, 75 inte
 
 flags.DEFINE_string("workdir", None, "The run's folder.")
 flags.DEFINE_bool("resume", True, "Continue the run in the folder, if there is one.")
+flags.DEFINE_bool("restart", False, "Start again from step 0, and move aside what is there.")
 flags.DEFINE_bool("profile", False, "Write a profiler trace of a few steps.")
 cli.define_config()
 cli.define_processes()
@@ -59,7 +61,8 @@ def main() -> int:
     workdir = cli.required("workdir", "the folder that the run is written to")
     config = cli.config_from_flags()
     console = Console()
-    outcome = train(config, workdir, resume=FLAGS.resume, profile=FLAGS.profile, console=console)
+    how = {"resume": FLAGS.resume, "restart": FLAGS.restart, "profile": FLAGS.profile}
+    outcome = train(config, workdir, **how, console=console)
     if outcome.status == "interrupted":
         print(f"interrupted after step {outcome.step:,}; to continue:\n  {cli.command()}")
         return cli.SAVED

@@ -34,6 +34,7 @@ LOSS_PLOT = "loss.png"
 CHECKPOINTS = "checkpoints"
 DAMAGED = "damaged"  # checkpoints whose content is not what was saved
 SAVED = ".saved"  # there since the first checkpoint was complete
+ASIDE = "aside"  # earlier runs of the folder, each in a folder of its own
 TOKENIZER = "tokenizer"
 TENSORBOARD = "tensorboard"
 PROFILE = "profile"

@@ -25,6 +25,7 @@ from gpt_jax.runs.load import Base, open_base, reopen_base
 from gpt_jax.runs.loop import RunObserver
 from gpt_jax.runs.plot import plot_loss
 from gpt_jax.runs.profile import Trace
+from gpt_jax.runs.restart import check_whole, move_aside
 from gpt_jax.training.evaluate import make_evaluate
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.resolve import lengthened, resolve
@@ -64,13 +65,20 @@ class Session:
     base: Base | None
 
     @classmethod
-    def open(cls, config: Config, workdir: Workdir, resume: bool, stack: ExitStack, keep: int = 1) -> Session:
+    def open(
+        cls, config: Config, workdir: Workdir, resume: bool, stack: ExitStack, keep: int = 1, restart: bool = False
+    ) -> Session:
         """Opens a run until `stack` is closed. It keeps at least `keep` checkpoints. Raises as `gpt_jax.train`."""
         metrics.check_wandb(config)
         folder = RunFolder(workdir)
         stack.enter_context(folder.lock())
         folder.check_shared()
-        earlier = record.recorded(folder) if record.has_progress(folder) else None
+        if restart:
+            move_aside(folder)
+        has_begun = record.has_progress(folder)
+        earlier = record.recorded(folder) if has_begun else None
+        if has_begun:
+            check_whole(folder, None if earlier is None else earlier[1])
         if earlier is not None:
             record.check_resumable(folder, earlier[0], config, resume)
         data = open_data(config.data, config.model.context_length, config.data_seed)
