@@ -59,8 +59,8 @@ def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -
     """
     if not resume:
         raise UserError(
-            f"{folder} holds a run already: choose another --workdir, go on with it (--resume), or start again from step"
-            " 0 with --restart, which moves it aside"
+            f"{folder} holds a run already: choose another --workdir, go on with it (--resume), or start again from"
+            " step 0 with --restart, which moves it aside"
         )
     changes = difference(old, new)
     changes.pop("mesh", None)  # checkpoints hold whole arrays, whatever divided them

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +16,6 @@ from absl import logging as absl_logging
 from gpt_jax.config.errors import UserError
 
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
-HINTS = {"No space left on device": FULL[errno.ENOSPC], "Disk quota exceeded": FULL[errno.EDQUOT]}
 
 
 class SaveFailed(UserError):
@@ -44,12 +45,16 @@ def reason(error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     for one in chain:
         if isinstance(one, OSError) and one.errno is not None:
-            return FULL.get(one.errno, os.strerror(one.errno))
+            return _words(one.errno)
     text = " ".join(str(error).split())
-    for hint, words in HINTS.items():
-        if hint in text:
-            return words
-    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
+    if (found := re.search(r"os_error_code='(\d+)'", text)) is not None:  # tensorstore's
+        return _words(int(found.group(1)))
+    shown = text if len(text) <= 200 else f"… {text[-200:]}"  # the cause comes last
+    return f"{type(error).__name__}: {shown}" if text else type(error).__name__
+
+
+def _words(number: int) -> str:
+    return FULL[number] if number in FULL else os.strerror(number)
 
 
 def hush() -> None:
@@ -57,7 +62,21 @@ def hush() -> None:
     logger = absl_logging.get_absl_logger()
     if _is_no_echo not in logger.filters:
         logger.addFilter(_is_no_echo)
+        sys.unraisablehook = _without_late_writes(sys.unraisablehook)
 
 
 def _is_no_echo(record: logging.LogRecord) -> Any:
     return not ("orbax" in record.pathname and record.levelno >= logging.ERROR)
+
+
+def _without_late_writes(shown: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Shows what `shown` does, but not that a write has ended after another one's failure, which has closed the loop
+    that waited for both.
+    """
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (unraisable.object is None and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            shown(unraisable)
+
+    return hook

@@ -45,7 +45,8 @@ def train(
       MissingFile: there is no run in `init_from`.
       SaveFailed: a checkpoint cannot be written; those before it are intact.
       UserError: the folder holds a run and `resume` is False, its data has changed, its `config.json` or its
-        checkpoints are gone, or all its checkpoints are damaged; the run in `init_from` has another model or tokenizer, or has changed since this run began.
+        checkpoints are gone, or all its checkpoints are damaged; the run in `init_from` has another model or tokenizer,
+        or has changed since this run began.
     """
     enable_compilation_cache()
     programs, mesh = Programs() if programs is None else programs, make_mesh(axes=config.mesh)
