@@ -12,8 +12,8 @@ import math
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +36,7 @@ class CheckpointError(UserError):
 
 
 class Restored(NamedTuple):
-    """A restored checkpoint: `trees` by item name, the `record` and the `fingerprints` that were saved with them."""
+    """A restored checkpoint: `trees` by item name, the `record` and the `fingerprints` saved with them."""
 
     step: int
     trees: dict[str, Any]
@@ -63,14 +63,13 @@ class Checkpoints:
         if read_only and not folder.exists(CHECKPOINTS):
             raise MissingFile(f"the run in {folder} has no checkpoint yet: wait for its first one")
         hush()
-        self._manager = self._open()
+        self._manager = _listed(self._open) if read_only else self._open()
         if not read_only:
             losses = known_losses(folder, self.steps()) if folder.writes else {}
             self._policy.losses |= dict(consensus.first_says(list(losses.items())))
 
     def _open(self) -> ocp.CheckpointManager:
-        me, read_only = jax.process_index(), self._read_only
-        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+        me, read_only, Processes = jax.process_index(), self._read_only, ocp.options.MultiprocessingOptions
         return ocp.CheckpointManager(
             self._folder.make(CHECKPOINTS) if not read_only else self._folder.file(CHECKPOINTS),
             options=ocp.CheckpointManagerOptions(
@@ -79,7 +78,7 @@ class Checkpoints:
                 save_interval_steps=0 if read_only else 1,  # Orbax warns that it sets 0 itself otherwise
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
-                multiprocessing_options=alone if read_only else ocp.options.MultiprocessingOptions(),
+                multiprocessing_options=Processes(primary_host=me, active_processes={me}) if read_only else Processes(),
             ),
             item_handlers={
                 PARAMS: ocp.StandardCheckpointHandler(),
@@ -120,7 +119,7 @@ class Checkpoints:
             )
 
     def evaluated(self, step: int, validation_loss: float | None) -> None:
-        """Counts the validation loss of the parameters after `step` updates (None: unknown, or not finite)."""
+        """Counts the validation loss of the parameters after `step` updates (None: unknown)."""
         if validation_loss is None or not math.isfinite(validation_loss):
             self._policy.losses.pop(step, None)
         else:
@@ -228,7 +227,7 @@ class Checkpoints:
         """As `_newest_good`, once more for each time that the folder has changed. What fails twice is damaged."""
         for attempt in range(LISTINGS):
             time.sleep(min(0.05 * 2**attempt, 1.0))
-            self._manager.reload()
+            _listed(self._manager.reload)
             before = failed
             restored, failed = self._newest_good(templates)
             if restored is not None or (failed.keys() == before.keys() and all(map(self._is_on_disk, failed))):
@@ -267,23 +266,20 @@ class Checkpoints:
     @contextmanager
     def _answered(self) -> Iterator[None]:
         """Remembers a failed save: Orbax raises each error only once, and then takes the save for finished."""
-        if self._failure is not None:
-            raise self._failure
         try:
-            with answered(self._pending, self._path_pending()):
+            if self._failure is not None:
+                raise self._failure
+            with answered(self._pending, self.path(self._pending or 0)):
                 yield
         except SaveFailed as error:
             self._failure = error
             raise
 
-    def _path_pending(self) -> str:
-        return str(self._folder) if self._pending is None else self.path(self._pending)
-
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Waits until everything is on disk. Where another error ends the run, a failed save is a warning."""
+        """Waits as `wait`. Where another error ends the run, a failed save is a warning."""
         try:
             if self._failure is None:
                 self.wait()
@@ -292,5 +288,13 @@ class Checkpoints:
                 raise
             warnings.warn(str(error), stacklevel=2)
         finally:
-            with suppress(Exception):  # of the save that has failed, which is said above
+            with nullcontext() if self._failure is None else suppress(Exception):  # which is said above
                 self._manager.close()
+
+
+def _listed(call: Callable[[], Any]) -> Any:
+    """`call()`, again where a checkpoint vanishes while Orbax lists the folder."""
+    for _ in range(LISTINGS - 1):
+        with suppress(OSError):
+            return call()
+    return call()

@@ -1,10 +1,12 @@
 """What happens to checkpoints from outside: restarts, damaged records, renamed folders, fast writers, failing disks."""
 
 import errno
+import itertools
 import json
 import os
 import resource
 import shutil
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -169,6 +171,34 @@ def test_a_reader_looks_again_where_a_writer_replaces_what_it_reads(tmp_path: Pa
             warnings.simplefilter("error")
             restored = reader.restore_newest({"params": TEMPLATES["params"]})
         assert restored is not None and restored.step == 2
+
+
+def test_readers_beside_a_writer_that_keeps_one(tmp_path: Path) -> None:
+    """Of 609 readers like these, 5 met a folder that vanished while it was listed, before they listed again."""
+    stop, written = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with Checkpoints(RunFolder(tmp_path)) as writer:
+            for step in itertools.count(1):
+                writer.save(step, params(5), REST, {}, None)
+                if step == 2:
+                    written.set()
+                if stop.is_set():
+                    return
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        written.wait(60)
+        for _ in range(40):
+            with Checkpoints(RunFolder(tmp_path), read_only=True) as reader, warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)
+                restored = reader.restore_newest({"params": TEMPLATES["params"]})
+            assert restored is not None
+            assert_same_bits(restored.trees["params"], params(5))
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_a_reader_that_never_catches_up_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
