@@ -11,6 +11,7 @@ from experiments import cli
 from gpt_jax.config import Text
 from gpt_jax.runs.console import show_end, show_next, show_sample
 from gpt_jax.runs.load import load_run
+from gpt_jax.runs.longer import longer_command
 from gpt_jax.runs.train import train
 
 PAGE = """
@@ -32,8 +33,8 @@ Train a GPT, or continue an interrupted run.
                          and freezes everything else.
   --workdir=DIR          The run's folder (required), for checkpoints, metrics.jsonl, loss.png and TensorBoard
                          events. A run that is already there continues from its newest good checkpoint, with the
-                         same configuration, except that train.steps may grow. gs://BUCKET/DIR works if gcsfs is
-                         installed.
+                         same configuration, except that train.steps may grow, and with it the schedule as far as it
+                         changes no step that was taken. gs://BUCKET/DIR works if gcsfs is installed.
   --noresume             Refuse to continue a run that is already there.
   --restart              Start again from step 0. What is there is moved to DIR/aside, nothing is deleted.
   --profile              Write a profiler trace of a few steps to DIR/profile.
@@ -67,15 +68,16 @@ def main() -> int:
         print(f"interrupted after step {outcome.step:,}; to continue:\n  {cli.command()}")
         return cli.SAVED
     if outcome.status == "already finished":
-        print(f"the run is already finished, after step {outcome.step:,} (a greater train.steps would continue it)")
+        print(f"the run is already finished, after step {outcome.step:,}")
     elif isinstance(config.data, Text):
         show_sample(console, *load_run(workdir), config)
     folder, prompt = shlex.quote(workdir), shlex.quote(config.prompt if config.prompt.isprintable() else "A")
     show_end(console, outcome.validation, {"checkpoint": outcome.checkpoint, "loss curve": outcome.loss_plot})
+    longer, changes = longer_command(workdir)
     following = {
         "sample more": f"python -m experiments.sample --workdir={folder} --prompt={prompt} --top_k=40",
         "evaluate": f"python -m experiments.evaluate --workdir={folder}",
-        "train longer": cli.command(f"--workdir={workdir}", f"--config.train.steps={2 * config.train.steps}"),
+        longer: cli.command(*(f"{flag}={value}" for flag, value in ({"--workdir": workdir} | changes).items())),
     }
     if config.init_from is None:
         ablated = cli.command(f"--workdir={workdir}-mqa", "--config.model.attention.kv_heads=1")

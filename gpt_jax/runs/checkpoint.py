@@ -12,7 +12,7 @@ import math
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
@@ -23,12 +23,11 @@ from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.runs import consensus
 from gpt_jax.runs.fingerprint import fingerprints
 from gpt_jax.runs.folder import CHECKPOINTS, DAMAGED, SAVED, RunFolder
+from gpt_jax.runs.manager import LISTINGS, listed, open_manager
 from gpt_jax.runs.preserve import RECORD, NewestAndBest, known_losses, read_record
-from gpt_jax.runs.saving import SaveFailed, answered, hush
+from gpt_jax.runs.saving import SaveFailed, answered
 from gpt_jax.runs.sealed import DamagedRecord, Sealed, sealed, unsealed
 from gpt_jax.training.state import PARAMS, REST
-
-LISTINGS = 8  # how often a reader looks for checkpoints that a writer replaces meanwhile
 
 
 class CheckpointError(UserError):
@@ -48,44 +47,25 @@ class Checkpoints:
     """The checkpoints of a run folder. A context manager, which waits for pending writes at its end.
 
     With `read_only`, a process opens them by itself; otherwise, all processes of a run do so together.
-    It keeps the newest `keep` checkpoints and the one of the lowest validation loss, and deletes the others.
+    It keeps the newest `keep` checkpoints, the one of the lowest validation loss, and the newest of a step up to
+    `before`, and deletes the others.
 
     Raises:
       MissingFile: with `read_only`, the folder has no checkpoint.
     """
 
-    def __init__(self, folder: RunFolder, keep: int = 1, read_only: bool = False) -> None:
+    def __init__(self, folder: RunFolder, keep: int = 1, read_only: bool = False, before: int | None = None) -> None:
         self._folder = folder
         self._read_only = read_only
         self._pending: int | None = None  # the step whose save may still be under way
         self._failure: SaveFailed | None = None
-        self._policy = NewestAndBest(keep, {})
+        self._policy = NewestAndBest(keep, {}, before)
         if read_only and not folder.exists(CHECKPOINTS):
             raise MissingFile(f"the run in {folder} has no checkpoint yet: wait for its first one")
-        hush()
-        self._manager = _listed(self._open) if read_only else self._open()
+        self._manager = open_manager(folder, self._policy, read_only)
         if not read_only:
             losses = known_losses(folder, self.steps()) if folder.writes else {}
             self._policy.losses |= dict(consensus.first_says(list(losses.items())))
-
-    def _open(self) -> ocp.CheckpointManager:
-        me, read_only, Processes = jax.process_index(), self._read_only, ocp.options.MultiprocessingOptions
-        return ocp.CheckpointManager(
-            self._folder.make(CHECKPOINTS) if not read_only else self._folder.file(CHECKPOINTS),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=self._policy,
-                read_only=read_only,
-                save_interval_steps=0 if read_only else 1,  # Orbax warns that it sets 0 itself otherwise
-                create=not read_only,
-                cleanup_tmp_directories=not read_only,
-                multiprocessing_options=Processes(primary_host=me, active_processes={me}) if read_only else Processes(),
-            ),
-            item_handlers={
-                PARAMS: ocp.StandardCheckpointHandler(),
-                REST: ocp.StandardCheckpointHandler(),
-                RECORD: ocp.JsonCheckpointHandler(),
-            },
-        )
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, newest first."""
@@ -227,7 +207,7 @@ class Checkpoints:
         """As `_newest_good`, once more for each time that the folder has changed. What fails twice is damaged."""
         for attempt in range(LISTINGS):
             time.sleep(min(0.05 * 2**attempt, 1.0))
-            _listed(self._manager.reload)
+            listed(self._manager.reload)
             before = failed
             restored, failed = self._newest_good(templates)
             if restored is not None or (failed.keys() == before.keys() and all(map(self._is_on_disk, failed))):
@@ -247,7 +227,13 @@ class Checkpoints:
             for step in filter(self._is_on_disk, steps):
                 self._folder.file(CHECKPOINTS).joinpath(str(step)).rename(aside / f"{step}-{uuid.uuid4().hex[:8]}")
         consensus.meet("damaged checkpoints moved")
+        self.forget(steps)
+
+    def forget(self, steps: Iterable[int]) -> None:
+        """Lists the checkpoints again, after those of `steps` were moved."""
         self._manager.reload()
+        for step in steps:
+            self.evaluated(step, None)
 
     def wait(self) -> None:
         """Waits until everything is on disk.
@@ -290,11 +276,3 @@ class Checkpoints:
         finally:
             with nullcontext() if self._failure is None else suppress(Exception):  # which is said above
                 self._manager.close()
-
-
-def _listed(call: Callable[[], Any]) -> Any:
-    """`call()`, again where a checkpoint vanishes while Orbax lists the folder."""
-    for _ in range(LISTINGS - 1):
-        with suppress(OSError):
-            return call()
-    return call()

@@ -22,13 +22,15 @@ RECORD_FILE = "metadata"  # as Orbax's JSON handler names it
 
 @dataclasses.dataclass
 class NewestAndBest:
-    """A preservation policy for Orbax: the `keep` newest checkpoints and the best one (of equals, the newest).
+    """A preservation policy for Orbax: the `keep` newest checkpoints, the best one (of equals, the newest), and the
+    newest of a step up to `before`, if that is not None.
 
     `losses` maps a step to its validation loss; steps without one are never the best.
     """
 
     keep: int
     losses: dict[int, float]
+    before: int | None = None
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Whether each checkpoint stays; called by Orbax, on every process, when a save has begun."""
@@ -37,6 +39,8 @@ class NewestAndBest:
         known = [step for step in steps if step in self.losses]
         if known:
             stay.add(min(known, key=lambda step: (self.losses[step], -step)))
+        if self.before is not None:
+            stay |= {max((step for step in steps if step <= self.before), default=steps[-1])}
         return [step in stay for step in steps]
 
 

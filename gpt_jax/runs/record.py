@@ -51,7 +51,8 @@ def has_progress(folder: RunFolder) -> bool:
 
 
 def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -> None:
-    """Checks that the run of `old` in the folder may go on as `new`: `mesh` may differ, and `train.steps` may grow.
+    """Checks that the run of `old` in the folder may go on as `new`: `mesh` may differ, `train.steps` may grow, and if
+    it does, `schedule` may differ (`runs/longer.py` says how far).
 
     Raises:
       ConfigChanged: something else differs; the message names it.
@@ -65,12 +66,14 @@ def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -
     changes = difference(old, new)
     changes.pop("mesh", None)  # checkpoints hold whole arrays, whatever divided them
     if new.train.steps > old.train.steps:
-        changes.pop("train.steps", None)
+        changes = {
+            key: pair for key, pair in changes.items() if key != "train.steps" and not key.startswith("schedule.")
+        }
     if changes:
         shown = ", ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in changes.items())
         raise ConfigChanged(
             f"{folder} holds a run of another configuration ({shown}): choose another --workdir, or take the change"
-            " back (only train.steps may grow, and mesh may change)"
+            " back (only train.steps may grow, the schedule with it, and mesh may change)"
         )
 
 

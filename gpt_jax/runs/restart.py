@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 import warnings
+from collections.abc import Sequence
 
 from gpt_jax.config import Config
 from gpt_jax.config.errors import UserError
@@ -35,20 +36,33 @@ WAY_OUT = (
 )
 
 
-def move_aside(folder: RunFolder) -> str | None:
-    """Moves all that a run has written to a new folder in `aside/`, on every process together; returns its path, or
-    None if there was nothing. Deletes nothing.
-    """
-    place = None
+def move_aside(folder: RunFolder) -> None:
+    """Moves all that a run has written to a new folder in `aside/`, on every process together. Deletes nothing."""
     if folder.writes:
         found = [name for name in OF_A_RUN if folder.exists(name)]
-        if found:
-            stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-            place = folder.make(f"{ASIDE}/{stamp}-{uuid.uuid4().hex[:6]}")
-            for name in found:
-                folder.file(name).rename(place / name)
+        place = folder.make(_new_place()) if found else None
+        for name in found:
+            folder.file(name).rename(place / name)
     consensus.meet("run moved aside")
-    return None if place is None else str(place)
+
+
+def put_aside(folder: RunFolder, steps: Sequence[int]) -> str:
+    """Moves the checkpoints of `steps` to a new folder in `aside/`, with a copy of the metrics, on every process
+    together; returns its path.
+    """
+    name = consensus.first_says(_new_place())
+    if folder.writes:
+        place = folder.make(f"{name}/{CHECKPOINTS}")
+        for step in steps:
+            folder.file(f"{CHECKPOINTS}/{step}").rename(place / str(step))
+        if folder.exists(METRICS):
+            folder.write_text(f"{name}/{METRICS}", folder.read_text(METRICS))
+    consensus.meet("checkpoints put aside")
+    return str(folder.file(name))
+
+
+def _new_place() -> str:
+    return f"{ASIDE}/{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
 
 
 def check_whole(folder: RunFolder, earlier: Config | None) -> None:
@@ -73,7 +87,7 @@ def _lost(folder: RunFolder, earlier: Config | None) -> tuple[str | None, int]:
     """What is gone, and the last step of a run that had nothing yet to go on from."""
     if earlier is None:
         return f"{folder} holds a run's metrics or checkpoints but no {CONFIG}, so it is not known what run", 0
-    if _has_checkpoint(folder):
+    if saved_steps(folder):
         return None, 0
     last = max((row["step"] for row in metrics.read(folder)), default=0)
     if not _had_checkpoint(folder, earlier, last):
@@ -81,11 +95,13 @@ def _lost(folder: RunFolder, earlier: Config | None) -> tuple[str | None, int]:
     return f"the run in {folder} has done {last or 'some'} steps, but {folder.file(CHECKPOINTS)} holds no checkpoint", 0
 
 
-def _has_checkpoint(folder: RunFolder) -> bool:
+def saved_steps(folder: RunFolder) -> list[int]:
+    """The steps that have a complete checkpoint, good or damaged. Reads names alone."""
     if not folder.exists(CHECKPOINTS):
-        return False
+        return []
     complete = "commit_success.txt" if folder.is_remote else ""  # an object store cannot rename a finished folder
-    return any(each.name.isdigit() and (each / complete).exists() for each in folder.file(CHECKPOINTS).iterdir())
+    found = [each for each in folder.file(CHECKPOINTS).iterdir() if each.name.isdecimal()]
+    return sorted(int(each.name) for each in found if (each / complete).exists())
 
 
 def _had_checkpoint(folder: RunFolder, earlier: Config, last: int) -> bool:
