@@ -134,6 +134,24 @@ class Checkpoints:
                 )
         return Restored(step, {name: items[name] for name in templates}, saved.extra, saved.fingerprints)
 
+    def templates(self, step: int) -> dict[str, Any]:
+        """Templates to restore all items of a checkpoint on one device, with the shapes that its own files state.
+
+        Raises:
+          CheckpointError: there is none of this step, or it cannot be read.
+        """
+        self._check_there(step)
+        alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+        def template(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=alone)
+
+        try:
+            found = self._manager.item_metadata(step)
+            return {name: jax.tree.map(template, found[name].tree) for name in (PARAMS, REST)}
+        except Exception as error:  # as for `_read`
+            raise self._damaged(step, error) from error
+
     def saved_fingerprints(self, step: int) -> dict[str, dict[str, str]]:
         """Item name → fingerprints of the checkpoint as it was saved. Reads no arrays.
 

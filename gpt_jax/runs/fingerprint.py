@@ -12,18 +12,21 @@ import jax
 import jax.numpy as jnp
 
 
+def paths(tree: Any) -> dict[str, Any]:
+    """Path → leaf of a tree, as `blocks/0/attention/query/kernel`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
 def fingerprints(tree: Any) -> dict[str, str]:
     """Path → fingerprint of the array's content, 8 hexadecimal digits."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    divided = any(isinstance(leaf, jax.Array) and not leaf.sharding.is_fully_replicated for _, leaf in leaves)
+    arrays = paths(tree)
+    leaves = arrays.values()
+    divided = any(isinstance(leaf, jax.Array) and not leaf.sharding.is_fully_replicated for leaf in leaves)
     # One after the other where devices must meet: on CPUs, independent programs that are in flight at once may take
     # one another's threads and wait for ever.
-    sums = [int(_fingerprint(leaf)) for _, leaf in leaves] if divided else [_fingerprint(leaf) for _, leaf in leaves]
-    sums = jax.device_get(sums)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{int(value):08x}"
-        for (path, _), value in zip(leaves, sums, strict=True)
-    }
+    sums = [int(_fingerprint(leaf)) for leaf in leaves] if divided else [_fingerprint(leaf) for leaf in leaves]
+    return {path: f"{int(value):08x}" for path, value in zip(arrays, jax.device_get(sums), strict=True)}
 
 
 @jax.jit

@@ -32,14 +32,11 @@ def check_schedule(folder: RunFolder, old: Config, new: Config) -> None:
     schedule, steps = new.schedule, new.train.steps
     if not isinstance(schedule, ENDING) or schedule.steps is None or steps <= schedule.steps:
         return
-    ended = (
-        f"the schedule of the run in {folder} ends with step {schedule.steps}, so the learning rate of the steps after"
-    )
+    ended = f"the schedule of the run in {folder} ends with step {schedule.steps}, so from there to step {steps}"
+    advice = _advice(old, steps)
     if schedule.final == 0 and steps > old.train.steps:
-        raise UserError(f"{ended} it, up to {steps}, would be 0: {_advice(old, steps)}")
-    warnings.warn(
-        f"{ended} it, up to {steps}, is {schedule.final:g} times its maximum: {_advice(old, steps)}", stacklevel=2
-    )
+        raise UserError(f"{ended} the learning rate would be 0: {advice}")
+    warnings.warn(f"{ended} the learning rate is {schedule.final:g} times its maximum: {advice}", stacklevel=2)
 
 
 def _advice(old: Config, steps: int) -> str:

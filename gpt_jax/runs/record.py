@@ -66,9 +66,8 @@ def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -
     changes = difference(old, new)
     changes.pop("mesh", None)  # checkpoints hold whole arrays, whatever divided them
     if new.train.steps > old.train.steps:
-        changes = {
-            key: pair for key, pair in changes.items() if key != "train.steps" and not key.startswith("schedule.")
-        }
+        may_change = ("train.steps", "schedule.")
+        changes = {key: pair for key, pair in changes.items() if not key.startswith(may_change)}
     if changes:
         shown = ", ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in changes.items())
         raise ConfigChanged(

@@ -61,7 +61,9 @@ def decayed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_no_step_is_added_at_a_rate_of_0(decayed: Path) -> None:
     before = everything(decayed)
-    with pytest.raises(UserError, match="ends with step 4, so the learning rate .*up to 6, would be 0: .*init_from"):
+    with pytest.raises(
+        UserError, match="ends with step 4, so from there to step 6 the learning rate would be 0: .*init_from"
+    ):
         quietly(scheduled(6, LinearDecay()), decayed)
     for other in (LinearDecay(steps=6), WarmupCosine(steps=6), Constant(), WarmupStableDecay(decay=2)):
         with pytest.raises(UserError, match="learning rate of step [12] would have been another one"):
