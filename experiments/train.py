@@ -33,10 +33,10 @@ Train a GPT, or continue an interrupted run.
                          and freezes everything else.
   --workdir=DIR          The run's folder (required), for checkpoints, metrics.jsonl, loss.png and TensorBoard
                          events. A run that is already there continues from its newest good checkpoint, with the
-                         same configuration, except that train.steps may grow, and with it the schedule as far as it
-                         changes no step that was taken. gs://BUCKET/DIR works if gcsfs is installed.
+                         same configuration, except that train.steps may grow, and the schedule with it as far
+                         as no step that was taken changes. gs://BUCKET/DIR works if gcsfs is installed.
   --noresume             Refuse to continue a run that is already there.
-  --restart              Start again from step 0. What is there is moved to DIR/aside, nothing is deleted.
+  --restart              Start again from step 0. What is there is moved to DIR/aside; nothing is deleted.
   --profile              Write a profiler trace of a few steps to DIR/profile.
   --helpfull             List all flags, including those of the libraries.
 

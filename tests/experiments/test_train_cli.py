@@ -250,9 +250,8 @@ def test_verify_tells_good_from_damaged(
     flags = [["--help"], [], [f"--workdir={tmp_path}/none"], ["--workdir", str(run)]]
     flags += [["--workdir", str(run), str(damaged), "--json"], [f"--workdir={damaged}"]]
     helped, missing, none, good, both, bad = many(place, tmp_path / "output", "verify", flags)
-    assert (
-        helped[0] == 0 and "python -m experiments.verify" in helped[1] and max(map(len, helped[1].split("\n"))) <= 112
-    )
+    assert helped[0] == 0 and "python -m experiments.verify" in helped[1]
+    assert max(map(len, helped[1].splitlines())) <= 112
     assert missing[0] == 2 and "--workdir is required" in missing[2] and len(missing[2].splitlines()) == 1
     assert none[0] == 1 and "there is no folder" in none[2] and len(none[2].splitlines()) == 1
     assert (good[0], good[2]) == (0, "") and "checkpoints/12" in good[1] and "NO" not in good[1]
