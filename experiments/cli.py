@@ -67,6 +67,7 @@ def run(main: Callable[[], int | None], page: str, several: str | None = None, f
     app.run(lambda _: sys.exit(_answer(_together, main)), flags_parser=parse)
 
 
+ONCE = ("--restart",)  # what no command that is printed repeats
 MEETING = ("--coordinator", "--num_processes", "--process_id", "--start_timeout")
 
 
@@ -145,9 +146,9 @@ def required(name: str, what: str) -> Any:
 
 def command(*changes: str, without: Sequence[str] = ()) -> str:
     """This command line with the flags `changes` added, or replaced if they are there already, and `without` some; it
-    starts one process.
+    starts one process, and goes on with a run.
     """
-    names = {change.split("=")[0] for change in changes} | {*without, *MEETING}
+    names = {change.split("=")[0] for change in changes} | {*without, *MEETING, *ONCE}
     kept = [arg for arg in sys.argv[1:] if arg.split("=")[0] not in names]
     return shlex.join(["python", "-m", f"experiments.{_name()}", *kept, *changes])
 

@@ -11,6 +11,7 @@ from experiments import cli
 from gpt_jax.config import Text
 from gpt_jax.runs.console import show_end, show_next, show_sample
 from gpt_jax.runs.load import load_run
+from gpt_jax.runs.longer import longer_command
 from gpt_jax.runs.train import train
 
 PAGE = """
@@ -32,9 +33,10 @@ Train a GPT, or continue an interrupted run.
                          and freezes everything else.
   --workdir=DIR          The run's folder (required), for checkpoints, metrics.jsonl, loss.png and TensorBoard
                          events. A run that is already there continues from its newest good checkpoint, with the
-                         same configuration, except that train.steps may grow. gs://BUCKET/DIR works if gcsfs is
-                         installed.
+                         same configuration, except that train.steps may grow, and the schedule with it as far
+                         as no step that was taken changes. gs://BUCKET/DIR works if gcsfs is installed.
   --noresume             Refuse to continue a run that is already there.
+  --restart              Start again from step 0. What is there is moved to DIR/aside; nothing is deleted.
   --profile              Write a profiler trace of a few steps to DIR/profile.
   --helpfull             List all flags, including those of the libraries.
 
@@ -48,6 +50,7 @@ Exit codes: 0 finished, 1 failed, 2 wrong command line or configuration, 75 inte
 
 flags.DEFINE_string("workdir", None, "The run's folder.")
 flags.DEFINE_bool("resume", True, "Continue the run in the folder, if there is one.")
+flags.DEFINE_bool("restart", False, "Start again from step 0, and move aside what is there.")
 flags.DEFINE_bool("profile", False, "Write a profiler trace of a few steps.")
 cli.define_config()
 cli.define_processes()
@@ -59,20 +62,22 @@ def main() -> int:
     workdir = cli.required("workdir", "the folder that the run is written to")
     config = cli.config_from_flags()
     console = Console()
-    outcome = train(config, workdir, resume=FLAGS.resume, profile=FLAGS.profile, console=console)
+    how = {"resume": FLAGS.resume, "restart": FLAGS.restart, "profile": FLAGS.profile}
+    outcome = train(config, workdir, **how, console=console)
     if outcome.status == "interrupted":
         print(f"interrupted after step {outcome.step:,}; to continue:\n  {cli.command()}")
         return cli.SAVED
     if outcome.status == "already finished":
-        print(f"the run is already finished, after step {outcome.step:,} (a greater train.steps would continue it)")
+        print(f"the run is already finished, after step {outcome.step:,}")
     elif isinstance(config.data, Text):
         show_sample(console, *load_run(workdir), config)
     folder, prompt = shlex.quote(workdir), shlex.quote(config.prompt if config.prompt.isprintable() else "A")
     show_end(console, outcome.validation, {"checkpoint": outcome.checkpoint, "loss curve": outcome.loss_plot})
+    longer, changes = longer_command(workdir)
     following = {
         "sample more": f"python -m experiments.sample --workdir={folder} --prompt={prompt} --top_k=40",
         "evaluate": f"python -m experiments.evaluate --workdir={folder}",
-        "train longer": cli.command(f"--workdir={workdir}", f"--config.train.steps={2 * config.train.steps}"),
+        longer: cli.command(*(f"{flag}={value}" for flag, value in ({"--workdir": workdir} | changes).items())),
     }
     if config.init_from is None:
         ablated = cli.command(f"--workdir={workdir}-mqa", "--config.model.attention.kv_heads=1")

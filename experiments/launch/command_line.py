@@ -62,6 +62,8 @@ def launch_from_flags(command: Sequence[str]) -> Launch:
       UsageError: a flag is missing, or does not go with another.
     """
     values: Any = FLAGS
+    if any(word.split("=")[0] in cli.ONCE for word in command):
+        raise cli.UsageError("--restart would start again after every interruption: give the command another --workdir")
     retries = RETRIES if values.retries is None else values.retries
     if values.retries is not None and values.target == "skypilot":
         raise cli.UsageError("--retries is not for --target=skypilot, which recovers a managed job as often as needed")

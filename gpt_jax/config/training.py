@@ -13,7 +13,8 @@ class ScheduleConfig(Variant):
     """The factor on the learning rate as a function of the step.
 
     `steps` None is `train.steps` when the run starts, or more if warmup and decay take longer; it does not change when
-    the run is continued with more steps.
+    the run is continued with more steps. A longer run may take another schedule that agrees with the old one on the
+    steps up to a checkpoint (`runs/longer.py`).
     """
 
 
@@ -211,7 +212,7 @@ class Evaluation:
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint every `every` steps and after the last one. The newest `keep` and that of lowest validation loss
-    remain.
+    remain, and under WarmupStableDecay the newest one before the decay, from which a longer run goes on.
     """
 
     every: int = 500

@@ -71,8 +71,7 @@ def open_run(workdir: Workdir, step: int | None = None, mesh: Mesh | None = None
         restored = checkpoints.restore_newest(template) if step is None else checkpoints.restore(step, template)
         if restored is None:
             raise MissingFile(f"the run in {folder} has no checkpoint yet: wait for its first one")
-        saved = checkpoints.saved_fingerprints(restored.step)[PARAMS]
-    params = restored.trees[PARAMS]
+    params, saved = restored.trees[PARAMS], restored.fingerprints[PARAMS]
     if has_adapter(config.model):
         base = reopen_base(folder, config, mesh)
         params, saved = grafted(base.params, params), saved | {"base": base.record["fingerprint"]}

@@ -100,7 +100,7 @@ class RunObserver:
         self._skipped_in_row = int(state.skipped_in_row)
         self.has_ended = self._has_diverged() or self._is_last()
         if not self._has_diverged() and self._evaluation_due() and not self.records.had(self.step, "validation"):
-            self._evaluate(state)
+            self.checkpoints.evaluated(self.step, self._evaluate(state))
 
     def before_step(self, step: int) -> None:
         self.trace.before_step()

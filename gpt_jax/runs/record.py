@@ -19,7 +19,7 @@ from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.config.upgrade import upgraded
 from gpt_jax.data import Data
 from gpt_jax.runs.environment import git_revision, versions
-from gpt_jax.runs.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, RunFolder
+from gpt_jax.runs.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, SAVED, RunFolder
 
 
 class ConfigChanged(ConfigError):
@@ -44,12 +44,15 @@ def recorded(folder: RunFolder) -> tuple[Config, Config] | None:
 
 
 def has_progress(folder: RunFolder) -> bool:
-    """Whether the folder has metrics or checkpoints, which a new run would overwrite."""
-    return folder.exists(METRICS) or (folder.exists(CHECKPOINTS) and any(folder.file(CHECKPOINTS).iterdir()))
+    """Whether the folder has, or once had, metrics or checkpoints, which a new run would overwrite."""
+    if folder.exists(METRICS) or folder.exists(SAVED):
+        return True
+    return folder.exists(CHECKPOINTS) and any(folder.file(CHECKPOINTS).iterdir())
 
 
 def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -> None:
-    """Checks that the run of `old` in the folder may go on as `new`: `mesh` may differ, and `train.steps` may grow.
+    """Checks that the run of `old` in the folder may go on as `new`: `mesh` may differ, `train.steps` may grow, and if
+    it does, `schedule` may differ (`runs/longer.py` says how far).
 
     Raises:
       ConfigChanged: something else differs; the message names it.
@@ -57,17 +60,19 @@ def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -
     """
     if not resume:
         raise UserError(
-            f"{folder} holds a run already: choose another --workdir, delete it, or go on with it (--resume)"
+            f"{folder} holds a run already: choose another --workdir, go on with it (--resume), or start again from"
+            " step 0 with --restart, which moves it aside"
         )
     changes = difference(old, new)
     changes.pop("mesh", None)  # checkpoints hold whole arrays, whatever divided them
     if new.train.steps > old.train.steps:
-        changes.pop("train.steps", None)
+        may_change = ("train.steps", "schedule.")
+        changes = {key: pair for key, pair in changes.items() if not key.startswith(may_change)}
     if changes:
         shown = ", ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in changes.items())
         raise ConfigChanged(
             f"{folder} holds a run of another configuration ({shown}): choose another --workdir, or take the change"
-            " back (only train.steps may grow, and mesh may change)"
+            " back (only train.steps may grow, the schedule with it, and mesh may change)"
         )
 
 

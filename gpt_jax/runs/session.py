@@ -22,12 +22,15 @@ from gpt_jax.runs.folder import PROFILE, TOKENIZER, RunFolder, Workdir
 from gpt_jax.runs.init_from import changed_settings, check_base, with_vocabulary
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.load import Base, open_base, reopen_base
+from gpt_jax.runs.longer import check_schedule, go_back
 from gpt_jax.runs.loop import RunObserver
 from gpt_jax.runs.plot import plot_loss
 from gpt_jax.runs.profile import Trace
+from gpt_jax.runs.restart import check_whole, move_aside
 from gpt_jax.training.evaluate import make_evaluate
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.resolve import lengthened, resolve
+from gpt_jax.training.schedule import stable_steps
 from gpt_jax.training.sharding import row_share, spread
 from gpt_jax.training.state import TrainState, from_trees
 
@@ -64,20 +67,33 @@ class Session:
     base: Base | None
 
     @classmethod
-    def open(cls, config: Config, workdir: Workdir, resume: bool, stack: ExitStack, keep: int = 1) -> Session:
+    def open(
+        cls, config: Config, workdir: Workdir, resume: bool, stack: ExitStack, keep: int = 1, restart: bool = False
+    ) -> Session:
         """Opens a run until `stack` is closed. It keeps at least `keep` checkpoints. Raises as `gpt_jax.train`."""
         metrics.check_wandb(config)
         folder = RunFolder(workdir)
         stack.enter_context(folder.lock())
         folder.check_shared()
-        earlier = record.recorded(folder) if record.has_progress(folder) else None
+        if restart:
+            move_aside(folder)
+        has_begun = record.has_progress(folder)
+        earlier = record.recorded(folder) if has_begun else None
+        if has_begun:
+            check_whole(folder, None if earlier is None else earlier[1])
         if earlier is not None:
             record.check_resumable(folder, earlier[0], config, resume)
         data = open_data(config.data, config.model.context_length, config.data_seed)
         consensus.check_same(configuration=config_hash(config), text_or_tokenizer=repr(record.hashes(data)))
         resolved, base = _resolved(folder, config, data) if earlier is None else (earlier[1], None)
-        resolved = dataclasses.replace(lengthened(resolved, config.train.steps), mesh=config.mesh)
-        checkpoints = stack.enter_context(Checkpoints(folder, max(keep, resolved.checkpoint.keep)))
+        old, changed = resolved, earlier is not None and earlier[0].schedule != config.schedule
+        resolved = lengthened(resolved, config.train.steps, config.schedule if changed else None)
+        resolved = dataclasses.replace(resolved, mesh=config.mesh)
+        if earlier is not None:
+            check_schedule(folder, old, resolved)
+        keep = max(keep, resolved.checkpoint.keep)
+        checkpoints = stack.enter_context(Checkpoints(folder, keep, before=stable_steps(resolved.schedule)))
+        go_back(folder, old, resolved, checkpoints)
         return cls(folder, config, resolved, data, checkpoints, base)
 
     def newest_state(self, mesh: Mesh, programs: Programs) -> tuple[TrainState, int]:

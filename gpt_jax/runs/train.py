@@ -21,6 +21,7 @@ def train(
     workdir: Workdir,
     *,
     resume: bool = True,
+    restart: bool = False,
     profile: bool = False,
     console: Console | None = None,
     programs: Programs | None = None,
@@ -32,6 +33,7 @@ def train(
 
     Args:
       resume: whether a folder that holds a run may be resumed.
+      restart: whether to move aside a run that the folder holds, to `aside/`, and to start again from step 0.
       profile: whether to write a profiler trace of a few steps into the folder.
       console: where progress is shown (None: standard output).
       programs: the compiled programs to share with other runs of this process (None: share none).
@@ -41,13 +43,15 @@ def train(
       ConfigChanged: the folder's run has another configuration; only `train.steps` may grow.
       TrainingDiverged: `train.max_skipped` updates in a row were not finite; the good parameters are saved.
       MissingFile: there is no run in `init_from`.
-      UserError: the folder holds a run and `resume` is False, its data has changed, or all its checkpoints are damaged;
-        the run in `init_from` has another model or tokenizer, or has changed since this run began.
+      SaveFailed: a checkpoint cannot be written; those before it are intact.
+      UserError: the folder holds a run and `resume` is False, its data has changed, its `config.json` or its
+        checkpoints are gone, or all its checkpoints are damaged; the run in `init_from` has another model or tokenizer,
+        or has changed since this run began.
     """
     enable_compilation_cache()
     programs, mesh = Programs() if programs is None else programs, make_mesh(axes=config.mesh)
     with ExitStack() as held:
-        run = Session.open(config, workdir, resume, held)
+        run = Session.open(config, workdir, resume, held, restart=restart)
         state, start = run.newest_state(mesh, programs)
         if start >= run.config.train.steps:
             return run.outcome(start, was_done=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from gpt_jax.config import Config
+from gpt_jax.config import Config, ScheduleConfig
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.data import Data
 from gpt_jax.training.average import resolve_average
@@ -35,6 +35,9 @@ def resolved(config: Config, vocab_size: int) -> Config:
     )
 
 
-def lengthened(config: Config, steps: int) -> Config:
-    """The run with another number of steps. Values derived from the old number, such as the schedule's length, stay."""
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
+def lengthened(config: Config, steps: int, schedule: ScheduleConfig | None = None) -> Config:
+    """The run with another number of steps and, unless that is None, another schedule. Other values derived from the
+    old number stay.
+    """
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
+    return longer if schedule is None else dataclasses.replace(longer, schedule=resolve_schedule(schedule, steps))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gpt_jax import config
@@ -32,6 +33,20 @@ def make_schedule(schedule: config.ScheduleConfig) -> optax.Schedule:
       UserError: the length is None (see `resolve_schedule`), or too short for warmup and decay.
     """
     return MAKERS[type(schedule)](schedule)
+
+
+def shared_steps(old: config.ScheduleConfig, new: config.ScheduleConfig, steps: int) -> int:
+    """How many of the first `steps` updates have the same factor under both schedules, which are resolved."""
+    one, other = (jnp.broadcast_to(make_schedule(s)(jnp.arange(steps)), (steps,)) for s in (old, new))
+    differing = np.flatnonzero(np.asarray(one) != np.asarray(other))
+    return int(differing[0]) if differing.size else steps
+
+
+def stable_steps(schedule: config.ScheduleConfig) -> int | None:
+    """The number of updates of a resolved WSD schedule that a longer one does alike; None for other schedules."""
+    if not isinstance(schedule, config.WarmupStableDecay):
+        return None
+    return _length(schedule) - schedule.decay + 1  # the decay begins with the factor 1
 
 
 def _warm(warmup: int, after: optax.Schedule) -> optax.Schedule:

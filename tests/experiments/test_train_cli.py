@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,6 +239,27 @@ def test_evaluate_prints_and_writes(place: Path, trained: tuple[Path, subprocess
     assert written["step"] == 12 and written["loss"] == pytest.approx(last["loss"], rel=1e-6)
     assert f"{last['loss']:.4f}" in done.stdout and "standard error" in done.stdout
     assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_verify_tells_good_from_damaged(
+    place: Path, trained: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    run, damaged = trained[0], tmp_path / "damaged"
+    shutil.copytree(run, damaged)
+    (damaged / "checkpoints" / "12").rename(damaged / "checkpoints" / "11")
+    flags = [["--help"], [], [f"--workdir={tmp_path}/none"], ["--workdir", str(run)]]
+    flags += [["--workdir", str(run), str(damaged), "--json"], [f"--workdir={damaged}"]]
+    helped, missing, none, good, both, bad = many(place, tmp_path / "output", "verify", flags)
+    assert helped[0] == 0 and "python -m experiments.verify" in helped[1]
+    assert max(map(len, helped[1].splitlines())) <= 112
+    assert missing[0] == 2 and "--workdir is required" in missing[2] and len(missing[2].splitlines()) == 1
+    assert none[0] == 1 and "there is no folder" in none[2] and len(none[2].splitlines()) == 1
+    assert (good[0], good[2]) == (0, "") and "checkpoints/12" in good[1] and "NO" not in good[1]
+    found = json.loads(both[1])
+    assert both[0] == 1 and all(check["trusted"] is not False for check in found[str(run)])
+    (wrong,) = [check for check in found[str(damaged)] if check["trusted"] is False]
+    assert wrong["part"] == "checkpoints/11" and "renamed or copied" in wrong["found"]
+    assert bad[0] == 1 and f"checkpoints/11: {wrong['advice']}" in bad[1] and bad[2] == ""
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gpt_jax.runs.checkpoint import CheckpointError, Checkpoints, fingerprints
+from gpt_jax.runs.checkpoint import CheckpointError, Checkpoints
+from gpt_jax.runs.fingerprint import fingerprints
 from gpt_jax.runs.folder import RunFolder
 from gpt_jax.training.sharding import make_mesh
 

@@ -183,7 +183,8 @@ def test_more_steps_go_on_without_bending_the_schedule(tmp_path: Path) -> None:
     config = tiny_config(steps=4, schedule=LinearDecay(final=0.5))
     quietly(config, tmp_path)
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=7))
-    assert quietly(longer, tmp_path).status == "finished"
+    with pytest.warns(UserWarning, match="ends with step 4, so from there to step 7 .* is 0.5 times its maximum"):
+        assert quietly(longer, tmp_path).status == "finished"
     rates = [r["learning_rate"] for r in metrics.read(RunFolder(tmp_path), "train")]
     assert rates == pytest.approx([0.01, 0.00875, 0.0075, 0.00625, 0.005, 0.005, 0.005])
 

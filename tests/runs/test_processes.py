@@ -26,6 +26,9 @@ from gpt_jax.ablation.study import Study
 from gpt_jax.config import Adamw, Config
 from gpt_jax.runs.evaluate import evaluate_run
 from gpt_jax.runs.folder import RunFolder
+from gpt_jax.runs.load import load_run
+from gpt_jax.runs.preserve import read_record
+from gpt_jax.runs.sealed import sealed
 from gpt_jax.runs.train import train
 from tests.tiny import tiny_config
 
@@ -130,6 +133,14 @@ def steps_of(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
 
 
+def make_best(run: Path, step: int) -> None:
+    """Makes the checkpoint of `step` the one of the lowest validation loss."""
+    fingerprints = read_record(RunFolder(run), step).fingerprints
+    (run / "checkpoints" / str(step) / "record" / "metadata").write_text(
+        json.dumps(sealed(step, 0.5, fingerprints, {}))
+    )
+
+
 def assert_same(found: Path, expected: Path) -> None:
     one, other = lines(expected), lines(found)
     assert [(r["step"], r["split"]) for r in other] == [(r["step"], r["split"]) for r in one]
@@ -155,6 +166,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     folder = tmp_path_factory.mktemp("story")
     run, seen = folder / "run", {}
     quietly(2, run)
+    make_best(run, 2)
     flags = ["train", "--config=config.py", f"--workdir={run}"]
 
     two = Processes(folder, 2, 2, *flags, patch=SLOW)
@@ -198,6 +210,14 @@ def test_all_save_the_same_step_when_one_gets_a_signal(story: tuple[Path, dict[s
     assert seen["stopped"] == [75, 75], seen["stop"]
     assert 6 < seen["saved"] < STEPS
     assert f"interrupted after step {seen['saved']}" in seen["stop"][0]
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_stays_whoever_goes_on(story: tuple[Path, dict[str, Any]]) -> None:
+    """Through a kill, a signal and three layouts."""
+    run, seen = story
+    assert steps_of(run) == [2, STEPS], seen["outputs"]
+    assert load_run(run, step=2)
 
 
 @pytest.mark.slow

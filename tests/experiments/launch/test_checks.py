@@ -196,6 +196,7 @@ LINES: list[tuple[list[str], int, str]] = [
     (["--name=a", "--spott"], 2, 'launch: there is no flag "--spott": did you mean "--spot"?'),
     (["--name=a", "--target=slurm", "--workdir=w", "--detach", "--", "x"], 2, "--detach is not for --target=slurm"),
     (["--name=a", "--target=skypilot", "--workdir=w", "--retries=1", "--", "x"], 2, "--retries is not for"),
+    (["--name=a", "--workdir=w", "--", "python", "--restart"], 2, "would start again after every interruption"),
     (["--name=a", "--target=local", "--workdir=w", "--dry_run", "--", "python", "x", "--y"], 0, "x --y"),
 ]
 PAGE = (ROOT / "docs" / "tpu.md").read_text().replace("\\\n", " ")

@@ -1,0 +1,82 @@
+"""What a save that fails comes out as: one sentence, on the main thread, and never "done"."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from absl import logging as absl_logging
+
+from gpt_jax.config.errors import UserError
+
+FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+
+
+class SaveFailed(UserError):
+    """A checkpoint could not be written. The checkpoints before it are as they were."""
+
+
+@contextmanager
+def answered(step: int | None, path: str) -> Iterator[None]:
+    """Turns whatever Orbax raises in the block into `SaveFailed` for the checkpoint of `step` in `path`."""
+    try:
+        yield
+    except SaveFailed:
+        raise
+    except Exception as error:  # many types: of the system, of tensorstore, of JAX where another process failed
+        raise SaveFailed(
+            f"the checkpoint of step {step} could not be written to {path} ({reason(error)}): the checkpoints before it"
+            " are intact; remove the cause, and the same command goes on from the newest one"
+        ) from None
+
+
+def reason(error: BaseException) -> str:
+    """Why a file could not be written, in a few words."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for one in chain:
+        if isinstance(one, OSError) and one.errno is not None:
+            return _words(one.errno)
+    text = " ".join(str(error).split())
+    if (found := re.search(r"os_error_code='(\d+)'", text)) is not None:  # tensorstore's
+        return _words(int(found.group(1)))
+    shown = text if len(text) <= 200 else f"… {text[-200:]}"  # the cause comes last
+    return f"{type(error).__name__}: {shown}" if text else type(error).__name__
+
+
+def _words(number: int) -> str:
+    return FULL[number] if number in FULL else os.strerror(number)
+
+
+def hush() -> None:
+    """Keeps Orbax from printing a traceback of each error that it also raises, once per thread and item."""
+    logger = absl_logging.get_absl_logger()
+    if _is_no_echo not in logger.filters:
+        logger.addFilter(_is_no_echo)
+        sys.unraisablehook = _without_late_writes(sys.unraisablehook)
+
+
+def _is_no_echo(record: logging.LogRecord) -> Any:
+    return not ("orbax" in record.pathname and record.levelno >= logging.ERROR)
+
+
+def _without_late_writes(shown: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Shows what `shown` does, but not that a write has ended after another one's failure, which has closed the loop
+    that waited for both.
+    """
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (unraisable.object is None and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            shown(unraisable)
+
+    return hook
