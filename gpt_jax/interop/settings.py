@@ -6,6 +6,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from gpt_jax.config.errors import ConfigError, nearest
+from gpt_jax.config.foreign import shown
+
+MOST = 2**31 - 1  # of a whole number: sizes and ids are 32-bit on devices
+TINY, LARGEST = 1e-30, 1e30  # of any other number that is not 0, well inside of float32
 
 # Keys that any configuration of `transformers` may have and that do not change the logits: names, ids, labels of other
 # tasks, how a library runs or initialises the model, and generation settings of older files.
@@ -35,6 +39,24 @@ EXPECTED: dict[str, Any] = {
     "rope_interleaved": False,
     "use_mrope": False,
 }
+
+
+def checked_whole(key: str, value: Any, least: int, most: int = MOST) -> int:
+    """Returns the whole number `value` of `key`, which must lie in [least, most]; raises ConfigError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f'the setting "{key}" is {shown(value)}, and must be a whole number')
+    if not least <= value <= most:
+        raise ConfigError(f'the setting "{key}" is {shown(value)}, and must lie in {least:,} … {most:,}')
+    return value
+
+
+def checked_number(key: str, value: Any, least: float = -LARGEST, most: float = LARGEST) -> float:
+    """Returns the number `value` of `key` as a float in [least, most]; raises ConfigError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f'the setting "{key}" is {shown(value)}, and must be a number')
+    if not least <= value <= most:  # NaN lies nowhere
+        raise ConfigError(f'the setting "{key}" is {shown(value)}, and must lie in {least:g} … {most:g}')
+    return float(value)
 
 
 class Settings:
