@@ -43,6 +43,11 @@ class QuantizedTensor:
     offset: int
 
     @property
+    def dtype(self) -> np.dtype:
+        """The type of the dequantized tensor."""
+        return np.dtype(np.float32)
+
+    @property
     def nbytes(self) -> int:
         size, width = gguf.GGML_QUANT_SIZES[self.kind]
         return math.prod(self.shape) // size * width
@@ -82,6 +87,10 @@ class ConvertedTensor:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.tensor.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.tensor.dtype
 
     def read(self) -> np.ndarray:
         return self.change(self.tensor.read())
