@@ -43,7 +43,7 @@ def check_sizes(settings: Settings, stored: Mapping[str, Tensor]) -> None:
                 raise ConfigError(f'{CONFIG} has "{key}": {settings[key]}, and the weights hold {numbers} numbers')
 
 
-def check_total(shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Tensor]) -> None:
+def _check_total(shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Tensor]) -> None:
     """Raises UserError if the parameters are more numbers than all tensors hold."""
     wanted, found = (sum(map(math.prod, each)) for each in (shapes.values(), (x.shape for x in stored.values())))
     if wanted > found:
@@ -64,12 +64,15 @@ def account(
 ) -> None:
     """Raises UserError if a tensor is missing, has no place in the model, or contradicts the shapes of config.json."""
     for row in rows:
-        wanted = their_shape(row, shapes)[0 if row.count is None else 1 :]
         for name in row.names:
             if name not in stored:
                 raise UserError(
                     f"the weights lack the tensor {name}, which a {family.model_type} with this {CONFIG} needs"
                 )
+    _check_total(shapes, stored)
+    for row in rows:
+        wanted = their_shape(row, shapes)[0 if row.count is None else 1 :]
+        for name in row.names:
             if not jnp.issubdtype(stored[name].dtype, jnp.floating):
                 raise UserError(f"the tensor {name} is of type {stored[name].dtype}, which is none of weights")
             found = stored[name].shape

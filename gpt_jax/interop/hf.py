@@ -19,7 +19,7 @@ from gpt_jax.config import Dtype, ModelConfig
 from gpt_jax.config.errors import ConfigError, MissingFile, UserError, nearest
 from gpt_jax.config.foreign import quoted, read_json_object, shown
 from gpt_jax.data.tokenizer import Tokenizer, as_hugging_face, read_pretrained, write_pretrained
-from gpt_jax.interop.account import CONFIG, account, check_copies, check_sizes, check_total, their_shape
+from gpt_jax.interop.account import CONFIG, account, check_copies, check_sizes, their_shape
 from gpt_jax.interop.families import FAMILIES
 from gpt_jax.interop.family import Family, TensorRow, plain
 from gpt_jax.interop.normal import differences, normal_form, without_dropout
@@ -209,10 +209,11 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 def _read_params(family: Family, model: ModelConfig, stored: Mapping[str, Tensor], ignore: tuple[str, ...]) -> Any:
     """Reads the parameters of `model`, the largest first, while there is most room for temporary copies."""
-    shapes = canonical_shapes(plain(model))
-    check_total(shapes, stored)
-    rows = family.rows(model)
-    stored = {_newer(family, name): place for name, place in stored.items()}
+    shapes, rows = canonical_shapes(plain(model)), family.rows(model)
+    newer = {_newer(family, name): place for name, place in stored.items()}
+    if len(newer) < len(stored):
+        raise UserError("the weights have a tensor under its older and its newer name: remove one of them")
+    stored = newer
     if not any(name.startswith(family.prefix) for name in stored):  # saved without a head
         heads = {name for row in rows for name in row.names if not name.startswith(family.prefix)} | {*family.copies}
         stored = {name if name in heads else family.prefix + name: place for name, place in stored.items()}

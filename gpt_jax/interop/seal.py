@@ -24,6 +24,11 @@ def sealed(values: Mapping[str, Any]) -> dict[str, str]:
     return {SEAL: _hash(values)}
 
 
+def is_sealed(metadata: Mapping[str, str], values: Mapping[str, Any]) -> bool:
+    """Whether weights with this metadata were written with the settings `values`, or not by us."""
+    return SEAL not in metadata or metadata[SEAL] == _hash(values)
+
+
 def check_config(values: Mapping[str, Any], folder: Path, ignore: Collection[str]) -> None:
     """Raises ConfigError if the weights in a folder are ours and were written with other settings than `values`.
 
@@ -31,8 +36,7 @@ def check_config(values: Mapping[str, Any], folder: Path, ignore: Collection[str
     """
     if not (folder / WEIGHTS).exists() or CONFIG in ignore:
         return
-    metadata = read_metadata(folder / WEIGHTS)
-    if SEAL in metadata and metadata[SEAL] != _hash(values):
+    if not is_sealed(read_metadata(folder / WEIGHTS), values):
         raise ConfigError(
             f'{folder / CONFIG} has changed since gpt_jax wrote it: restore it, or pass ignore=("{CONFIG}",) if you'
             " changed it on purpose"

@@ -130,7 +130,7 @@ def _read_index(file: Path) -> dict[str, str]:
     """Returns tensor → name of its file. Raises UserError if the index has another form."""
     values = read_json_object(file)
     places = values["weight_map"] if "weight_map" in values else None
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+    if not isinstance(places, dict) or not all(isinstance(x, str) and x.isprintable() for x in places.values()):
         raise UserError(f'{file} is damaged (its "weight_map" is no group of file names): download it again')
     return places
 
