@@ -17,9 +17,9 @@ FUZZ = hypothesis.settings.get_profile("fuzz").max_examples
 
 
 def few(test: Callable[..., Any]) -> Callable[..., Any]:
-    """Tries 30 examples, for a reader that takes long, or all of the profile "fuzz"."""
+    """Tries 15 examples, for a reader that takes long, or all of the profile "fuzz"."""
     wanted = hypothesis.settings.default.max_examples
-    return hypothesis.settings(max_examples=wanted if wanted >= FUZZ else 30)(test)
+    return hypothesis.settings(max_examples=wanted if wanted >= FUZZ else 15)(test)
 
 
 SECONDS, MEMORY = 20.0, 2 << 30  # what a reader may take for a file under 1 MB

@@ -105,7 +105,7 @@ def open_weights(folder: Path) -> Mapping[str, Tensor]:
         others = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack") for p in folder.glob(pattern)]
         advice = f"gpt_jax does not read {others[0]}, so save the model as safetensors" if others else "download one"
         raise MissingFile(f"{folder} has neither {WEIGHTS} nor {INDEX}: {advice}")
-    places = _read_index(folder / INDEX)
+    places = read_index(folder / INDEX)
     tensors: dict[str, StoredTensor] = {}
     for name in sorted(set(places.values())):
         file = inside(folder, name)
@@ -126,7 +126,7 @@ def open_weights(folder: Path) -> Mapping[str, Tensor]:
     return tensors
 
 
-def _read_index(file: Path) -> dict[str, str]:
+def read_index(file: Path) -> dict[str, str]:
     """Returns tensor → name of its file. Raises UserError if the index has another form."""
     values = read_json_object(file)
     places = values["weight_map"] if "weight_map" in values else None
