@@ -11,6 +11,7 @@ from experiments import cli
 from gpt_jax.data.tokenizer import load_tokenizer
 from gpt_jax.data.tokenizer.huggingface import TOKENIZER_JSON
 from gpt_jax.interop.hf import load_pretrained, save_pretrained
+from gpt_jax.interop.origin import hashes
 from gpt_jax.model.merge import merge_adapter
 from gpt_jax.runs.load import load_run
 from gpt_jax.runs.write import write_run
@@ -32,7 +33,8 @@ Import a published model as a run, or export a run as a folder for Hugging Face'
   --family=NAME          With --to: the model_type to write (default: the first that supports the model).
   --helpfull             List all flags, including those of the libraries.
 
-Nothing is dropped silently: a setting or tensor that gpt_jax does not know is an error that names it.
+Nothing is dropped silently: a setting or tensor that gpt_jax does not know is an error that names it. Files from the
+Hugging Face Hub are compared with its hashes; the run's environment.json keeps those of all files.
 
 Exit codes: 0 done, 1 failed, 2 wrong command line.
 """
@@ -62,10 +64,11 @@ def main() -> int:
         raise cli.UsageError(f"{source} has no {TOKENIZER_JSON}: give a tokenizer with --tokenizer=PATH")
     given = None if FLAGS.tokenizer is None else load_tokenizer(FLAGS.tokenizer)
     model, params, found = load_pretrained(source, FLAGS.dtype, FLAGS.ignore)
+    origin = hashes(source)
     tokenizer = found if given is None else given
     if tokenizer is None:
         raise cli.UsageError(f"{source} has no tokenizer: give one with --tokenizer=PATH")
-    write_run(workdir, model, params, tokenizer, text=FLAGS.data, source=source)
+    write_run(workdir, model, params, tokenizer, text=FLAGS.data, source=source, source_hashes=origin)
     chat = " --chat" if tokenizer.chats else ""
     Console().print(f"python -m experiments.sample --workdir={workdir}{chat} --prompt=…", soft_wrap=True)
     return 0

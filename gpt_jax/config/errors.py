@@ -25,5 +25,5 @@ class Unreachable(UserError, ConnectionError):
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint to append to a message: `; did you mean "x"?` with the `names` closest to `name`, or all of `names`."""
     known = sorted(names)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name[:200], known, n=1)  # its time grows with the square of the length
     return f'; did you mean "{close[0]}"?' if close else f"; there are: {', '.join(known)}"

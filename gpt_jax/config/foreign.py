@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import stat
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,18 @@ def kind_of(value: Any) -> str:
         float: "a number",
     }
     return "null" if value is None else names[type(value)]
+
+
+def shown(value: Any) -> str:
+    """A value of a foreign file for a message: short, and without control characters."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 3, 120, 120
+    return short.repr(value)
+
+
+def quoted(name: Any) -> str:
+    """A name of a foreign file in double quotes, as `shown`."""
+    return f'"{shown(str(name))[1:-1]}"'
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from gpt_jax.config import Init, ModelConfig
 from gpt_jax.config.errors import ConfigError
+from gpt_jax.config.foreign import shown
 from gpt_jax.interop.settings import Settings
 from gpt_jax.model.shapes import canonical_shapes
 
@@ -90,7 +91,8 @@ class Family:
             name = self.aliases[key] if key in self.aliases else key
             if name in found and found[name] != value:
                 raise ConfigError(
-                    f'config.json has "{key}": {value!r} and another value for "{name}", the same setting: remove one'
+                    f'config.json has "{key}": {shown(value)} and another value for "{name}", the same setting:'
+                    " remove one"
                 )
             found[name] = value
         return Settings(found, self.defaults, self.model_type, (*ignore, *self.inert), self.fixed)

@@ -13,12 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 
 from gpt_jax.config.errors import ConfigError, MissingFile, nearest
+from gpt_jax.config.foreign import quoted, shown
 from gpt_jax.data.tokenizer import HuggingFaceTokenizer
 from gpt_jax.interop.gguf_file import ConvertedTensor, QuantizedTensor, read_header
 from gpt_jax.interop.gguf_tokenizer import read_tokenizer
+from gpt_jax.interop.settings import TINY, checked_number, checked_whole
 from gpt_jax.interop.weights import Tensor
 
 # key, without the architecture's name in front → key of config.json
@@ -50,6 +53,14 @@ OTHERS: dict[str, Any] = {
     "expert_count": 0,
     "expert_used_count": 0,
     "tensor_data_layout": None,  # how the file was made
+}
+NUMBERS = {key for key in (*SIZES, *OTHERS) if key.endswith(("_epsilon", "freq_base", "factor", "scale_linear"))}
+TEXTS, FLAGS = {"rope.scaling.type", "tensor_data_layout"}, {"attention.causal", "rope.scaling.finetuned"}
+# `general.file_type` → the type that no tensor of such a file has: 16-bit types differ in nothing but their number.
+FILE_TYPE = "general.file_type"
+FOREIGN = {
+    gguf.LlamaFileType.MOSTLY_F16: gguf.GGMLQuantizationType.BF16,
+    gguf.LlamaFileType.MOSTLY_BF16: gguf.GGMLQuantizationType.F16,
 }
 LAYER = {
     "attn_norm": "input_layernorm",
@@ -104,19 +115,21 @@ def open_gguf(
       ConfigError: gpt_jax does not read the architecture, a key or the tokenizer.
     """
     path = Path(file)
-    if not path.is_file():
+    if not path.exists():
         raise MissingFile(f"there is no file {path}: give a GGUF file")
     values, tensors = read_header(path)
     values = {key: value for key, value in values.items() if key not in ignore}
-    name = values["general.architecture"] if "general.architecture" in values else None
+    name = str(values["general.architecture"]) if "general.architecture" in values else None
     if name not in ARCHITECTURES:
         raise ConfigError(
-            f'gpt_jax does not read the architecture "{name}" of {path}{nearest(str(name), ARCHITECTURES)}'
+            f"gpt_jax does not read the architecture {quoted(name)} of {path}{nearest(str(name), ARCHITECTURES)}"
         )
-    if "split.count" in values and values["split.count"] > 1:
+    if "split.count" in values and checked_whole("split.count", values["split.count"], 0) > 1:
         raise ConfigError(f"{path} is one of {values['split.count']} parts: merge them with llama.cpp's gguf-split")
     settings = {key.removeprefix(f"{name}."): value for key, value in values.items() if key.startswith(f"{name}.")}
     _refuse_unknown(name, settings, values)
+    _check_types(settings)
+    _check_file_type(values, tensors)
     config = _config(ARCHITECTURES[name], OTHERS | settings, tensors)
     return config, _renamed(ARCHITECTURES[name], config, tensors), read_tokenizer(values, str(path))
 
@@ -125,8 +138,8 @@ def _refuse_unknown(name: str, settings: Mapping[str, Any], values: Mapping[str,
     for key in settings:
         if key not in SIZES and key not in OTHERS:
             raise ConfigError(
-                f'the file has an unknown key "{name}.{key}": {settings[key]!r}; if it does not change the logits, '
-                f'pass ignore=("{name}.{key}",)'
+                f'the file has an unknown key "{name}.{key}": {shown(settings[key])}; if it does not change the logits,'
+                f' pass ignore=("{name}.{key}",)'
             )
     for key in values:
         if key.split(".")[0] not in ("general", "tokenizer", "split", "quantize", name):
@@ -138,10 +151,36 @@ def _refuse_unknown(name: str, settings: Mapping[str, Any], values: Mapping[str,
             raise ConfigError(f'the file lacks the key "{name}.{key}": convert the model again with llama.cpp')
 
 
+def _check_types(settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError if a setting has a value of another type, or outside of its range."""
+    for key, value in settings.items():
+        if key in TEXTS or key in FLAGS:
+            wanted, what = (str, "a text") if key in TEXTS else (bool, "true or false")
+            if not isinstance(value, wanted):
+                raise ConfigError(f'the file has "{key}": {shown(value)}, which must be {what}')
+        elif key in NUMBERS:
+            checked_number(key, value, TINY)
+        else:
+            each = value if isinstance(value, list) and value and key in SIZES else [value]
+            for one in each:
+                checked_whole(key, one, 1 if key in SIZES else 0)
+
+
+def _check_file_type(values: Mapping[str, Any], tensors: Mapping[str, QuantizedTensor]) -> None:
+    """Raises ConfigError if a file of one 16-bit type has a tensor of the other."""
+    kind = values[FILE_TYPE] if FILE_TYPE in values else None
+    wrong = [name for name, x in tensors.items() if isinstance(kind, int) and FOREIGN.get(kind) == x.kind]
+    if wrong:
+        raise ConfigError(
+            f'the file has "{FILE_TYPE}": {kind}, and {wrong[0]} is {tensors[wrong[0]].kind.name}: download it again,'
+            f' or pass ignore=("{FILE_TYPE}",) if it is right'
+        )
+
+
 def _config(kind: Architecture, settings: Mapping[str, Any], tensors: Mapping[str, QuantizedTensor]) -> dict[str, Any]:
     """Returns the equivalent config.json."""
     config: dict[str, Any] = {SIZES[key]: _one(key, settings[key]) for key in SIZES if key in settings}
-    table = tensors["token_embd.weight"].shape if "token_embd.weight" in tensors else (0, 0)
+    table = tensors["token_embd.weight"].shape if "token_embd.weight" in tensors else (0,)
     config = {"model_type": kind.model_type, "vocab_size": table[0], **config}
     config["rms_norm_eps"] = _decimal(config["rms_norm_eps"])
     config["tie_word_embeddings"] = "output.weight" not in tensors
@@ -155,24 +194,28 @@ def _config(kind: Architecture, settings: Mapping[str, Any], tensors: Mapping[st
         ("expert_used_count", 0, "no mixture of experts from GGUF"),
     ):
         if settings[key] not in (None, wanted):
-            raise ConfigError(f'the file has "{key}": {settings[key]!r}, and gpt_jax reads {what}')
+            raise ConfigError(f'the file has "{key}": {shown(settings[key])}, and gpt_jax reads {what}')
     window = settings["attention.sliding_window"]
     if window and window < config["max_position_embeddings"]:
         raise ConfigError(
             f'the file has "attention.sliding_window": {window}, which llama.cpp ignores and gpt_jax does not read'
         )
-    config["rope_parameters"] = _rope(settings, config["max_position_embeddings"], tensors)
+    config["rope_parameters"] = _rope(settings, config["max_position_embeddings"], width // 2, tensors)
     return config
 
 
-def _rope(settings: Mapping[str, Any], length: int, tensors: Mapping[str, QuantizedTensor]) -> dict[str, Any]:
-    """Returns the settings of RoPE as `rope_parameters` of config.json."""
+def _rope(
+    settings: Mapping[str, Any], length: int, pairs: int, tensors: Mapping[str, QuantizedTensor]
+) -> dict[str, Any]:
+    """Returns the settings of RoPE, of `pairs` a head, as `rope_parameters` of config.json."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": _decimal(settings["rope.freq_base"])}
     kind, factor = settings["rope.scaling.type"], settings["rope.scaling.factor"]
     if settings["rope.scale_linear"] is not None:
         kind, factor = "linear", settings["rope.scale_linear"]
     if kind not in ("none", "linear", "yarn"):
-        raise ConfigError(f'the file has "rope.scaling.type": "{kind}", and gpt_jax reads only none, linear and yarn')
+        raise ConfigError(
+            f'the file has "rope.scaling.type": {quoted(kind)}, and gpt_jax reads only none, linear and yarn'
+        )
     if kind != "none":
         if factor is None:
             raise ConfigError(f'the file has "rope.scaling.type": "{kind}" without "rope.scaling.factor"')
@@ -185,7 +228,11 @@ def _rope(settings: Mapping[str, Any], length: int, tensors: Mapping[str, Quanti
             rope["attention_factor"] = own * _decimal(settings["rope.scaling.attn_factor"])
     if FACTORS not in tensors:
         return rope
+    if tensors[FACTORS].shape != (pairs,):
+        raise ConfigError(f"the file has {FACTORS} of shape {tensors[FACTORS].shape}, and its heads have {pairs} pairs")
     factors = tensors[FACTORS].read()
+    if not (np.isfinite(factors).all() and (factors > 0).all()):
+        raise ConfigError(f"the file has {FACTORS} that are not all positive: download it again")
     llama3 = rope | {"rope_type": "llama3", "factor": float(factors.max()), "low_freq_factor": 1.0}
     llama3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     if np.allclose(_llama3_factors(llama3, len(factors)), factors, rtol=1e-5):
@@ -241,7 +288,9 @@ def _one(key: str, value: Any) -> Any:
     if not isinstance(value, list):
         return value
     if len(set(value)) != 1:
-        raise ConfigError(f'the file has "{key}": {value}, and gpt_jax reads only models whose layers have one size')
+        raise ConfigError(
+            f'the file has "{key}": {shown(value)}, and gpt_jax reads only models whose layers have one size'
+        )
     return value[0]
 
 

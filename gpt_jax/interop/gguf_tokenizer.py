@@ -8,8 +8,10 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from gpt_jax.config.errors import ConfigError
+from gpt_jax.config.errors import ConfigError, UserError
+from gpt_jax.config.foreign import quoted, shown
 from gpt_jax.data.tokenizer import HuggingFaceTokenizer, Roles
+from gpt_jax.interop.settings import checked_whole
 
 GGML = "tokenizer.ggml."
 TEMPLATE, WHOLE = "tokenizer.chat_template", "tokenizer.huggingface.json"
@@ -26,6 +28,7 @@ ROLES = {
     "mask_token_id": "mask_token",
 }
 STOPS = ("eos_token_id", "eot_token_id", "eom_token_id")
+LONGEST = 512  # characters of a token of SentencePiece, whose merges take time with the square
 # Keys that change no id: they are for filling in the middle or for other kinds of vocabularies.
 HARMLESS = {"token_type_count", "add_sep_token", "remove_extra_whitespaces", "precompiled_charsmap"}
 
@@ -66,15 +69,23 @@ def read_tokenizer(values: Mapping[str, Any], name: str) -> HuggingFaceTokenizer
     if "model" not in found or found["model"] == "no_vocab":
         return None
     _refuse_unknown(values)
+    _check_types(values)
     found = NUMBERS | SWITCHES | found
-    if WHOLE in values:
-        definition = values[WHOLE]
-    elif found["model"] == "gpt2":
-        definition = _bytewise(found).to_str()
-    elif found["model"] == "llama":
-        definition = _with_spaces(found).to_str()
-    else:
-        raise ConfigError(f'the file has a tokenizer of kind "{found["model"]}", and gpt_jax reads only gpt2 and llama')
+    if found["model"] not in ("gpt2", "llama") and WHOLE not in values:
+        raise ConfigError(
+            f"the file has a tokenizer of kind {quoted(found['model'])}, and gpt_jax reads only gpt2 and llama"
+        )
+    _check_tokens(found)
+    try:
+        definition = (
+            values[WHOLE]
+            if WHOLE in values
+            else (_bytewise(found) if found["model"] == "gpt2" else _with_spaces(found)).to_str()
+        )
+    except UserError:
+        raise
+    except Exception as error:  # the library has no errors of its own
+        raise ConfigError(f"the tokenizer of {name} cannot be made ({shown(str(error))}): download it again") from None
     tokens = found["tokens"]
     roles = {role: tokens[found[key]] for key, role in ROLES.items() if key in found}
     stops = {found[key] for key in STOPS if key in found}
@@ -94,13 +105,51 @@ def _refuse_unknown(values: Mapping[str, Any]) -> None:
             )
 
 
+# key → the type of its value, or of each element of a list
+TYPES: dict[str, type] = {
+    **dict.fromkeys((f"{GGML}model", f"{GGML}pre", TEMPLATE, WHOLE), str),
+    **{GGML + key: bool for key in SWITCHES},
+    **{GGML + key: list for key in ("tokens", "token_type", "merges", "scores")},
+}
+ELEMENTS: dict[str, type] = {"tokens": str, "token_type": int, "merges": str, "scores": float}
+
+
+def _check_types(values: Mapping[str, Any]) -> None:
+    """Raises ConfigError if a key of the tokenizer has a value of another type."""
+    for key, wanted in TYPES.items():
+        if key in values and type(values[key]) is not wanted:
+            raise ConfigError(f'the file has "{key}": {shown(values[key])}, which must be of type {wanted.__name__}')
+
+
+def _check_tokens(found: Mapping[str, Any]) -> None:
+    """Raises ConfigError if the lists of a vocabulary do not fit each other, or an id is none of its tokens."""
+    tokens = found["tokens"]
+    if not tokens:
+        raise ConfigError(f'the file has a tokenizer without "{GGML}tokens": convert the model again with llama.cpp')
+    for key, wanted in ELEMENTS.items():
+        each = found[key]
+        if each is not None and any(type(one) is not wanted for one in each):
+            raise ConfigError(f'the file has a "{GGML}{key}" with an element that is not of type {wanted.__name__}')
+        if each is not None and key != "merges" and len(each) != len(tokens):
+            raise ConfigError(f'the file has {len(each):,} elements in "{GGML}{key}" for {len(tokens):,} tokens')
+    if len(set(tokens)) < len(tokens):
+        raise ConfigError("the file has a token twice: convert the model again with llama.cpp")
+    if found["model"] == "llama" and (found["scores"] is None or max(map(len, tokens)) > LONGEST):
+        raise ConfigError(f"the file has a tokenizer without scores, or a token of more than {LONGEST} characters")
+    for key in (*ROLES, *STOPS):
+        if key in found:
+            checked_whole(f"{GGML}{key}", found[key], 0, len(tokens) - 1)
+
+
 def _bytewise(found: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """Returns byte-level BPE, as in GPT-2."""
     split = "default" if found["pre"] is None else found["pre"]
     if split not in SPLITS:
-        raise ConfigError(f'the file splits text as "{split}", and gpt_jax reads only {", ".join(SPLITS)}')
+        raise ConfigError(f"the file splits text as {quoted(split)}, and gpt_jax reads only {', '.join(SPLITS)}")
     vocab = {token: index for index, token in enumerate(found["tokens"])}
     merges = [tuple(merge.split(" ")) for merge in found["merges"] or ()]
+    if wrong := next((merge for merge in merges if len(merge) != 2), None):
+        raise ConfigError(f"the file has the merge {shown(wrong)}, which is not of two tokens: download it again")
     library = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=split in WHOLE_WORDS))
     if split in COMPOSED:
         library.normalizer = normalizers.NFC()

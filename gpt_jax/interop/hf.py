@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -16,17 +17,21 @@ import numpy as np
 
 from gpt_jax.config import Dtype, ModelConfig
 from gpt_jax.config.errors import ConfigError, MissingFile, UserError, nearest
+from gpt_jax.config.foreign import quoted, read_json_object, shown
 from gpt_jax.data.tokenizer import Tokenizer, as_hugging_face, read_pretrained, write_pretrained
+from gpt_jax.interop.account import CONFIG, account, check_copies, check_sizes, their_shape
 from gpt_jax.interop.families import FAMILIES
 from gpt_jax.interop.family import Family, TensorRow, plain
 from gpt_jax.interop.normal import differences, normal_form, without_dropout
+from gpt_jax.interop.seal import check_config, sealed
+from gpt_jax.interop.settings import check_tree
 from gpt_jax.interop.weights import WEIGHTS, Tensor, open_weights, write_weights
 from gpt_jax.model.gpt import GPT
-from gpt_jax.model.paths import matches, path_of
+from gpt_jax.model.paths import path_of
 from gpt_jax.model.shapes import canonical_shapes
 from gpt_jax.model.stack import canonical
 
-CONFIG = "config.json"
+MOST_CONFIG = 16 << 20  # bytes of a config.json
 
 
 def load_pretrained(
@@ -57,8 +62,10 @@ def load_pretrained(
         path = _existing(folder)
         values, tokenizer = _read_config(path / CONFIG), read_pretrained(path, ignore)
         stored = open_weights(path)
+        check_config(values, path, ignore)
     family = family_of(values)
     settings = family.settings(values, ignore)
+    check_sizes(settings, stored)
     config = family.read(settings)
     settings.refuse_unknown()
     model = GPT(replace(config, dtype=dtype, param_dtype=dtype))
@@ -104,12 +111,12 @@ def save_pretrained(
 
     entries: dict[str, Any] = {}
     for row in chosen.rows(model.config):
-        shape = _their_shape(row, shapes)
+        shape = their_shape(row, shapes)
         if row.count is None:
             entries[row.theirs] = dtype, shape, partial(tensor, row)
         for i, name in enumerate(row.names if row.count is not None else ()):
             entries[name] = dtype, shape[1:], lambda row=row, i=i: tensor(row)[i]
-    write_weights(folder / WEIGHTS, entries)
+    write_weights(folder / WEIGHTS, entries, sealed(values | {"model_type": chosen.model_type}))
     if tokenizer is not None:
         write_pretrained(tokenizer, folder)
     end = None if tokenizer is None else tokenizer.end_of_text
@@ -126,13 +133,13 @@ def family_of(values: Mapping[str, Any]) -> Family:
     """
     if "model_type" not in values:
         raise ConfigError(f'{CONFIG} has no "model_type": give a folder that transformers saved')
-    name = str(values["model_type"])
+    name = str(values["model_type"])[:200]
     experts = [key for key, value in values.items() if "expert" in key and value not in (None, False, 0, 1)]
     if experts or "moe" in name.split("_"):
-        which = f' ("{experts[0]}": {values[experts[0]]})' if experts else ""
-        raise ConfigError(f'the model_type "{name}" is a mixture of experts{which}, which gpt_jax does not read')
+        which = f' ("{experts[0]}": {shown(values[experts[0]])})' if experts else ""
+        raise ConfigError(f"the model_type {quoted(name)} is a mixture of experts{which}, which gpt_jax does not read")
     if values.get("is_encoder_decoder"):
-        raise ConfigError(f'the model_type "{name}" has an encoder, and gpt_jax reads only decoders')
+        raise ConfigError(f"the model_type {quoted(name)} has an encoder, and gpt_jax reads only decoders")
     if values.get("quantization_config"):
         raise ConfigError(
             f'{CONFIG} has a "quantization_config", which gpt_jax does not read: save the model dequantized first'
@@ -140,7 +147,7 @@ def family_of(values: Mapping[str, Any]) -> Family:
     if name not in FAMILIES:
         inside = [key for key in ("vision_config", "audio_config", "text_config") if key in values]
         more = f" (it has a {inside[0]}, and gpt_jax reads only text models)" if inside else ""
-        raise ConfigError(f'gpt_jax does not read the model_type "{name}"{more}{nearest(name, FAMILIES)}')
+        raise ConfigError(f"gpt_jax does not read the model_type {quoted(name)}{more}{nearest(name, FAMILIES)}")
     return FAMILIES[name]
 
 
@@ -178,7 +185,7 @@ def choose_family(model: ModelConfig, name: str | None = None) -> tuple[Family, 
 def _existing(folder: str | Path) -> Path:
     path = Path(folder)
     if path.is_dir():
-        if not (path / CONFIG).exists():
+        if not os.path.lexists(path / CONFIG):
             others = sorted(path.glob("*.gguf"))
             instead = f"the file {others[0]} in it" if others else "a folder that transformers saved"
             raise MissingFile(f"{path} has no {CONFIG}: give {instead}")
@@ -195,23 +202,22 @@ def _existing(folder: str | Path) -> Path:
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}): download it again") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file} is not a JSON object: download it again")
+    values = read_json_object(file, MOST_CONFIG)
+    check_tree(values, file)
     return values
 
 
 def _read_params(family: Family, model: ModelConfig, stored: Mapping[str, Tensor], ignore: tuple[str, ...]) -> Any:
     """Reads the parameters of `model`, the largest first, while there is most room for temporary copies."""
     shapes, rows = canonical_shapes(plain(model)), family.rows(model)
-    stored = {_newer(family, name): place for name, place in stored.items()}
+    newer = {_newer(family, name): place for name, place in stored.items()}
+    if len(newer) < len(stored):
+        raise UserError("the weights have a tensor under its older and its newer name: remove one of them")
+    stored = newer
     if not any(name.startswith(family.prefix) for name in stored):  # saved without a head
         heads = {name for row in rows for name in row.names if not name.startswith(family.prefix)} | {*family.copies}
         stored = {name if name in heads else family.prefix + name: place for name, place in stored.items()}
-    _account(family, model, rows, stored, shapes, ignore)
+    account(family, model, rows, stored, shapes, ignore)
     params: dict[str, Any] = {}
 
     def tensor(row: TensorRow) -> np.ndarray:
@@ -227,37 +233,8 @@ def _read_params(family: Family, model: ModelConfig, stored: Mapping[str, Tensor
             assert value.shape == shapes[path], f"{row.theirs} gives {path} of shape {value.shape}, not {shapes[path]}"
             node[leaf] = jnp.asarray(np.asarray(value, jnp.dtype(model.param_dtype), order="C")).block_until_ready()
             del value
-    _check_copies(family, rows, stored)
+    check_copies(family, rows, stored)
     return {"params": params}
-
-
-def _account(
-    family: Family,
-    model: ModelConfig,
-    rows: tuple[TensorRow, ...],
-    stored: Mapping[str, Tensor],
-    shapes: Mapping[str, tuple[int, ...]],
-    ignore: tuple[str, ...],
-) -> None:
-    """Raises UserError if a tensor is missing, has no place in the model, or contradicts the shapes of config.json."""
-    for row in rows:
-        wanted = _their_shape(row, shapes)[0 if row.count is None else 1 :]
-        for name in row.names:
-            if name not in stored:
-                raise UserError(
-                    f"the weights lack the tensor {name}, which a {family.model_type} with this {CONFIG} needs"
-                )
-            found = stored[name].shape
-            if found != wanted:
-                raise UserError(f"the tensor {name} has the shape {found}, and by {CONFIG} it must be {wanted}")
-    unread = ignore + family.ignored + (family.copies if model.head.tied else ())
-    known = {name for row in rows for name in row.names}
-    for name in stored:
-        if name not in known and not matches(name, unread):
-            raise UserError(
-                f"the tensor {name} {list(stored[name].shape)} has no place in a {family.model_type} with this "
-                f'{CONFIG}; if it does not change the logits, pass ignore=("{name}",)'
-            )
 
 
 def _newer(family: Family, name: str) -> str:
@@ -266,20 +243,3 @@ def _newer(family: Family, name: str) -> str:
         if name.startswith(old):
             return new + name.removeprefix(old)
     return name
-
-
-def _check_copies(family: Family, rows: tuple[TensorRow, ...], stored: Mapping[str, Tensor]) -> None:
-    """Raises UserError if a tied model has a head that differs from the embedding table."""
-    table = next(row.theirs for row in rows if row.ours == ("embedding/table",))
-    for name in family.copies:
-        if name in stored and name not in {row.theirs for row in rows}:
-            if not np.array_equal(stored[name].read(), stored[table].read()):
-                raise UserError(
-                    f'{CONFIG} has "tie_word_embeddings", but {name} differs from {table}: correct one of them'
-                )
-
-
-def _their_shape(row: TensorRow, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Returns the shape of the tensor, or stack of tensors, that holds parameters of these `shapes`."""
-    zeros = [np.broadcast_to(np.zeros((), np.int8), shapes[path]) for path in row.ours]
-    return tuple(row.write(*zeros).shape)

@@ -12,7 +12,8 @@ from typing import Any
 
 from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.interop.settings import Settings
+from gpt_jax.config.foreign import quoted, shown
+from gpt_jax.interop.settings import TINY, Settings, checked_number, checked_whole
 
 # The keys of every family with RoPE; a family may override the default of `rope_theta`.
 ROPE_KEYS: dict[str, Any] = {"rope_parameters": None, "rope_scaling": None, "rope_theta": 10_000.0}
@@ -42,13 +43,13 @@ def rope_group(s: Settings, kind: str | None = None) -> dict[str, Any]:
     Raises:
       ConfigError: the settings are no group, or have no group for this kind of layer.
     """
-    group: Mapping[str, Any] = s["rope_scaling"] or s["rope_parameters"] or {}
-    if not isinstance(group, Mapping):
-        raise ConfigError(f'config.json has "rope_parameters": {group!r}, which must be a group of settings')
+    group: Mapping[str, Any] = s.group("rope_scaling") or s.group("rope_parameters")
     if kind is not None and isinstance(group.get(kind), Mapping):
         group = group[kind]
     elif any(isinstance(value, Mapping) for value in group.values()):
-        raise ConfigError(f'config.json has "rope_parameters" for {sorted(group)}, and none for {kind or "all layers"}')
+        raise ConfigError(
+            f'config.json has "rope_parameters" for {shown(sorted(group))}, and none for {kind or "all layers"}'
+        )
     found = {key: value for key, value in group.items() if value is not None and key != "type"}
     kind_of_rope = group["rope_type"] if "rope_type" in group else group["type"] if "type" in group else "default"
     found["rope_type"] = "longrope" if kind_of_rope == "su" else kind_of_rope
@@ -86,19 +87,20 @@ def read_rope(
     """
     group = rope_group(s, kind)
     name = group["rope_type"]
-    if name not in OPTIONS:
-        raise ConfigError(f'config.json has the rope_type "{name}", and gpt_jax reads only {", ".join(OPTIONS)}')
+    if not isinstance(name, str) or name not in OPTIONS:
+        raise ConfigError(f"config.json has the rope_type {quoted(name)}, and gpt_jax reads only {', '.join(OPTIONS)}")
     for key in group:
         if key not in COMMON | OPTIONS[name] | LEFT_OVER | extra:
             raise ConfigError(f'config.json has an unknown key "{key}" for RoPE of type "{name}"')
-    share = float(group["partial_rotary_factor"]) if "partial_rotary_factor" in group else 1.0
+    key = "partial_rotary_factor"
+    share = checked_number(key, group[key], 0, 1) if key in group else 1.0
     rotated = int(head_width * share)
     if rotated % 2 or (share != 1.0 and not partial):
         raise ConfigError(
             f'config.json has "partial_rotary_factor": {share}, with heads of width {head_width}: this family rotates '
             + ("an even number of elements" if partial else "whole heads")
         )
-    theta = float(group["rope_theta"]) if theta is None else theta
+    theta = checked_number("rope_theta", group["rope_theta"], TINY) if theta is None else theta
     if original is not None:
         group["original_max_position_embeddings"] = original
     scaling = _read_scaling(group, s.integer("max_position_embeddings"))
@@ -114,7 +116,7 @@ def per_kind(s: Settings, local_theta: float) -> Settings:
     Raises:
       ConfigError: the file has one group for all layers.
     """
-    groups = s["rope_parameters"] or {}
+    groups = s.group("rope_parameters")
     for key, value in groups.items():
         if value is not None and not isinstance(value, Mapping):
             raise ConfigError(
@@ -122,7 +124,7 @@ def per_kind(s: Settings, local_theta: float) -> Settings:
             )
     thetas = {"full_attention": s["rope_theta"], "sliding_attention": local_theta}
     found = {kind: {"rope_theta": thetas[kind], **(groups.get(kind) or {})} for kind in thetas}
-    found["full_attention"] |= s["rope_scaling"] or {}
+    found["full_attention"] |= s.group("rope_scaling")
     return s.replaced(rope_parameters=found, rope_scaling=None)
 
 
@@ -140,13 +142,13 @@ def _read_scaling(group: Mapping[str, Any], length: int) -> cfg.RopeScaling | No
     def number(key: str) -> float:
         if key not in group:
             raise ConfigError(f'config.json has RoPE of type "{group["rope_type"]}" without its "{key}"')
-        return float(group[key])
+        return checked_number(key, group[key])
 
     def optional(key: str) -> float | None:
-        return float(group[key]) if key in group and group[key] else None
+        return checked_number(key, group[key]) if key in group and group[key] else None
 
     key = "original_max_position_embeddings"
-    original = int(group[key]) if key in group else length
+    original = checked_whole(key, group[key], 1) if key in group else length
     match group["rope_type"]:
         case "linear":
             return cfg.LinearScaling(number("factor"))
@@ -170,12 +172,18 @@ def _read_scaling(group: Mapping[str, Any], length: int) -> cfg.RopeScaling | No
         case "longrope":
             if not all(f"{name}_factor" in group for name in ("short", "long")):
                 raise ConfigError('config.json has a "rope_type" of longrope without "short_factor" and "long_factor"')
-            short, long = (tuple(float(x) for x in group[f"{name}_factor"]) for name in ("short", "long"))
+            short, long = (_factors(group, f"{name}_factor") for name in ("short", "long"))
             factor, given = optional("factor") or length / original, optional("attention_factor")
             if given is None and factor <= 1:
                 given = 1.0
             return cfg.LongRope(short, long, original, factor if given is None else None, given)
     return None
+
+
+def _factors(group: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    if not isinstance(group[key], list):
+        raise ConfigError(f'config.json has "{key}": {shown(group[key])}, which must be a list of numbers')
+    return tuple(checked_number(key, each, TINY) for each in group[key])
 
 
 def write_rope(rope: cfg.Rope) -> dict[str, Any]:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from gpt_jax.config.errors import ConfigError, nearest
+from gpt_jax.config.errors import ConfigError, UserError, nearest
+from gpt_jax.config.foreign import shown
+
+MOST = 2**31 - 1  # of a whole number: sizes and ids are 32-bit on devices
+DEEPEST, LONGEST = 32, 200  # groups in groups, and characters of a key, in a settings file
+# Whole numbers are at least 1, but: −1 is an id that no token has; 0 means that none has it, or that it is derived.
+LEAST = {"pad_token_id": -1, "max_window_layers": 0, "v_head_dim": 0, "rotary_dim": 0}
+TINY, LARGEST = 1e-30, 1e30  # of any other number that is not 0, well inside of float32
 
 # Keys that any configuration of `transformers` may have and that do not change the logits: names, ids, labels of other
 # tasks, how a library runs or initialises the model, and generation settings of older files.
@@ -35,6 +42,43 @@ EXPECTED: dict[str, Any] = {
     "rope_interleaved": False,
     "use_mrope": False,
 }
+
+
+def checked_whole(key: str, value: Any, least: int, most: int = MOST) -> int:
+    """Returns the whole number `value` of `key`, which must lie in [least, most]; raises ConfigError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f'the setting "{key}" is {shown(value)}, and must be a whole number')
+    if not least <= value <= most:
+        raise ConfigError(f'the setting "{key}" is {shown(value)}, and must lie in {least:,} … {most:,}')
+    return value
+
+
+def checked_number(key: str, value: Any, least: int | float = -LARGEST, most: int | float = LARGEST) -> float:
+    """Returns the number `value` of `key` as a float in [least, most]; raises ConfigError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f'the setting "{key}" is {shown(value)}, and must be a number')
+    if not least <= value <= most:  # NaN lies nowhere
+        raise ConfigError(f'the setting "{key}" is {shown(value)}, and must lie in {least:g} … {most:g}')
+    return float(value)
+
+
+def check_tree(values: Any, source: Any) -> None:
+    """Raises UserError if the JSON value of a settings file `source` nests too deep, or has a key that is no name."""
+    level = [values]
+    for _ in range(DEEPEST):
+        level = [part for value in level if isinstance(value, dict | list) for part in _parts(value, source)]
+        if not level:
+            return
+    raise UserError(f"{source} nests deeper than {DEEPEST} groups: restore the file")
+
+
+def _parts(value: dict[str, Any] | list[Any], source: Any) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    wrong = next((key for key in value if not key.isprintable() or len(key) > LONGEST), None)
+    if wrong is not None:
+        raise UserError(f"{source} has the key {shown(wrong)}, which is no name of a setting: restore the file")
+    return list(value.values())
 
 
 class Settings:
@@ -76,22 +120,36 @@ class Settings:
 
     def number(self, key: str) -> float:
         """Returns a float, also if the file has an integer."""
-        return float(self._typed(key, (int, float)))
+        value = self._typed(key, (int, float))
+        return checked_number(key, value, *((0, 1) if "drop" in key else (TINY, LARGEST)))
 
     def optional_number(self, key: str) -> float | None:
         return None if self[key] is None else self.number(key)
 
     def integer(self, key: str) -> int:
-        return int(self._typed(key, (int,)))
+        return checked_whole(key, self._typed(key, (int,)), LEAST[key] if key in LEAST else 1)
 
     def optional_integer(self, key: str) -> int | None:
         return None if self[key] is None else self.integer(key)
+
+    def listed(self, key: str) -> list[Any]:
+        """Returns a list."""
+        if not isinstance(self[key], list | tuple):
+            raise ConfigError(f'config.json has "{key}": {shown(self[key])}, which must be a list')
+        return list(self[key])
+
+    def group(self, key: str) -> dict[str, Any]:
+        """Returns a group of settings; null is an empty one."""
+        value = {} if self[key] is None else self[key]
+        if not isinstance(value, Mapping):
+            raise ConfigError(f'config.json has "{key}": {shown(value)}, which must be a group of settings')
+        return dict(value)
 
     def flag(self, key: str) -> bool:
         """Returns True or False; null is False."""
         value = self[key]
         if value not in (None, True, False):
-            raise ConfigError(f'config.json has "{key}": {value!r}, which must be true or false')
+            raise ConfigError(f'config.json has "{key}": {shown(value)}, which must be true or false')
         return bool(value)
 
     def expect(self, key: str, allowed: Collection[Any], why: str) -> Any:
@@ -101,7 +159,7 @@ class Settings:
           ConfigError: it has another value; the message is "config.json has KEY: VALUE, and gpt_jax has no `why`".
         """
         if self[key] not in list(allowed):  # a list, because an unhashable value cannot be looked up in a set
-            raise ConfigError(f'config.json has "{key}": {self[key]!r}, and gpt_jax has no {why}')
+            raise ConfigError(f'config.json has "{key}": {shown(self[key])}, and gpt_jax has no {why}')
         return self[key]
 
     def refuse_unknown(self) -> None:
@@ -109,12 +167,12 @@ class Settings:
         for key, value in self.values.items():
             if key in self._fixed and value not in (self._fixed[key], None):
                 raise ConfigError(
-                    f'config.json has "{key}": {value!r}, and gpt_jax reads {self._family} models only without it'
+                    f'config.json has "{key}": {shown(value)}, and gpt_jax reads {self._family} models only without it'
                 )
             if key not in self._defaults and key not in HARMLESS and key not in self._fixed:
                 raise ConfigError(
-                    f'config.json of the family {self._family} has an unknown key "{key}": {value!r}{self._near(key)}; '
-                    f'if it does not change the logits, pass ignore=("{key}",)'
+                    f'config.json of the family {self._family} has an unknown key "{key}": {shown(value)}'
+                    f'{self._near(key)}; if it does not change the logits, pass ignore=("{key}",)'
                 )
 
     def _near(self, key: str) -> str:
@@ -124,5 +182,5 @@ class Settings:
     def _typed(self, key: str, kinds: tuple[type, ...]) -> Any:
         value = self[key]
         if isinstance(value, bool) or not isinstance(value, kinds):
-            raise ConfigError(f'config.json has "{key}": {value!r}, which must be a number')
+            raise ConfigError(f'config.json has "{key}": {shown(value)}, which must be a number')
         return value

@@ -57,10 +57,18 @@ class Base(NamedTuple):
     record: dict[str, Any]
 
 
-def open_run(workdir: Workdir, step: int | None = None, mesh: Mesh | None = None) -> OpenedRun:
-    """Opens a run as `load_run` does, with its folder, configuration, step and fingerprint."""
+def open_run(
+    workdir: Workdir, step: int | None = None, mesh: Mesh | None = None, above: tuple[str, ...] = ()
+) -> OpenedRun:
+    """Opens a run as `load_run` does, with its folder, configuration, step and fingerprint.
+
+    `above` are the folders of the runs that began with this one, none of which may be its own base.
+    """
     enable_compilation_cache()
     folder = RunFolder(workdir)
+    place = str(folder) if folder.is_remote else os.path.realpath(folder.path)
+    if place in above:
+        raise UserError(f"the run in {folder} began with itself, by its {ENVIRONMENT}: restore that file")
     config = run_config(folder)
     # Scanning changes no number; without it, names are canonical and decoding is faster.
     model = GPT(dataclasses.replace(config.model, scan=False))
@@ -73,7 +81,7 @@ def open_run(workdir: Workdir, step: int | None = None, mesh: Mesh | None = None
             raise MissingFile(f"the run in {folder} has no checkpoint yet: wait for its first one")
     params, saved = restored.trees[PARAMS], restored.fingerprints[PARAMS]
     if has_adapter(config.model):
-        base = reopen_base(folder, config, mesh)
+        base = reopen_base(folder, config, mesh, (*above, place))
         params, saved = grafted(base.params, params), saved | {"base": base.record["fingerprint"]}
     fingerprint = hashlib.sha256(json.dumps(saved, sort_keys=True).encode()).hexdigest()[:16]
     return OpenedRun(folder, config, model, params, restored.step, fingerprint)
@@ -117,27 +125,37 @@ def open_base(init_from: str, config: Config, workdir: RunFolder) -> Base:
     return _base(open_run(init_from), config, workdir)
 
 
-def reopen_base(workdir: RunFolder, config: Config, mesh: Mesh | None = None) -> Base:
+def reopen_base(workdir: RunFolder, config: Config, mesh: Mesh | None = None, above: tuple[str, ...] = ()) -> Base:
     """What the run in `workdir` began with, found by its absolute path or by its path relative to `workdir`.
 
     Raises:
       MissingFile: it is in neither place.
       UserError: its parameters have changed.
     """
-    began = workdir.read_json(ENVIRONMENT)["base"]
+    began = _began(workdir)
     places = [began["folder"], *([] if began["relative"] is None else [str(workdir.path / began["relative"])])]
     place = next((place for place in places if record.recorded(RunFolder(place)) is not None), None)
     if place is None:
         raise MissingFile(
             f"the run in {workdir} began with the run in {began['folder']}, which is gone: put it back there"
         )
-    base = _base(open_run(place, began["step"], mesh), config, workdir)
+    base = _base(open_run(place, began["step"], mesh, above), config, workdir)
     if base.record["fingerprint"] != began["fingerprint"]:
         raise UserError(
             f"the parameters of step {began['step']} in {place} are not those that the run in {workdir} began with: put"
             " them back, or start in another folder"
         )
     return base
+
+
+def _began(workdir: RunFolder) -> dict[str, Any]:
+    """The record of what a run began with. Raises UserError if it has another form than `_base` wrote."""
+    kept = workdir.read_json(ENVIRONMENT)
+    began = kept["base"] if isinstance(kept, dict) and "base" in kept else None
+    kinds = {"folder": str, "relative": str | None, "step": int, "fingerprint": str}
+    if not isinstance(began, dict) or not all(key in began and isinstance(began[key], kinds[key]) for key in kinds):
+        raise UserError(f"{workdir.file(ENVIRONMENT)} does not say what the run in {workdir} began with: restore it")
+    return began
 
 
 def _base(opened: OpenedRun, config: Config, workdir: RunFolder) -> Base:

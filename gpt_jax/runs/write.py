@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,13 +20,21 @@ from gpt_jax.runs.folder import ENVIRONMENT, TOKENIZER, RunFolder, Workdir
 
 
 def write_run(
-    workdir: Workdir, model: GPT, params: Any, tokenizer: Tokenizer, *, text: str | None = None, source: str = ""
+    workdir: Workdir,
+    model: GPT,
+    params: Any,
+    tokenizer: Tokenizer,
+    *,
+    text: str | None = None,
+    source: str = "",
+    source_hashes: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a model as a run of no steps, which `load_run`, sampling, evaluation and `init_from` open.
 
     Args:
       text: the path of the text that the run is evaluated on (None: the corpus "python").
       source: where the model is from, for the record.
+      source_hashes: the SHA-256 of each of its files there, for the record.
 
     Raises:
       UserError: the folder holds a run already, or the tokenizer has ids that the model lacks.
@@ -46,7 +55,8 @@ def write_run(
             "data": None,
             "tokenizer": tokenizer.content_hash(),
         }  # trained elsewhere
-        folder.write_json(ENVIRONMENT, {"id": uuid.uuid4().hex[:12], "hashes": hashes, "starts": [], "source": source})
+        began = {"id": uuid.uuid4().hex[:12], "hashes": hashes, "starts": [], "source": source}
+        folder.write_json(ENVIRONMENT, began | {"source_hashes": dict(source_hashes or {})})
         with Checkpoints(folder) as checkpoints:
             checkpoints.save(0, canonical(params), {"step": jnp.asarray(np.int32(0))}, {"step": 0}, None)
         record.write_config(folder, config, config)  # last, since a folder with a configuration is a complete run

@@ -30,7 +30,7 @@ from gpt_jax.config import (
     Window,
 )
 from gpt_jax.config.conversion import from_config_dict, from_dict, to_dict
-from gpt_jax.config.errors import ConfigError
+from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.model.merge import merge_adapter
 from gpt_jax.runs.evaluate import evaluate_run
 from gpt_jax.runs.init_from import completed, to_partial_dict
@@ -233,6 +233,29 @@ def test_moved_together_they_find_each_other(own_base: Path, tmp_path: Path) -> 
     shutil.rmtree(tmp_path / "here" / "base")
     with pytest.raises(FileNotFoundError, match="began with the run in .*base, which is gone: put it back there"):
         load_run(tmp_path / "here" / "adapted")
+
+
+def test_a_run_that_began_with_itself_is_refused(adapted: Path, tmp_path: Path) -> None:
+    """By its own record, or by that of its base."""
+
+    def write(name: str, base: Any) -> Path:
+        folder = tmp_path / name
+        if not folder.exists():
+            shutil.copytree(adapted, folder)
+        kept = json.loads((folder / "environment.json").read_text())
+        (folder / "environment.json").write_text(json.dumps(kept | {"base": base}))
+        return folder
+
+    began = json.loads((adapted / "environment.json").read_text())["base"] | {"relative": None, "step": 6}
+    alone = write("alone", began | {"folder": str(tmp_path / "alone")})
+    write("b", began | {"folder": str(tmp_path / "a")})
+    pair = write("a", began | {"folder": str(tmp_path / "b")})
+    for folder in (alone, pair):
+        with pytest.raises(UserError, match="began with itself"):
+            load_run(folder)
+    for wrong in (None, [], "x", {}, began | {"folder": 3}, began | {"step": "6"}):
+        with pytest.raises(UserError, match="does not say|damaged|must"):
+            load_run(write("a", wrong))
 
 
 def test_a_whole_run_needs_its_base_no_more(own_base: Path, tmp_path: Path) -> None:

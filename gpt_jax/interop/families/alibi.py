@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from gpt_jax import config as cfg
-from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.families.classic import QKV, classic_settings, layer_norm
 from gpt_jax.interop.families.common import decoder, require_type
 from gpt_jax.interop.family import Family, TensorRow, by_name, fused
@@ -162,10 +160,7 @@ def read_mpt(s: Settings) -> cfg.ModelConfig:
 
 
 def _attention_settings(s: Settings) -> Settings:
-    values = s["attn_config"] or {}
-    if not isinstance(values, Mapping):
-        raise ConfigError(f'config.json has "attn_config": {values!r}, which must be a group of settings')
-    group = Settings(values, ATTENTION, "mpt")
+    group = Settings(s.group("attn_config"), ATTENTION, "mpt")
     group.refuse_unknown()
     return group
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError
+from gpt_jax.config.foreign import quoted
 from gpt_jax.interop.rope import ROPE_KEYS, read_rope, write_rope
 from gpt_jax.interop.settings import Settings
 
@@ -102,12 +103,14 @@ def layer_types(s: Settings, default: list[str]) -> list[str]:
     Raises:
       ConfigError: an unknown kind, or not one per layer.
     """
-    kinds = default if s["layer_types"] is None else list(s["layer_types"])
+    kinds = default if s["layer_types"] is None else s.listed("layer_types")
     if len(kinds) != s.integer("num_hidden_layers"):
         raise ConfigError(f'config.json has {len(kinds)} "layer_types" for {s["num_hidden_layers"]} layers')
     for kind in kinds:
         if kind not in (SLIDING, FULL):
-            raise ConfigError(f'config.json has "layer_types" of "{kind}", and this family has {SLIDING} and {FULL}')
+            raise ConfigError(
+                f'config.json has "layer_types" of {quoted(kind)}, and this family has {SLIDING} and {FULL}'
+            )
     return kinds
 
 

@@ -82,7 +82,7 @@ def _alibi(s: Settings, D: int) -> cfg.Alibi:
     model is meant for stands in `attn_implementation`, which config.json may lack.
     """
     implementation = s["attn_implementation"]
-    if implementation is None and (s["transformers_version"] or "").startswith(EAGER_SINCE):
+    if implementation is None and str(s["transformers_version"] or "").startswith(EAGER_SINCE):
         warnings.warn(
             'config.json of a Falcon with ALiBi has no "attn_implementation", and in transformers 5 "eager" adds ALiBi'
             ' twice and "sdpa" once: it is read as "eager"; set it to "sdpa" for the other',

@@ -8,10 +8,11 @@ from typing import Any
 
 from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError
+from gpt_jax.config.foreign import shown
 from gpt_jax.interop.families.classic import QKV, classic_settings, layer_norm, mlp
 from gpt_jax.interop.families.common import decoder, head_width, require_type
 from gpt_jax.interop.family import Family, TensorRow, by_name, fused
-from gpt_jax.interop.settings import Settings
+from gpt_jax.interop.settings import Settings, checked_whole
 
 NAMES = {
     "embedding": "transformer.wte",
@@ -159,12 +160,17 @@ def bigcode_rows(model: cfg.ModelConfig) -> tuple[TensorRow, ...]:
 
 
 def read_neo(s: Settings) -> cfg.ModelConfig:
-    kinds = [kind for pattern, times in s["attention_types"] for kind in list(pattern) * times]
-    if s["attention_layers"] is not None and list(s["attention_layers"]) != kinds:
+    kinds = []
+    for part in s.listed("attention_types"):
+        if not isinstance(part, list | tuple) or len(part) != 2 or not isinstance(part[0], list | tuple):
+            raise ConfigError(f'config.json has "attention_types" with {shown(part)}, not a list of kinds and a number')
+        times = checked_whole("attention_types", part[1], 1, s.integer("num_hidden_layers"))
+        kinds += [str(kind) for kind in part[0]] * times
+    if s["attention_layers"] is not None and s.listed("attention_layers") != kinds:
         raise ConfigError('config.json has "attention_layers" that differ from its "attention_types": remove them')
     if len(kinds) != s.integer("num_hidden_layers") or not set(kinds) <= set(KINDS):
         raise ConfigError(
-            f'config.json has "attention_types" for layers {kinds}, and needs {s["num_hidden_layers"]} of'
+            f'config.json has "attention_types" for layers {shown(kinds)}, and needs {s["num_hidden_layers"]} of'
             f" {' and '.join(KINDS)}"
         )
     norm = layer_norm(s, "layer_norm_epsilon")

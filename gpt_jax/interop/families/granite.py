@@ -25,7 +25,7 @@ from gpt_jax.interop.families.common import (
 from gpt_jax.interop.families.llama import llama_like
 from gpt_jax.interop.family import TensorRow, by_name
 from gpt_jax.interop.rope import read_rope
-from gpt_jax.interop.settings import Settings
+from gpt_jax.interop.settings import Settings, checked_number
 
 
 def read_granite(s: Settings) -> cfg.ModelConfig:
@@ -45,7 +45,8 @@ def read_granite_swa(s: Settings) -> cfg.ModelConfig:
     """Reads Granite with windows, attention sinks and a RoPE theta per layer, where 0 means no RoPE."""
     L = s.integer("num_hidden_layers")
     kinds = layer_types(s, [FULL if i % 4 == 0 else SLIDING for i in range(L)])
-    thetas = [None] * L if s["layer_rope_theta"] is None else [float(theta) for theta in s["layer_rope_theta"]]
+    key = "layer_rope_theta"
+    thetas = [None] * L if s[key] is None else [checked_number(key, theta, 0) for theta in s.listed(key)]
     if len(thetas) != L:
         raise ConfigError(f'config.json has {len(thetas)} values of "layer_rope_theta" for {L} layers')
     score = cfg.Score(s.number("attention_multiplier"), normalizer="sinks")

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from gpt_jax import config as cfg
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.families.common import (
     ACTIVATION_NAMES,
     DEFAULTS,
@@ -20,7 +21,7 @@ from gpt_jax.interop.families.common import (
 from gpt_jax.interop.families.llama import llama_like
 from gpt_jax.interop.family import TensorRow, by_name, joined, plain
 from gpt_jax.interop.rope import read_rope, rope_group
-from gpt_jax.interop.settings import Settings
+from gpt_jax.interop.settings import TINY, Settings, checked_number
 from gpt_jax.model.shapes import canonical_shapes
 
 
@@ -31,8 +32,11 @@ def latent(s: Settings, value_width: int, interleaved: bool) -> cfg.Latent:
     D, P = s.integer("qk_nope_head_dim"), s.integer("qk_rope_head_dim")
     scale, group = None, rope_group(s)
     if group["rope_type"] != "default" and "mscale_all_dim" in group and group["mscale_all_dim"]:
-        factor = float(group["factor"])
-        more = 0.1 * float(group["mscale_all_dim"]) * math.log(factor) + 1 if factor > 1 else 1.0
+        if "factor" not in group:
+            raise ConfigError('config.json has RoPE with "mscale_all_dim" without its "factor"')
+        factor = checked_number("factor", group["factor"], TINY)
+        strength = 0.1 * checked_number("mscale_all_dim", group["mscale_all_dim"])
+        more = strength * math.log(factor) + 1 if factor > 1 else 1.0
         scale = (D + P) ** -0.5 * more * more
     return cfg.Latent(
         s.integer("num_attention_heads"),

@@ -25,7 +25,7 @@ from gpt_jax.interop.families.common import (
 )
 from gpt_jax.interop.family import Family, TensorRow, by_name
 from gpt_jax.interop.rope import read_rope, rope_group
-from gpt_jax.interop.settings import Settings
+from gpt_jax.interop.settings import Settings, checked_number, checked_whole
 
 LLAMA_DEFAULTS = DEFAULTS | {"mlp_bias": False}
 QKV: tuple[cfg.Projection, ...] = ("query", "key", "value")
@@ -102,7 +102,8 @@ def read_ministral3(s: Settings) -> cfg.ModelConfig:
     if BETA in group:
         if "original_max_position_embeddings" not in group:
             raise ConfigError(f'config.json has "{BETA}" without its "original_max_position_embeddings"')
-        temperature = cfg.LogTemperature(float(group[BETA]), int(group["original_max_position_embeddings"]))
+        length = checked_whole("original_max_position_embeddings", group["original_max_position_embeddings"], 1)
+        temperature = cfg.LogTemperature(checked_number(BETA, group[BETA]), length)
     mask = cfg.Causal() if s["sliding_window"] is None else window(s)
     mixer = attention(s, position=position, mask=mask, score=cfg.Score(temperature=temperature))
     return decoder(s, cfg.BlockConfig(mixer, gated(s), rms(s)), rms(s))

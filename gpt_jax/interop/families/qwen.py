@@ -29,7 +29,7 @@ from gpt_jax.interop.families.common import (
 from gpt_jax.interop.families.llama import QKV, llama_like
 from gpt_jax.interop.family import TensorRow, by_name, plain
 from gpt_jax.interop.rope import read_rope, rope_group
-from gpt_jax.interop.settings import Settings
+from gpt_jax.interop.settings import TINY, Settings, checked_number
 from gpt_jax.model.shapes import canonical_shapes
 
 
@@ -79,7 +79,7 @@ def read_smollm3(s: Settings) -> cfg.ModelConfig:
     L, every = s.integer("num_hidden_layers"), s.integer("no_rope_layer_interval")
     rotated = [(i + 1) % every != 0 for i in range(L)]
     if s["no_rope_layers"] is not None:
-        rotated = [bool(x) for x in s["no_rope_layers"]][:L]
+        rotated = [bool(x) for x in s.listed("no_rope_layers")][:L]
     has_window = s.flag("use_sliding_window") and s["sliding_window"] is not None
     kinds = layer_types(s, [SLIDING if has_window and not has_rope else FULL for has_rope in rotated])
     rope = read_rope(s, head_width(s))
@@ -101,7 +101,8 @@ def read_hunyuan(s: Settings) -> cfg.ModelConfig:
     group, D = rope_group(s), head_width(s)
     unused = frozenset("alpha beta_fast beta_slow mscale mscale_all_dim".split())
     if group["rope_type"] == "dynamic" and "alpha" in group and group["alpha"]:
-        theta = float(group["rope_theta"]) * float(group["alpha"]) ** (D / (D - 2))
+        theta, alpha = (checked_number(key, group[key], TINY) for key in ("rope_theta", "alpha"))
+        theta *= alpha ** (D / max(D - 2, 1))
         rope = replace(read_rope(s, D, extra=unused, theta=theta), scaling=None)
     else:
         rope = read_rope(s, D, extra=unused)
