@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from gpt_jax.config.errors import MissingFile, UserError
 
 MOST_BYTES = 256 << 20  # of a file that is read whole: the largest tokenizers in use have 40 MB
+
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 PathLike = str | os.PathLike[str]
 
@@ -80,10 +83,16 @@ def parse_json(text: str, source: PathLike) -> Any:
     """The value of a JSON text from `source`.
 
     Raises:
-      UserError: it is not JSON, nests too deep, has a number too long to read, or an object has a key twice.
+      UserError: it is not JSON, nests too deep, has a number too long to read, half of a character, or an object has
+        a key twice.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=_object)
+        if SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        raise UserError(f"{source} has half of a character (a lone surrogate): restore the file") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{source} is not JSON ({error}): restore the file") from None
     except RecursionError:

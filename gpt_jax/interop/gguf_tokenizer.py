@@ -10,6 +10,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.data.tokenizer import HuggingFaceTokenizer, Roles
+from gpt_jax.data.tokenizer.patterns import GPT2, LLAMA3, QWEN2
 
 GGML = "tokenizer.ggml."
 TEMPLATE, WHOLE = "tokenizer.chat_template", "tokenizer.huggingface.json"
@@ -28,13 +29,6 @@ ROLES = {
 STOPS = ("eos_token_id", "eot_token_id", "eom_token_id")
 # Keys that change no id: they are for filling in the middle or for other kinds of vocabularies.
 HARMLESS = {"token_type_count", "add_sep_token", "remove_extra_whitespaces", "precompiled_charsmap"}
-
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
 def _split(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
