@@ -9,10 +9,13 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gpt_jax.config.errors import MissingFile, UserError
+from gpt_jax.config.errors import ConfigError, MissingFile, UserError
+from gpt_jax.config.printable import printable
 
 MOST_BYTES = 256 << 20  # of a file that is read whole: the largest tokenizers in use have 40 MB
 
@@ -99,6 +102,23 @@ def parse_json(text: str, source: PathLike) -> Any:
         raise UserError(f"{source} is not read: its JSON nests too deep; restore the file") from None
     except ValueError as error:
         raise UserError(f"{source} is not read: {error}; restore the file") from None
+
+
+@contextmanager
+def well_formed(source: PathLike) -> Iterator[None]:
+    """Reports what the body raises when values from a file are of the wrong kind: lists where groups are due, nulls,
+    texts for numbers.
+
+    Raises:
+      ConfigError: `source` is damaged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+        reason = printable(" ".join(str(error).split())[:200])
+        raise ConfigError(f"{source} is damaged ({type(error).__name__}: {reason}): restore it") from None
 
 
 def kind_of(value: Any) -> str:

@@ -11,8 +11,7 @@ from etils import epath
 from tokenizers import decoders, models, pre_tokenizers
 
 from gpt_jax.config.errors import UserError
-from gpt_jax.config.foreign import decoded, parse_json
-from gpt_jax.config.printable import printable
+from gpt_jax.config.foreign import decoded, parse_json, well_formed
 from gpt_jax.data.tokenizer.base import read_file
 from gpt_jax.data.tokenizer.bpe import BpeTokenizer
 from gpt_jax.data.tokenizer.byte import ByteTokenizer
@@ -45,13 +44,8 @@ def read_pretrained(folder: epath.PathLike, ignore: Collection[str] = ()) -> Hug
                 stacklevel=2,
             )
         return None
-    try:
+    with well_formed(f"the tokenizer in {folder}"):
         definition, roles = _read(folder, ignore)
-    except UserError:
-        raise
-    except (TypeError, AttributeError, LookupError, ValueError) as error:
-        reason = printable(" ".join(str(error).split())[:200])
-        raise UserError(f"the tokenizer's files in {folder} are damaged ({reason}): download them again") from None
     return HuggingFaceTokenizer(json.dumps(definition), str(folder / TOKENIZER_JSON), roles)
 
 
