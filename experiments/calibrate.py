@@ -10,6 +10,7 @@ from rich.console import Console
 
 from experiments import cli
 from gpt_jax.ablation.calibration import Figure, calibrate, costs, wasted
+from gpt_jax.config.foreign import read_text
 from gpt_jax.pages.markdown import pipe_table
 
 PAGE = """
@@ -35,14 +36,14 @@ BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 def main() -> int:
     jax.config.update("jax_platforms", "cpu")
     file = None if FLAGS.output is None else Path(FLAGS.output)
-    if file is not None and not (file.is_file() and BEGIN in file.read_text() and END in file.read_text()):
+    if file is not None and not all(mark in read_text(file) for mark in (BEGIN, END)):
         raise cli.UsageError(f"{file} has no part between {BEGIN} and {END}: name docs/statistics.md")
     console = Console(highlight=False)
     found = calibrate(FLAGS.studies, lambda figure: console.print(_line(figure), markup=False, soft_wrap=True))
     text = _tables(found)
     console.print(f"\n{text}", markup=False, soft_wrap=True)
     if file is not None:
-        head, rest = file.read_text().split(BEGIN)
+        head, rest = read_text(file).split(BEGIN)
         file.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}")
     return 0 if all(figure.holds for figure in found) else cli.FAILURE
 

@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import hypothesis
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from gpt_jax.config.errors import UserError
 
-FUZZ = hypothesis.settings.get_profile("fuzz").max_examples
-
-
-def few(test: Callable[..., Any]) -> Callable[..., Any]:
-    """Tries 15 examples, for a reader that takes long, or all of the profile "fuzz"."""
-    wanted = hypothesis.settings.default.max_examples
-    return hypothesis.settings(max_examples=wanted if wanted >= FUZZ else 15)(test)
-
-
 SECONDS, MEMORY = 20.0, 2 << 30  # what a reader may take for a file under 1 MB
+FEW = 1000
+
+
+def examples(count: int) -> settings:
+    """`count` examples per test, unless the profile in use asks for thousands."""
+    many = settings.default.max_examples if settings.default is not None else 0
+    return settings(max_examples=many if many > FEW else count, suppress_health_check=list(HealthCheck))
+
+
 EXTREME = (0, 1, 0x7F, 0x80, 0xFF)
 
 

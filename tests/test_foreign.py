@@ -41,6 +41,7 @@ def test_a_file_is_read_up_to_its_bound(tmp_path: Path) -> None:
         (b"9" * 5_000, "not read"),
         (b'{"a": 1, "b": 2, "a": 3}', "'a' twice"),
         (b"[1]", "must hold a JSON object, not a list"),
+        (b'{"a": "\\uD83D"}', "half of a character"),
         (b"null", "must hold a JSON object, not null"),
     ],
 )

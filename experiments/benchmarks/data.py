@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.benchmarks.timing import Arm, alternate
 from gpt_jax import config as c
-from gpt_jax.data import Data, open_data
+from gpt_jax.data import Data, check_data, open_data
 from gpt_jax.data.tokenizer import BpeTokenizer
 
 VOCABULARY, BATCHES, CHUNK = 1_024, 200, 20_000
@@ -32,7 +32,11 @@ def run(rounds: int, text: str) -> dict[str, Any]:
     start = time.perf_counter()
     open_data(c.Text(path=text, tokenizer=c.Characters()), 64, seed=0, progress=False)
     opened = time.perf_counter() - start
-    results: dict[str, Any] = {"open_prepared_seconds": opened, **alternate(arms, rounds, calls=1)}
+    start = time.perf_counter()
+    size = check_data(c.Text(path=text, tokenizer=c.Characters()))
+    checked = {"bytes": size, "seconds": time.perf_counter() - start}
+    results: dict[str, Any] = {"open_prepared_seconds": opened, "check_cache": checked}
+    results |= alternate(arms, rounds, calls=1)
     results["bpe_encoding"]["tokens_per_second"] = tokens / results["bpe_encoding"]["best_seconds"]
     for name in SHAPES:
         results[f"batches_{name}"]["batches_per_second"] = BATCHES / results[f"batches_{name}"]["best_seconds"]

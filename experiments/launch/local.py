@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -20,6 +19,7 @@ from experiments.launch.clock import Clock
 from experiments.launch.description import Launch, Slice
 from experiments.launch.outcome import Observation, Record
 from gpt_jax.config.errors import UserError
+from gpt_jax.config.foreign import read_json_object
 
 SAVING = 300.0  # seconds that a process has to save after SIGTERM
 
@@ -103,7 +103,7 @@ class LocalMachines:
 
     def read_state(self, slice_: Slice) -> dict[str, Any] | None:
         path = self._folder / store.STATE
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_json_object(path) if path.exists() else None
 
     def write_state(self, slice_: Slice, state: dict[str, Any]) -> None:
         store.write(self._folder / store.STATE, state | {"launcher": os.getpid()})

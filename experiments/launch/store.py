@@ -14,6 +14,7 @@ from typing import Any
 
 from experiments.launch.description import Launch
 from gpt_jax.config.errors import UserError
+from gpt_jax.config.foreign import read_json_object, well_formed
 
 DESCRIPTION, STATE = "launch.json", "state.json"
 
@@ -42,14 +43,15 @@ def recall(name: str) -> tuple[Launch, dict[str, Any]]:
       UserError: there is none.
     """
     path = folder(name) / DESCRIPTION
-    if not path.is_file():
+    if not path.exists():
         known = ", ".join(names()) or "none"
         raise UserError(
             f"this machine has launched no {name}, it knows: {known}; for another's give --zone, --type and --workdir"
         )
-    values = json.loads(path.read_text())
-    own = {field.name: values[field.name] for field in dataclasses.fields(Launch)}
-    return Launch(**own | {"command": tuple(own["command"])}), values
+    values = read_json_object(path)
+    with well_formed(path):
+        own = {field.name: values[field.name] for field in dataclasses.fields(Launch)}
+        return Launch(**own | {"command": tuple(own["command"])}), values
 
 
 def names() -> list[str]:

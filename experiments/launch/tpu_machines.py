@@ -12,6 +12,7 @@ from experiments.launch.description import Launch, Slice
 from experiments.launch.gcloud import CloudError, Gcloud, kind_of
 from experiments.launch.outcome import Observation, Record
 from gpt_jax.config.errors import UserError
+from gpt_jax.config.foreign import parse_json
 
 # State of a queued resource → what it means to us. Those that are not named wait for resources.
 STATES = {"ACTIVE": "running", "SUSPENDING": "lost", "SUSPENDED": "lost", "DELETING": "absent"}
@@ -118,7 +119,7 @@ def read_log(gcloud: Gcloud, url: str, start: int) -> str:
 def read_state(gcloud: Gcloud, place: tpu.Place, name: str) -> dict[str, Any] | None:
     """What the launcher of a slice last wrote; None if there is no such launch in the work folder."""
     try:
-        return json.loads(gcloud.call(tpu.read(place.state(name))))
+        return parse_json(gcloud.call(tpu.read(place.state(name))), place.state(name))
     except CloudError as error:
         if error.kind == "missing":
             return None

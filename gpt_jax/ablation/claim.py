@@ -21,6 +21,7 @@ from gpt_jax.config import Config, DataConfig
 from gpt_jax.config.code import code_hashes, digest
 from gpt_jax.config.conversion import convert, from_dict, to_dict
 from gpt_jax.config.errors import ConfigError, MissingFile
+from gpt_jax.config.foreign import well_formed
 from gpt_jax.config.variant import Variant
 from gpt_jax.runs.address import DECIDING
 from gpt_jax.runs.folder import RunFolder, Workdir
@@ -187,7 +188,7 @@ def open_claim(file: Workdir) -> Claim:
     """
     place = RunFolder(file)
     folder = RunFolder(place.path.parent)
-    if not place.path.is_file():
+    if not place.path.exists():
         raise MissingFile(f"there is no file {place}: give the {CLAIM} of a study")
     found = folder.read_json(place.path.name)
     claim = records.from_json(Claim, found, str(place))
@@ -253,6 +254,11 @@ def study_from_claim(claim: ClaimedStudy) -> Study:
     Raises:
       ConfigError: a setting is not known to this version, or the study is invalid.
     """
+    with well_formed("the claim"):
+        return _study(claim)
+
+
+def _study(claim: ClaimedStudy) -> Study:
     own = {field.name: getattr(claim, field.name) for field in dataclasses.fields(Study)}
     probe = claim.probe
     return Study(
@@ -292,6 +298,6 @@ def _kind(name: str) -> Any:
     for kind in Variant.__subclasses__():
         if name in kind.choices:
             return kind.choices[name]
-    if not hasattr(configuration, name):
+    if not dataclasses.is_dataclass(getattr(configuration, str(name), None)):
         raise ConfigError(f"the claim uses {name}, which is not known: define it before the claim is read")
     return getattr(configuration, name)

@@ -18,12 +18,12 @@ from gpt_jax.ablation.report import pictures_html
 from gpt_jax.ablation.table import plain
 from gpt_jax.config.conversion import flatten
 from gpt_jax.config.errors import MissingFile, UserError
-from gpt_jax.config.upgrade import upgraded
 from gpt_jax.pages.numbers import count, loss
 from gpt_jax.pages.render import render
 from gpt_jax.pages.tables import plain_table
 from gpt_jax.runs import metrics
 from gpt_jax.runs.folder import CONFIG, METRICS, RunFolder
+from gpt_jax.runs.record import read_config
 
 HEADS = ("run", "updates", "last validation loss", "best validation loss", "after", "tokens", "training tokens/s")
 
@@ -103,7 +103,7 @@ def _run(name: str, folder: RunFolder) -> _ComparedRun:
         curves=Curves(*(tuple((r["step"], r["loss"]) for r in found) for found in (train, validation))),
         speeds=[r["tokens_per_second"] for r in train if r.get("tokens_per_second")],
         tokens=_tokens(train),
-        settings=flatten(upgraded(folder.read_json(CONFIG))["resolved"]) if folder.exists(CONFIG) else {},
+        settings=flatten(read_config(folder)["resolved"]) if folder.exists(CONFIG) else {},
     )
 
 

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 
 from gpt_jax.ablation import records
 from gpt_jax.ablation.findings import Event
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.runs.folder import LEASE_SECONDS, RunFolder, RunLocked
 
 LOG = "log.jsonl"
@@ -52,8 +53,10 @@ def read_log(folder: RunFolder) -> tuple[Event, ...]:
     for line in folder.read_text(LOG).split("\n") if folder.exists(LOG) else []:
         try:
             event = json.loads(line)
-        except json.JSONDecodeError:  # empty, or cut short by a crash
-            continue
+        except (RecursionError, ValueError):
+            if line.strip("\0") == "" or (line.startswith("{") and not line.endswith("}")):  # cut short by a crash
+                continue
+            raise ConfigError(f"a line of {folder.file(LOG)} is not an event: restore the file") from None
         found.append(records.from_json(Event, event, str(folder.file(LOG))))
     return tuple(found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from gpt_jax.ablation.schema import StudyRecord, Trial, Tuned
 from gpt_jax.ablation.sentence import verdict_sentence
 from gpt_jax.ablation.verdict import compare_arms
 from gpt_jax.config.errors import MissingFile, UserError, nearest
+from gpt_jax.config.foreign import read_text
 
 NEEDED, OPTIONAL = ("arm", "seed", "loss"), ("rate", "look")
 FAILED = ("", "nan", "inf", "-inf", "none", "diverged", "failed")
@@ -41,9 +43,10 @@ def read_table(path: str | os.PathLike[str]) -> list[Row]:
       UserError: a column is missing or unknown, or a cell is no number.
     """
     file = Path(path)
-    if not file.is_file():
+    if not file.exists():
         raise MissingFile(f"there is no file {file}: give a CSV file with the columns {', '.join(NEEDED)}")
-    with file.open(newline="", encoding="utf-8-sig") as lines:
+    lines = io.StringIO(read_text(file).removeprefix("\ufeff"), newline="")
+    try:
         reader = csv.DictReader(lines)
         names = list(reader.fieldnames or ())
         for name in NEEDED:
@@ -54,9 +57,13 @@ def read_table(path: str | os.PathLike[str]) -> list[Row]:
                 known = (*NEEDED, *OPTIONAL)
                 raise UserError(f'{file} has an unknown column "{name}"{nearest(name, known)}: leave it out')
         return [_row(cells, f"{file}, line {number}") for number, cells in enumerate(reader, 2)]
+    except csv.Error as error:
+        raise UserError(f"{file} is not a CSV file ({error}): give one") from None
 
 
 def _row(cells: Mapping[str, str | None], where: str) -> Row:
+    if None in cells:
+        raise UserError(f"{where}: it has more cells than the first line names")
     texts = {name: (cells[name] or "").strip() for name in cells}
     if not texts["arm"] or not texts["seed"]:
         raise UserError(f"{where}: the arm or the seed is empty")

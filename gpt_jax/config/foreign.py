@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import reprlib
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gpt_jax.config.errors import MissingFile, UserError
+from gpt_jax.config.errors import ConfigError, MissingFile, UserError
+from gpt_jax.config.printable import printable
 
 MOST_BYTES = 256 << 20  # of a file that is read whole: the largest tokenizers in use have 40 MB
+
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 PathLike = str | os.PathLike[str]
 
@@ -81,16 +87,39 @@ def parse_json(text: str, source: PathLike) -> Any:
     """The value of a JSON text from `source`.
 
     Raises:
-      UserError: it is not JSON, nests too deep, has a number too long to read, or an object has a key twice.
+      UserError: it is not JSON, nests too deep, has a number too long to read, half of a character, or an object has
+        a key twice.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=_object)
+        if SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        raise UserError(f"{source} has half of a character (a lone surrogate): restore the file") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{source} is not JSON ({error}): restore the file") from None
     except RecursionError:
         raise UserError(f"{source} is not read: its JSON nests too deep; restore the file") from None
     except ValueError as error:
         raise UserError(f"{source} is not read: {error}; restore the file") from None
+
+
+@contextmanager
+def well_formed(source: PathLike) -> Iterator[None]:
+    """Reports what the body raises when values from a file are of the wrong kind: lists where groups are due, nulls,
+    texts for numbers.
+
+    Raises:
+      ConfigError: `source` is damaged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+        reason = printable(" ".join(str(error).split())[:200])
+        raise ConfigError(f"{source} is damaged ({type(error).__name__}: {reason}): restore it") from None
 
 
 def kind_of(value: Any) -> str:

@@ -10,9 +10,21 @@ from gpt_jax.config import DataConfig, Text
 from gpt_jax.data.batches import Data
 from gpt_jax.data.cache import cache_folder
 from gpt_jax.data.rows import Batch, FixedRows, ShuffledRows
-from gpt_jax.data.tokenized import tokenized_text
+from gpt_jax.data.tokenized import check_tokens, tokenized_text
 
-__all__ = ["Batch", "Data", "open_data"]
+__all__ = ["Batch", "Data", "check_data", "open_data"]
+
+
+def check_data(config: DataConfig, cache_dir: str | os.PathLike[str] | None = None) -> int:
+    """Compares what the cache has of the data with its hashes, byte by byte. Returns the number of bytes read.
+
+    Returns 0 for a synthetic task, and for text that the cache does not have. Builds nothing.
+
+    Raises:
+      Damaged: the cache is damaged; `open_data` builds it again.
+      MissingFile, UserError: the text or the tokenizer files are gone or damaged, so that nothing can be looked up.
+    """
+    return check_tokens(config, cache_folder(cache_dir)) if isinstance(config, Text) else 0
 
 
 def open_data(

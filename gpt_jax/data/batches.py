@@ -63,13 +63,13 @@ class Data:
         consecutive run of B / P rows.
 
         Raises:
-          UserError: P does not divide B, there is no such process, or `step` is negative.
+          UserError: P does not divide B, there is no such process, `step` is negative, or an id is not below V.
         """
         share = _share(batch_size, process_index, process_count)
         if step < 0:
             raise UserError(f"there is no batch for step {step}: steps are numbered from 0")
         first = step * batch_size + process_index * share
-        return self.train.gather(np.arange(first, first + share))
+        return self._checked(self.train.gather(np.arange(first, first + share)))
 
     def batches(
         self, start: int, stop: int, batch_size: int, process_index: int = 0, process_count: int = 1
@@ -86,7 +86,17 @@ class Data:
         share = _share(batch_size, process_index, process_count)
         for first in range(process_index * share, self.validation_rows + process_index * share, batch_size):
             numbers = np.minimum(np.arange(first, first + share), self.validation_rows - 1)
-            yield _blank_from(self.held_out.gather(numbers), self.validation_rows - first)
+            yield _blank_from(self._checked(self.held_out.gather(numbers)), self.validation_rows - first)
+
+    def _checked(self, batch: Batch) -> Batch:
+        """Returns `batch` if its ids are in the vocabulary: on a device, others are silently wrapped or become NaN."""
+        for ids in (batch.tokens, batch.targets):
+            if not 0 <= ids.min(initial=0) <= ids.max(initial=0) < self.vocab_size:
+                raise UserError(
+                    f"the data has a token outside its vocabulary of {self.vocab_size}: its cache has changed since it"
+                    " was opened; start again"
+                )
+        return batch
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> int:

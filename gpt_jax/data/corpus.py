@@ -63,6 +63,9 @@ class Corpus:
         are held out for validation. A single document is cut: its last `fraction` is held out. For tuning, documents
         of the validation set are skipped, and `fraction` of the others is held out by the same rules, with another
         hash.
+
+        Raises:
+          UserError: after the last document, if these are not the documents of `text_hash`.
         """
         for document, is_validation in self._split(fraction):
             if held_out == "validation":
@@ -71,13 +74,24 @@ class Corpus:
                 yield from self._tuning_split(document, fraction)
 
     def _split(self, fraction: float) -> Iterator[tuple[Document, bool]]:
-        for document, is_validation in self.source.read(self.folder):
+        for document, is_validation in self._read():
             if is_validation is not None:
                 yield document, is_validation
             elif self.documents == 1:
                 yield from _cut(document, fraction)
             else:
                 yield document, _is_chosen(document.name, fraction)
+
+    def _read(self) -> Iterator[tuple[Document, bool | None]]:
+        read = _TextHash()
+        for document, is_validation in self.source.read(self.folder):
+            read.update(document)
+            yield document, is_validation
+        if read.hexdigest() != self.text_hash:
+            raise UserError(
+                f"the text of the corpus is not what it was when it was first read: restore it, or delete {self.folder}"
+                " to read it again"
+            )
 
     def _tuning_split(self, document: Document, fraction: float) -> Iterator[tuple[Document, bool]]:
         if self.documents == 1:
@@ -98,12 +112,25 @@ def open_corpus(config: Text, cache: Path, progress: bool) -> Corpus:
       Unreachable: the corpus cannot be downloaded.
     """
     source = _source(config)
-    label = "text" if config.path is not None else config.corpus
+    folder = _folder(source, config, cache)
+    manifest = build_once(folder, functools.partial(_build, source, _label(config), progress))
+    return Corpus(source, folder, **manifest)
+
+
+def corpus_folder(config: Text, cache: Path) -> Path:
+    """Where the cache has the corpus of `config`, once it is prepared. Raises as `open_corpus`."""
+    return _folder(_source(config), config, cache)
+
+
+def _folder(source: Source, config: Text, cache: Path) -> Path:
+    label = _label(config)
     key = json.dumps([preparation_version(), label, source.fingerprint()]).encode()
     name = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in label)
-    folder = cache / "sources" / f"{name}-{hashlib.sha256(key).hexdigest()[:16]}"
-    manifest = build_once(folder, functools.partial(_build, source, label, progress))
-    return Corpus(source, folder, **manifest)
+    return cache / "sources" / f"{name}-{hashlib.sha256(key).hexdigest()[:16]}"
+
+
+def _label(config: Text) -> str:
+    return "text" if config.path is not None else config.corpus
 
 
 def preparation_version() -> str:
@@ -128,16 +155,29 @@ def _source(config: Text) -> Source:
 def _build(source: Source, label: str, progress: bool, folder: Path) -> dict[str, Any]:
     with progress_bar(f"Reading {label}", source.characters(), progress) as advance:
         source.prepare(folder, advance)
-    digest, documents, characters, sides = hashlib.sha256(), 0, 0, set()
+    digest, documents, characters, sides = _TextHash(), 0, 0, set()
     for document, held_out in source.read(folder):
-        for part in (document.name.encode(), document.text.encode()):
-            digest.update(len(part).to_bytes(8, "little") + part)
+        digest.update(document)
         sides.add(held_out)
         documents, characters = documents + 1, characters + len(document.text)
     if not characters:
         raise UserError(f"there is no text in the data set {label}: use another one, or give data.path=FILE")
     fixed = None not in sides
     return {"text_hash": digest.hexdigest(), "documents": documents, "characters": characters, "fixed_split": fixed}
+
+
+class _TextHash:
+    """The SHA-256 of the names and texts of documents."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def update(self, document: Document) -> None:
+        for part in (document.name.encode(), document.text.encode()):
+            self._digest.update(len(part).to_bytes(8, "little") + part)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
 
 
 def _cut(document: Document, fraction: float) -> Iterator[tuple[Document, bool]]:

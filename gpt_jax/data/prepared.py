@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt_jax.config.errors import UserError
+from gpt_jax.config.foreign import read_bytes
 from gpt_jax.data.files import Document
 from gpt_jax.data.progress import Advance
-from gpt_jax.data.stored import read_examples
+from gpt_jax.data.stored import damage_of, read_examples
 
 HELD_OUT_SPLITS = ("validation", "valid", "dev", "test")
 
@@ -23,6 +24,9 @@ class PreparedDataset:
     is held out; without any, a hash of each example's number decides whether it is held out. The text is the feature
     called "text", or the only text feature.
 
+    Its files are known by their sizes and times of change; when one changes, the text is read and hashed again, and
+    the checksums that array_record stores are compared.
+
     The methods raise UserError if the data set does not exist, is not stored as array_record, or has no train split or
     no unambiguous text feature.
 
@@ -34,8 +38,8 @@ class PreparedDataset:
 
     def fingerprint(self) -> Any:
         directory = self._builder().data_path
-        files = sorted((file.name, file.stat().length) for file in directory.iterdir())
-        info = hashlib.sha256((directory / "dataset_info.json").read_bytes()).hexdigest()
+        files = sorted((file.name, *_state(file)) for file in directory.iterdir())
+        info = hashlib.sha256(read_bytes(directory / "dataset_info.json")).hexdigest()
         return [str(directory), info, files]
 
     def characters(self) -> int | None:
@@ -78,14 +82,25 @@ class PreparedDataset:
         return "text" if "text" in texts else texts[0]
 
     def _builder(self) -> Any:
-        import tensorflow_datasets as tfds
-        from tensorflow_datasets.core import read_only_builder
+        from tensorflow_datasets.core import read_only_builder, registered
 
         folder = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-        try:
-            return read_only_builder.builder_from_files(self.name, data_dir=str(folder))
-        except (tfds.core.DatasetNotFoundError, ValueError):
-            raise UserError(
-                f'the corpus "{self.name}" is neither "python", "tiny_shakespeare" nor a TFDS data set in {folder}: '
-                "correct data.corpus, or give data.path=FILE"
-            ) from None
+        if not (folder / self.name.split(":")[0].split("/")[0]).is_dir():
+            raise UserError(self._unknown(folder))
+        with damage_of(f"{self.name} in {folder}"):
+            try:
+                return read_only_builder.builder_from_files(self.name, data_dir=str(folder))
+            except registered.DatasetNotFoundError:
+                raise UserError(self._unknown(folder)) from None
+
+    def _unknown(self, folder: Path) -> str:
+        return (
+            f'the corpus "{self.name}" is neither "python", "tiny_shakespeare" nor a TFDS data set in {folder}: '
+            "correct data.corpus, or give data.path=FILE"
+        )
+
+
+def _state(file: Any) -> tuple[int, int]:
+    """The size (bytes) and the time of change (ns) of a file."""
+    state = os.stat(file)
+    return state.st_size, state.st_mtime_ns

@@ -8,6 +8,8 @@ from typing import Any
 
 import absl.logging
 
+from gpt_jax.config.errors import UserError
+
 READ_AT_ONCE = 2**24  # bytes
 
 
@@ -32,11 +34,34 @@ def directory_of(folder: Path) -> Path:
 
 
 def read_examples(directory: Path, split: str) -> Iterator[dict[str, Any]]:
-    """Yields the examples of a split of the data set in `directory`, in order."""
+    """Yields the examples of a split of the data set in `directory`, in order.
+
+    Raises:
+      UserError: the data set is damaged.
+    """
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(directory)
-    source, info = builder.as_data_source(split), builder.info.splits[split]
-    step = max(1, READ_AT_ONCE * len(source) // max(info.num_bytes, 1))
+    with damage_of(directory):
+        builder = tfds.builder_from_directory(directory)
+        source, info = builder.as_data_source(split), builder.info.splits[split]
+        step = max(1, READ_AT_ONCE * len(source) // max(info.num_bytes, 1))
     for first in range(0, len(source), step):
-        yield from source.__getitems__(range(first, min(first + step, len(source))))
+        with damage_of(directory):
+            examples = source.__getitems__(range(first, min(first + step, len(source))))
+        yield from examples
+
+
+@contextlib.contextmanager
+def damage_of(data_set: object) -> Iterator[None]:
+    """Reports what the libraries raise when the files of a data set are damaged, such as a wrong checksum.
+
+    Raises:
+      UserError: `data_set` is damaged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # RuntimeError, ParseError of protobuf, ValueError, KeyError and others
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the data set {data_set} is damaged ({reason}): prepare it again") from None

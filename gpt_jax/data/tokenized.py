@@ -12,9 +12,9 @@ import numpy as np
 
 from gpt_jax.config import Characters, Text, TokenizerFile
 from gpt_jax.config.conversion import to_dict
-from gpt_jax.config.errors import UserError
-from gpt_jax.data.cache import build_once
-from gpt_jax.data.corpus import Corpus, open_corpus, preparation_version
+from gpt_jax.config.errors import MissingFile, UserError
+from gpt_jax.data.cache import build_once, check
+from gpt_jax.data.corpus import Corpus, corpus_folder, open_corpus, preparation_version
 from gpt_jax.data.files import Document
 from gpt_jax.data.progress import Advance, progress_bar
 from gpt_jax.data.rows import Stream
@@ -70,21 +70,50 @@ def tokenized_text(config: Text, cache: Path, progress: bool) -> TokenizedText:
         target or the tokenizer cannot encode the text.
     """
     corpus = open_corpus(config, cache, progress)
-    # A saved tokenizer is identified by its content; one to be trained by its configuration, since the key has the
-    # text.
     loaded = load_tokenizer(config.tokenizer.path) if isinstance(config.tokenizer, TokenizerFile) else None
-    recipe = to_dict(config.tokenizer) if loaded is None else loaded.content_hash()
-    split = _split_recipe(corpus, config)
-    key = json.dumps([preparation_version(), corpus.text_hash, recipe, *split], sort_keys=True)
-    folder = cache / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    folder = _folder(corpus, config, loaded, cache)
     manifest = build_once(folder, functools.partial(_build, corpus, config, loaded, progress))
     tokenizer = load_tokenizer(folder / "tokenizer") if loaded is None else loaded
+    if max(manifest["largest"].values()) >= tokenizer.vocab_size:
+        raise UserError(f"the tokens in {folder} are not those of the tokenizer beside them: delete the folder")
     train, validation = (_open(folder / split, manifest) for split in SPLITS)
     if config.validation_tokens is not None:
         validation = validation.take(config.validation_tokens, tokenizer)
-    fraction, *tuning = split
+    fraction, *tuning = _split_recipe(corpus, config)
     content = json.dumps([corpus.text_hash, tokenizer.content_hash(), fraction, config.validation_tokens, *tuning])
     return TokenizedText(tokenizer, train, validation, hashlib.sha256(content.encode()).hexdigest())
+
+
+def check_tokens(config: Text, cache: Path) -> int:
+    """Compares every byte that the cache has of a corpus and its tokens with the hashes in its manifests.
+
+    Returns the number of bytes read; 0 if the cache has neither the corpus nor its tokens. Builds nothing.
+
+    Raises:
+      Damaged: a file is not as it was written. Opening the data builds it again.
+      MissingFile, UserError: the text or the tokenizer files are gone or damaged, so that nothing can be looked up.
+    """
+    place = corpus_folder(config, cache)
+    try:
+        size = check(place)
+    except MissingFile:
+        return 0
+    loaded = load_tokenizer(config.tokenizer.path) if isinstance(config.tokenizer, TokenizerFile) else None
+    folder = _folder(open_corpus(config, cache, progress=False), config, loaded, cache)
+    try:
+        return size + check(folder)
+    except MissingFile:
+        return size
+
+
+def _folder(corpus: Corpus, config: Text, loaded: Tokenizer | None, cache: Path) -> Path:
+    """Where the cache has the tokens of a corpus."""
+    # A saved tokenizer is identified by its content; one to be trained by its configuration, since the key has the
+    # text.
+    recipe = to_dict(config.tokenizer) if loaded is None else loaded.content_hash()
+    parts = [preparation_version(), corpus.text_hash, recipe, *_split_recipe(corpus, config)]
+    key = json.dumps(parts, sort_keys=True)
+    return cache / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def _split_recipe(corpus: Corpus, config: Text) -> list[Any]:
@@ -115,7 +144,8 @@ def _build(corpus: Corpus, config: Text, loaded: Tokenizer | None, progress: boo
                 f"the {split} split of {corpus.documents} document(s) has no token to predict: give more text, divide "
                 f"a file with data.separator, or change data.validation_fraction ({config.validation_fraction})"
             )
-    return {"dtype": dtype.name, "ended": end is not None}
+    largest = {split: writer.largest for split, writer in zip(SPLITS, writers, strict=True)}
+    return {"dtype": dtype.name, "ended": end is not None, "largest": largest}
 
 
 def _training_texts(corpus: Corpus, config: Text, advance: Advance) -> Iterator[str]:
@@ -150,6 +180,7 @@ class _Writer:
         self._path, self._dtype, self._end = path, dtype, end
         self._file = open(f"{path}.tokens", "wb")
         self._count = 0
+        self.largest = 0  # id written
         self._starts: list[int] = []
         self._sizes: list[int] = []
 
@@ -174,6 +205,7 @@ class _Writer:
 
     def _append(self, ids: Any) -> None:
         ids = np.asarray(ids).astype(self._dtype)
+        self.largest = max(self.largest, int(ids.max(initial=0)))
         self._file.write(ids.tobytes())
         self._count += len(ids)
 

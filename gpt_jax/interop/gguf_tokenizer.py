@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from gpt_jax.config.errors import ConfigError, UserError
-from gpt_jax.config.foreign import quoted, shown
+from gpt_jax.config.errors import ConfigError
+from gpt_jax.config.printable import printable
 from gpt_jax.data.tokenizer import HuggingFaceTokenizer, Roles
-from gpt_jax.interop.settings import checked_whole
+from gpt_jax.data.tokenizer.base import MOST_IDS
+from gpt_jax.data.tokenizer.patterns import GPT2, LLAMA3, QWEN2
 
 GGML = "tokenizer.ggml."
 TEMPLATE, WHOLE = "tokenizer.chat_template", "tokenizer.huggingface.json"
+MOST_LETTERS = 1024  # of a SentencePiece token; each of its cuts into two is looked at
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # types of tokens that are not ordinary text
 NUMBERS = {"model": None, "pre": None, "tokens": None, "token_type": None, "merges": None, "scores": None}
 SWITCHES = {"add_bos_token": None, "add_eos_token": False, "add_space_prefix": None}
@@ -28,16 +31,8 @@ ROLES = {
     "mask_token_id": "mask_token",
 }
 STOPS = ("eos_token_id", "eot_token_id", "eom_token_id")
-LONGEST = 512  # characters of a token of SentencePiece, whose merges take time with the square
 # Keys that change no id: they are for filling in the middle or for other kinds of vocabularies.
 HARMLESS = {"token_type_count", "add_sep_token", "remove_extra_whitespaces", "precompiled_charsmap"}
-
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
 def _split(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
@@ -63,34 +58,82 @@ def read_tokenizer(values: Mapping[str, Any], name: str) -> HuggingFaceTokenizer
     """Returns the tokenizer of a file with the keys `values`, or None if it has none; `name` is the file in messages.
 
     Raises:
-      ConfigError: gpt_jax does not read this kind of tokenizer, its splitting of text, or a key.
+      ConfigError: gpt_jax does not read this kind of tokenizer, its splitting of text, or a key; or keys are of the
+        wrong kind, or do not fit together.
     """
     found = {key.removeprefix(GGML): value for key, value in values.items() if key.startswith(GGML)}
     if "model" not in found or found["model"] == "no_vocab":
         return None
     _refuse_unknown(values)
-    _check_types(values)
     found = NUMBERS | SWITCHES | found
-    if found["model"] not in ("gpt2", "llama") and WHOLE not in values:
+    template = values[TEMPLATE] if TEMPLATE in values else None
+    _check(found, values, template)
+    if WHOLE in values:
+        definition = values[WHOLE]
+    elif found["model"] in BUILT:
+        definition = _built(found)
+    else:
         raise ConfigError(
-            f"the file has a tokenizer of kind {quoted(found['model'])}, and gpt_jax reads only gpt2 and llama"
+            f"the file has a tokenizer of kind {found['model']!r}, and gpt_jax reads only {' and '.join(BUILT)}"
         )
-    _check_tokens(found)
-    try:
-        definition = (
-            values[WHOLE]
-            if WHOLE in values
-            else (_bytewise(found) if found["model"] == "gpt2" else _with_spaces(found)).to_str()
-        )
-    except UserError:
-        raise
-    except Exception as error:  # the library has no errors of its own
-        raise ConfigError(f"the tokenizer of {name} cannot be made ({shown(str(error))}): download it again") from None
     tokens = found["tokens"]
     roles = {role: tokens[found[key]] for key, role in ROLES.items() if key in found}
     stops = {found[key] for key in STOPS if key in found}
-    template = values[TEMPLATE] if TEMPLATE in values else None
     return HuggingFaceTokenizer(definition, name, Roles(roles, tuple(sorted(stops)), template))
+
+
+def _check(found: Mapping[str, Any], values: Mapping[str, Any], template: Any) -> None:
+    """Raises ConfigError if a key is of the wrong kind, or refers to a token that is not there."""
+    tokens = found["tokens"]
+    if not _all(tokens, str) or not 0 < len(tokens) <= MOST_IDS or len(set(tokens)) < len(tokens):
+        raise _damaged("tokens", f"a list of 1 to {MOST_IDS} texts that differ")
+    if found["model"] == "llama" and max(map(len, tokens)) > MOST_LETTERS:
+        raise _damaged("tokens", f"texts of up to {MOST_LETTERS} characters")
+    for key, kinds, count in (
+        ("token_type", (int,), len(tokens)),
+        ("scores", (int, float), len(tokens)),
+        ("merges", (str,), None),
+    ):
+        part = found[key]
+        if part is not None and not (_all(part, *kinds) and count in (None, len(part))):
+            raise _damaged(key, f"a list with an entry for each of the {len(tokens)} tokens" if count else "texts")
+    if found["scores"] is None and found["model"] == "llama":
+        raise _damaged("scores", "there")
+    if not all(map(math.isfinite, found["scores"] or ())):
+        raise _damaged("scores", "finite numbers")
+    for key in {*ROLES, *STOPS} & found.keys():
+        if type(found[key]) is not int or not 0 <= found[key] < len(tokens):
+            raise _damaged(key, f"one of the ids 0 to {len(tokens) - 1}")
+    for key in SWITCHES:
+        if not isinstance(found[key], bool | None):
+            raise _damaged(key, "true or false")
+    for key, value in (
+        ("pre", found["pre"]),
+        ("model", found["model"]),
+        (TEMPLATE, template),
+        (WHOLE, values.get(WHOLE)),
+    ):
+        if not isinstance(value, str | None):
+            raise _damaged(key.removeprefix(GGML), "a text")
+
+
+def _all(values: Any, *kinds: type) -> bool:
+    return isinstance(values, list | tuple) and all(type(value) in kinds for value in values)
+
+
+def _damaged(key: str, wanted: str) -> ConfigError:
+    return ConfigError(f'the file\'s tokenizer is damaged ("{key}" must be {wanted}): download it again')
+
+
+def _built(found: Mapping[str, Any]) -> str:
+    """The `tokenizer.json` of the keys of a file."""
+    try:
+        return BUILT[found["model"]](found).to_str()
+    except ConfigError:
+        raise
+    except Exception as error:  # the library raises plain Exception
+        reason = printable(" ".join(str(error).split())[:200])
+        raise ConfigError(f"the file's tokenizer is damaged ({reason}): download it again") from None
 
 
 def _refuse_unknown(values: Mapping[str, Any]) -> None:
@@ -105,51 +148,15 @@ def _refuse_unknown(values: Mapping[str, Any]) -> None:
             )
 
 
-# key → the type of its value, or of each element of a list
-TYPES: dict[str, type] = {
-    **dict.fromkeys((f"{GGML}model", f"{GGML}pre", TEMPLATE, WHOLE), str),
-    **{GGML + key: bool for key in SWITCHES},
-    **{GGML + key: list for key in ("tokens", "token_type", "merges", "scores")},
-}
-ELEMENTS: dict[str, type] = {"tokens": str, "token_type": int, "merges": str, "scores": float}
-
-
-def _check_types(values: Mapping[str, Any]) -> None:
-    """Raises ConfigError if a key of the tokenizer has a value of another type."""
-    for key, wanted in TYPES.items():
-        if key in values and type(values[key]) is not wanted:
-            raise ConfigError(f'the file has "{key}": {shown(values[key])}, which must be of type {wanted.__name__}')
-
-
-def _check_tokens(found: Mapping[str, Any]) -> None:
-    """Raises ConfigError if the lists of a vocabulary do not fit each other, or an id is none of its tokens."""
-    tokens = found["tokens"]
-    if not tokens:
-        raise ConfigError(f'the file has a tokenizer without "{GGML}tokens": convert the model again with llama.cpp')
-    for key, wanted in ELEMENTS.items():
-        each = found[key]
-        if each is not None and any(type(one) is not wanted for one in each):
-            raise ConfigError(f'the file has a "{GGML}{key}" with an element that is not of type {wanted.__name__}')
-        if each is not None and key != "merges" and len(each) != len(tokens):
-            raise ConfigError(f'the file has {len(each):,} elements in "{GGML}{key}" for {len(tokens):,} tokens')
-    if len(set(tokens)) < len(tokens):
-        raise ConfigError("the file has a token twice: convert the model again with llama.cpp")
-    if found["model"] == "llama" and (found["scores"] is None or max(map(len, tokens)) > LONGEST):
-        raise ConfigError(f"the file has a tokenizer without scores, or a token of more than {LONGEST} characters")
-    for key in (*ROLES, *STOPS):
-        if key in found:
-            checked_whole(f"{GGML}{key}", found[key], 0, len(tokens) - 1)
-
-
 def _bytewise(found: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """Returns byte-level BPE, as in GPT-2."""
     split = "default" if found["pre"] is None else found["pre"]
     if split not in SPLITS:
-        raise ConfigError(f"the file splits text as {quoted(split)}, and gpt_jax reads only {', '.join(SPLITS)}")
+        raise ConfigError(f'the file splits text as "{printable(split)}", and gpt_jax reads only {", ".join(SPLITS)}')
     vocab = {token: index for index, token in enumerate(found["tokens"])}
     merges = [tuple(merge.split(" ")) for merge in found["merges"] or ()]
-    if wrong := next((merge for merge in merges if len(merge) != 2), None):
-        raise ConfigError(f"the file has the merge {shown(wrong)}, which is not of two tokens: download it again")
+    if not all(len(merge) == 2 for merge in merges):
+        raise _damaged("merges", "pairs of tokens with a space between them")
     library = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=split in WHOLE_WORDS))
     if split in COMPOSED:
         library.normalizer = normalizers.NFC()
@@ -210,3 +217,7 @@ def _with_tokens(library: tokenizers.Tokenizer, found: Mapping[str, Any], begins
             special_tokens=[(token, tokens.index(token)) for token in {*first, *last}],
         )
     return library
+
+
+# `tokenizer.ggml.model` → what builds the tokenizer.
+BUILT: dict[str, Callable[[Mapping[str, Any]], tokenizers.Tokenizer]] = {"gpt2": _bytewise, "llama": _with_spaces}

@@ -22,7 +22,9 @@ import filelock
 import jax
 from etils import epath
 
+from gpt_jax.config import foreign
 from gpt_jax.config.errors import UserError
+from gpt_jax.config.foreign import decoded, parse_json
 from gpt_jax.runs import consensus
 
 # What a run folder holds.
@@ -46,6 +48,7 @@ Workdir = str | os.PathLike[str]
 LEASE_SECONDS = 120.0  # a lease that has not been renewed for so long belongs to a dead run
 ASK_SECONDS = 2.0
 REMOTE_REWRITE_SECONDS = 30.0
+MOST_BYTES = 4 << 30  # of a file of ours: the metrics of 10 million steps have half of that
 VISIBLE_SECONDS = 20.0  # until a file of another host shows in a network file system
 
 
@@ -97,18 +100,22 @@ class RunFolder:
         return folder
 
     def read_text(self, name: str) -> str:
-        return self.file(name).read_text()
+        """The content of a UTF-8 file.
+
+        Raises:
+          MissingFile: there is no such file.
+          UserError: it is not a file, not UTF-8, or has more than MOST_BYTES.
+        """
+        file = self.file(name)
+        return decoded(file.read_bytes(), file) if self.is_remote else foreign.read_text(file, MOST_BYTES)
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file.
 
         Raises:
-          UserError: the file is not JSON.
+          MissingFile, UserError: as `read_text`, and UserError if it is not JSON.
         """
-        try:
-            return json.loads(self.read_text(name))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{self.file(name)} is not JSON ({error}): restore it, or use another folder") from None
+        return parse_json(self.read_text(name), self.file(name))
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Replaces a file atomically: readers, also after a crash, see either the old content or the new."""

@@ -114,7 +114,22 @@ def load_run(workdir: Workdir, step: int | None = None, *, mesh: str | None = No
       UserError: there is no checkpoint of `step`, all checkpoints are damaged, or the run that it adapts has changed.
     """
     opened = open_run(workdir, step, None if mesh is None else make_mesh(axes=mesh))
-    return opened.model, opened.params, load_tokenizer(opened.folder.file(TOKENIZER))
+    return opened.model, opened.params, run_tokenizer(opened.folder)
+
+
+def run_tokenizer(folder: RunFolder) -> Tokenizer:
+    """The tokenizer that a run was trained with.
+
+    Raises:
+      MissingFile: it is gone.
+      UserError: it is damaged, or another than the run recorded.
+    """
+    tokenizer = load_tokenizer(folder.file(TOKENIZER))
+    if folder.exists(ENVIRONMENT):
+        began = record.read_environment(folder)["hashes"]["tokenizer"]
+        if began not in (None, tokenizer.content_hash()):
+            raise UserError(f"the tokenizer in {folder} is not the one that the run began with: restore it")
+    return tokenizer
 
 
 # ── what a run begins with ───────────────────────────────────────────────────────────────────────────────────────────
@@ -132,7 +147,9 @@ def reopen_base(workdir: RunFolder, config: Config, mesh: Mesh | None = None, ab
       MissingFile: it is in neither place.
       UserError: its parameters have changed.
     """
-    began = _began(workdir)
+    began = record.read_environment(workdir)["base"]
+    if began is None:
+        raise UserError(f"{workdir.file(ENVIRONMENT)} does not say which run this one began with: restore the file")
     places = [began["folder"], *([] if began["relative"] is None else [str(workdir.path / began["relative"])])]
     place = next((place for place in places if record.recorded(RunFolder(place)) is not None), None)
     if place is None:
@@ -146,16 +163,6 @@ def reopen_base(workdir: RunFolder, config: Config, mesh: Mesh | None = None, ab
             " them back, or start in another folder"
         )
     return base
-
-
-def _began(workdir: RunFolder) -> dict[str, Any]:
-    """The record of what a run began with. Raises UserError if it has another form than `_base` wrote."""
-    kept = workdir.read_json(ENVIRONMENT)
-    began = kept["base"] if isinstance(kept, dict) and "base" in kept else None
-    kinds = {"folder": str, "relative": str | None, "step": int, "fingerprint": str}
-    if not isinstance(began, dict) or not all(key in began and isinstance(began[key], kinds[key]) for key in kinds):
-        raise UserError(f"{workdir.file(ENVIRONMENT)} does not say what the run in {workdir} began with: restore it")
-    return began
 
 
 def _base(opened: OpenedRun, config: Config, workdir: RunFolder) -> Base:

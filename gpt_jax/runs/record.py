@@ -16,6 +16,7 @@ import jax
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import difference, from_dict, to_dict
 from gpt_jax.config.errors import ConfigError, UserError
+from gpt_jax.config.foreign import well_formed
 from gpt_jax.config.upgrade import upgraded
 from gpt_jax.data import Data
 from gpt_jax.runs.environment import git_revision, versions
@@ -34,13 +35,31 @@ def recorded(folder: RunFolder) -> tuple[Config, Config] | None:
     """
     if not folder.exists(CONFIG):
         return None
-    record = upgraded(folder.read_json(CONFIG))
-    if not isinstance(record, dict) or not {"config", "resolved"} <= record.keys():
+    record = read_config(folder)
+    return _config(folder, record["config"]), _config(folder, record["resolved"])
+
+
+def read_config(folder: RunFolder) -> dict[str, Any]:
+    """The content of `config.json` in today's spelling.
+
+    Raises:
+      MissingFile: the folder has none.
+      ConfigError: it is not that of a run.
+    """
+    found = folder.read_json(CONFIG)
+    with well_formed(folder.file(CONFIG)):
+        record = upgraded(found) if isinstance(found, dict) else {}
+    if not {"config", "resolved"} <= record.keys():
         raise ConfigError(
             f"{folder} holds no run: its {CONFIG} is another program's; if it is a published model, make a run of it"
             f" with `python -m experiments.convert --from={folder} --workdir=DIR` and give DIR"
         )
-    return from_dict(Config, record["config"]), from_dict(Config, record["resolved"])
+    return record
+
+
+def _config(folder: RunFolder, values: Any) -> Config:
+    with well_formed(folder.file(CONFIG)):
+        return from_dict(Config, values)
 
 
 def has_progress(folder: RunFolder) -> bool:
@@ -91,7 +110,7 @@ def record_start(folder: RunFolder, data: Data, step: int, base: Mapping[str, An
     environment: dict[str, Any] = {"id": uuid.uuid4().hex[:12], "hashes": hashes(data), "base": base, "starts": []}
     if has_progress(folder):
         check_data(folder, data)
-        environment = folder.read_json(ENVIRONMENT)
+        environment = read_environment(folder)
     devices = jax.devices()
     environment["starts"].append(
         {
@@ -108,6 +127,33 @@ def record_start(folder: RunFolder, data: Data, step: int, base: Mapping[str, An
     return environment
 
 
+def read_environment(folder: RunFolder) -> dict[str, Any]:
+    """The content of `environment.json`.
+
+    Raises:
+      MissingFile: the folder has none.
+      UserError: it is damaged.
+    """
+    found = folder.read_json(ENVIRONMENT)
+    if not (
+        isinstance(found, dict)
+        and isinstance(found.get("hashes"), dict)
+        and all(isinstance(found["hashes"].get(name, 0), str | None) for name in ("data", "tokenizer"))
+        and isinstance(found.get("starts"), list)
+        and "base" in found
+        and _is_base(found["base"])
+    ):
+        raise UserError(f"{folder.file(ENVIRONMENT)} is damaged: restore it from a backup, or start in another folder")
+    return found
+
+
+def _is_base(base: Any) -> bool:
+    kinds = {"folder": str, "relative": str | None, "step": int, "fingerprint": str}
+    return base is None or (
+        isinstance(base, dict) and all(isinstance(base.get(name, b""), kind) for name, kind in kinds.items())
+    )
+
+
 def hashes(data: Data) -> dict[str, str]:
     """The hashes of the content of the data and of its tokenizer."""
     return {"data": data.content_hash, "tokenizer": data.tokenizer.content_hash()}
@@ -115,7 +161,7 @@ def hashes(data: Data) -> dict[str, str]:
 
 def check_data(folder: RunFolder, data: Data) -> None:
     """Raises UserError if the data differs from that of the run's first start. A converted run began without data."""
-    began, here = folder.read_json(ENVIRONMENT)["hashes"], hashes(data)
+    began, here = read_environment(folder)["hashes"], hashes(data)
     if any(began[name] not in (None, here[name]) for name in here):
         raise UserError(
             f"the text or the tokenizer is not the one that the run in {folder} began with: restore it, or start in"

@@ -1,6 +1,7 @@
 """A cached folder is whole or absent: after an interruption, damage, or two builders at once."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,10 +9,12 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from gpt_jax.config import Bpe, Text
-from gpt_jax.data import corpus, open_data, tokenized
+from gpt_jax.config import Bpe, Characters, Text
+from gpt_jax.config.errors import MissingFile, UserError
+from gpt_jax.data import cache, check_data, corpus, open_data, tokenized
 from gpt_jax.data.cache import build_once, cache_folder
 
 
@@ -43,19 +46,153 @@ def test_a_build_that_fails_leaves_nothing_to_read(tmp_path: Path) -> None:
     assert build_once(tmp_path / "a", build_with([])) == {"content": "whole"}
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "manifest"])
-def test_a_damaged_folder_is_built_again(tmp_path: Path, damage: str) -> None:
-    log: list[str] = []
-    build_once(tmp_path / "a", build_with(log))
-    match damage:
-        case "truncated":
-            (tmp_path / "a" / "part").write_text("who")
-        case "missing":
-            (tmp_path / "a" / "part").unlink()
-        case "manifest":
-            (tmp_path / "a" / "manifest.json").write_text('{"manifest": {"content"')
-    build_once(tmp_path / "a", build_with(log))
-    assert log == ["built", "built"] and (tmp_path / "a" / "part").read_text() == "whole"
+def cut(folder: Path) -> None:
+    (folder / "part").write_text("who")
+
+
+def remove(folder: Path) -> None:
+    (folder / "part").unlink()
+
+
+def change_a_bit(folder: Path) -> None:
+    part = folder / "part"
+    before = part.stat()
+    part.write_text("wholf")
+    os.utime(part, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replace_by_a_pipe(folder: Path) -> None:
+    (folder / "part").unlink()
+    os.mkfifo(folder / "part")
+
+
+def replace_all_by_a_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("whole")
+
+
+def change_the_manifest(folder: Path) -> None:
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("whole", "hole!", 1))
+
+
+def write_as_before_there_were_hashes(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"manifest": {"content": "whole"}, "sizes": {"part": 5}}')
+
+
+DAMAGES = (
+    cut,
+    remove,
+    change_a_bit,
+    replace_by_a_pipe,
+    replace_all_by_a_file,
+    change_the_manifest,
+    write_as_before_there_were_hashes,
+    lambda folder: (folder / "manifest.json").write_text('{"manifest": {"content"'),
+    lambda folder: (folder / "manifest.json").write_bytes(b"\xff[null]"),
+)
+
+
+@pytest.mark.parametrize("always", [0, 2**20])
+def test_a_damaged_folder_is_found_and_built_again_with_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, always: int
+) -> None:
+    monkeypatch.setattr(cache, "ALWAYS", always)
+    for number, damage in enumerate(DAMAGES):
+        log: list[str] = []
+        folder = tmp_path / str(number)
+        build_once(folder, build_with(log))
+        assert cache.check(folder) == 5
+        damage(folder)
+        with pytest.raises(cache.Damaged, match="is damaged"):
+            cache.check(folder)
+        with pytest.warns(UserWarning, match="is damaged .* is not as it was written.*: it is built again"):
+            assert build_once(folder, build_with(log)) == {"content": "whole"}
+        assert log == ["built", "built"] and (folder / "part").read_text() == "whole"
+        build_once(folder, build_with(log))
+        assert log == ["built", "built"]
+
+
+def test_a_large_folder_is_hashed_again_only_when_its_files_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "ALWAYS", 4)
+    digest, hashed = cache._digest, []
+    monkeypatch.setattr(cache, "_digest", lambda file: hashed.append(file.name) or digest(file))
+    build_once(tmp_path / "a", build_with([]))
+    assert hashed == ["part"]
+    build_once(tmp_path / "a", build_with([]))
+    assert hashed == ["part"]
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for _ in range(2):
+        build_once(tmp_path / "b", build_with([]))
+        assert hashed == ["part", "part"]  # the first opening of the copy checks it, and notes that
+    (tmp_path / "b" / "checked.json").write_text("[]")
+    build_once(tmp_path / "b", build_with([]))
+    assert hashed == ["part"] * 3
+
+
+def test_damaged_tokens_are_made_again_from_the_text_and_refused_without_it(tmp_path: Path) -> None:
+    text, config = tmp_path / "a.txt", Text(path=str(tmp_path / "a.txt"), tokenizer=Bpe(vocab_size=280))
+    text.write_text("words to merge, words to learn " * 50)
+
+    def read():
+        data = open_data(config, 8, 0, tmp_path / "cache", progress=False)
+        return [data.content_hash, *(np.asarray(data.batch(step, 4).tokens).tobytes() for step in range(3))]
+
+    def flip(name: str, at: int) -> None:
+        (file,) = (tmp_path / "cache").rglob(name)
+        content = bytearray(file.read_bytes())
+        content[at] ^= 128
+        file.write_bytes(content)
+
+    assert check_data(config, tmp_path / "cache") == 0
+    first = read()
+    assert check_data(config, tmp_path / "cache") > 1500
+    for name in ("train.tokens", "validation.tokens", "train.starts.npy", "train.sizes.npy", "ranks.tiktoken"):
+        flip(name, -3)
+        with pytest.raises(cache.Damaged, match=name.replace(".", "[.]")):
+            check_data(config, tmp_path / "cache")
+        with pytest.warns(UserWarning, match="damaged"):
+            assert read() == first
+    flip("*.array_record*", 100)
+    with pytest.raises(cache.Damaged, match="array_record"):
+        check_data(config, tmp_path / "cache")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert read() == first
+    flip("train.tokens", 5)
+    text.unlink()
+    with pytest.raises(MissingFile, match="there is no text"):
+        read()
+    with pytest.raises(MissingFile, match="there is no text"):
+        check_data(config, tmp_path / "cache")
+
+
+def test_an_id_outside_the_vocabulary_never_reaches_a_device(tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("abc " * 50)
+    data = open_data(Text(path=str(text), tokenizer=Characters()), 8, 0, tmp_path / "cache", progress=False)
+    (tokens,) = tmp_path.rglob("train.tokens")
+    with tokens.open("r+b") as file:  # the memory of the open data changes with the file
+        file.write(bytes([4]) * 180)
+    with pytest.raises(UserError, match="outside its vocabulary of 4"):
+        data.batch(0, 2)
+
+
+def test_text_that_changes_while_it_is_tokenized_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("some text " * 50)
+    open_data(Text(path=str(text)), 8, 0, tmp_path / "cache", progress=False)
+    read = corpus._Files.read
+    monkeypatch.setattr(
+        corpus._Files,
+        "read",
+        lambda self, folder: (
+            (d._replace(text=d.text.replace("some", "same")), side) for d, side in read(self, folder)
+        ),
+    )
+    with pytest.raises(UserError, match="is not what it was when it was first read"):
+        open_data(Text(path=str(text), tokenizer=Characters()), 8, 0, tmp_path / "cache", progress=False)
 
 
 def test_of_two_builders_one_builds_and_both_read(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from gpt_jax.config import Bpe, Bytes, Characters, Text, TokenizerConfig, TokenizerFile
-from gpt_jax.config.errors import ConfigError
+from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.data import Data, builders, open_data
 from gpt_jax.data.files import find_files, python_files
 
@@ -403,6 +403,23 @@ class TestPrepared:
             for file in sorted(folder.glob("mine/1.2.3/*")):
                 file.unlink()
             (folder / "mine" / "1.2.3").rmdir()
+
+    def test_damage_is_found_by_its_checksums(self, folder: Path) -> None:
+        self.prepare(folder, "mine", {"text": tfds.features.Text()}, train=[{"text": f"text {n}"} for n in range(9)])
+        good = read(folder / "cache", corpus="mine", validation_fraction=0.4).content_hash
+        (records,) = folder.rglob("*.array_record*")
+        for file, where in (
+            (records, len(records.read_bytes()) - 60),
+            (folder / "mine" / "1.2.3" / "features.json", 9),
+        ):
+            content = bytearray(file.read_bytes())
+            content[where] ^= 16
+            file.write_bytes(content)
+            with pytest.raises(UserError, match=r"^the data set .* is damaged \(.*\): prepare it again$"):
+                read(folder / "cache", corpus="mine", validation_fraction=0.4)
+            content[where] ^= 16
+            file.write_bytes(content)
+            assert read(folder / "cache", corpus="mine", validation_fraction=0.4).content_hash == good
 
     def test_what_cannot_be_read_is_refused(self, folder: Path) -> None:
         with pytest.raises(ValueError, match='the corpus "pyhton" is neither "python"'):

@@ -1,24 +1,33 @@
 """What a published model's folder says of its tokens, and conversations."""
 
+import functools
 import importlib.util
 import json
+import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 
+import jinja2
 import numpy as np
 import pytest
 
+from gpt_jax.config.errors import UserError
+from gpt_jax.data import confined
 from gpt_jax.data.tokenizer import (
     BpeTokenizer,
     ByteTokenizer,
     CharacterTokenizer,
     HuggingFaceTokenizer,
     Roles,
+    chat,
     load_tokenizer,
     read_pretrained,
     write_pretrained,
 )
+from gpt_jax.data.tokenizer import template as templates
 from gpt_jax.data.tokenizer.chat import render_chat
+from tests.fuzz import bounded
 
 TEXT = "the quick brown fox\n jumps wörld " * 4
 BPE = BpeTokenizer.train([TEXT], 290, "gpt2", ["<|endoftext|>", "<s>", "<end>"])
@@ -64,12 +73,106 @@ def test_what_templates_may_use(template: str, text: str) -> None:
     assert render_chat(template, TURNS, {}, add_generation_prompt=False) == text
 
 
-@pytest.mark.parametrize(
-    "template", ["{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{% for", "{{ messages.x.y }}"]
+ESCAPES = (
+    "{{ ''.__class__.__mro__ }}",
+    "{{ ''['__class__'] }}",
+    "{{ '' | attr('__class__') }}",
+    "{{ '{0.__class__}'.format(1) }}",
+    "{{ '{0.__class__}' | format(1) | upper }}{{ ().__class__ }}",
+    "{{ messages.append(1) }}",
+    "{{ messages | attr('append') }}{{ messages.pop() }}",
+    "{% for",
+    "{{ messages.x.y }}",
+    "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    "{{ lipsum.__globals__['os'].system('id') }}",
+    "{{ joiner.__init__.__globals__ }}",
+    "{{ namespace.__init__.__globals__ }}",
+    "{{ self.__init__.__globals__ }}",
+    "{{ self._TemplateReference__context.environment.from_string('') }}",
+    "{{ raise_exception.__globals__ }}",
+    "{{ strftime_now.__code__ }}",
+    "{{ strftime_now.__globals__.datetime }}",
+    "{{ (1).__class__.__base__.__subclasses__() }}",
+    "{{ dict.__base__.__subclasses__() }}",
+    "{{ range.__class__.mro() }}",
+    "{% include '/etc/passwd' %}",
+    "{% import 'os' as os %}{{ os }}",
+    "{% extends '/etc/passwd' %}",
+    "{{ messages | map(attribute='__class__') | list | first | attr('x') }}{{ ''.__doc__ }}",
+    "{{ [''.format, 1][0].__self__ }}",
+    "{{ messages[0].update({'a': 1}) }}",
+    "{% set messages[0].role = 1 %}",
+    "{{ (messages | groupby('role'))[0].__class__ }}",
+    "{{ loop.__class__ }}{{ caller.__func__.__globals__ }}",
+    "{% macro m() %}{% endmacro %}{{ m.__init__.__globals__ }}",
+    "{% macro m() %}{% endmacro %}{{ m._func.__code__ }}",
+    "{{ (messages | map('upper')).gi_frame }}",
+    "{{ ('' | e).__html__.__func__ }}",
+    "{{ ''.join.__func__ }}{{ config.items() }}",
 )
+
+
+@pytest.mark.parametrize("template", ESCAPES)
 def test_templates_are_other_peoples_programs(template: str) -> None:
-    with pytest.raises(ValueError, match="chat template"):
-        render_chat(template, TURNS, {}, add_generation_prompt=False)
+    """In the interpreter with limits as in any other, they do not come out of the sandbox."""
+    values = {"messages": [dict(turn) for turn in TURNS]}
+    try:
+        text = templates.render(template, values)
+    except (jinja2.TemplateError, TypeError, AttributeError, LookupError):
+        text = ""
+    assert not text.strip()  # what is unsafe is undefined
+    assert values == {"messages": TURNS}
+
+
+def test_what_a_template_may_take_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "SECONDS", 1)
+    for template, reason in (
+        ("{{ messages[0].content.nothing.at_all }}", "has no attribute"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 1 seconds"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "nests too deep"),
+        ("{{ 'a' * 10**10 }}", "more than 512 MB"),
+        ("{{ 'a' | center(10**9) }}", "more than 512 MB"),
+        ("{{ '%1000000000d' | format(1) }}", "more than 512 MB"),
+        ("{{ '" + "a" * 2**20 + "' }}", "more than 1,048,576 characters"),
+    ):
+        with (
+            bounded(),
+            pytest.raises(UserError, match=f"^the chat template cannot render this conversation: .*{reason}"),
+        ):
+            render_chat(template, TURNS, {}, add_generation_prompt=False)
+    tokenizer = HuggingFaceTokenizer(
+        BPE.to_hugging_face().to_str(), roles=Roles({}, (3,), "{{ 'a' * 10**10 }}" + TEMPLATE)
+    )
+    assert tokenizer.stop == sorted([3, BPE.special_tokens["<|endoftext|>"]])
+
+
+def test_a_template_sees_nothing_of_its_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OURS", "secret")
+    module = ModuleType("module")
+    module.__file__ = str(tmp_path / "module.py")
+    Path(module.__file__).write_text(
+        "import os, sys\n"
+        "def names(): return [*os.environ, *(name for name in sys.modules if name.startswith('gpt_jax'))]\n"
+        "def write(path): open(path, 'w', 1).write('text\\n')\n"
+        "def end(code): os._exit(code)\n"
+        "def sleep(seconds): import time; time.sleep(seconds)\n"
+    )
+    call = functools.partial(confined.call, module, seconds=1, megabytes=256)
+    assert "OURS" not in call("names") and "gpt_jax" not in call("names")
+    with pytest.raises(confined.Refused, match="File too large"):
+        call("write", str(tmp_path / "file"))
+    assert not (tmp_path / "file").read_text()
+    with pytest.raises(confined.Refused, match="breaks the interpreter"):
+        call("end", 3)
+    monkeypatch.setattr(confined, "START_SECONDS", 0.0)
+    with pytest.raises(confined.Refused, match="more than 1 seconds"):
+        call("sleep", 60)
+    # On macOS the system bounds no memory: the caller asks for it.
+    monkeypatch.setattr(confined, "START_SECONDS", 30.0)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(confined, "_resident", lambda pid: 2**40)
+    with pytest.raises(confined.Refused, match="more than 256 MB"):
+        call("sleep", 60)
 
 
 def test_where_sampling_stops() -> None:

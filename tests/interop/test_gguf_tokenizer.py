@@ -2,9 +2,12 @@
 
 import pytest
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gpt_jax.data.tokenizer.bpe import BYTE_LETTERS
 from gpt_jax.interop.gguf_tokenizer import SPLITS, read_tokenizer
+from tests.fuzz import damaged_json, examples, read_or_refuse
 
 
 def bytewise(split: str) -> dict:
@@ -71,6 +74,44 @@ def test_a_whole_tokenizer_json_goes_before_all() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match='kind "bert"'):
+    with pytest.raises(ValueError, match="kind 'bert'"):
         read_tokenizer(with_spaces(model="bert"), "m.gguf")
     assert read_tokenizer({}, "m.gguf") is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokens": None},
+        {"tokens": []},
+        {"tokens": 7},
+        {"tokens": ["a", "a"]},
+        {"tokens": ["a", b"b"]},
+        {"tokens": ["<unk>", "x" * 10**6], "scores": [0.0, 0.0], "token_type": None},
+        {"token_type": [1]},
+        {"token_type": "ab"},
+        {"scores": None},
+        {"scores": [0.0]},
+        {"scores": [float("nan")] * 266},
+        {"bos_token_id": -1},
+        {"eos_token_id": 2**30},
+        {"eot_token_id": 266},
+        {"unknown_token_id": "0"},
+        {"add_bos_token": 1},
+        {"model": ["llama"]},
+        {"model": "gpt2", "pre": "default", "merges": ["a b c"]},
+        {"model": "gpt2", "pre": "default", "merges": ["a nothing"]},
+        {"model": "gpt2", "pre": "default", "merges": [7]},
+        {"model": "gpt2", "pre": "\x1b[2J"},
+        {"model": "gpt2", "pre": 7},
+    ],
+)
+def test_damaged_keys_are_named(changes: dict) -> None:
+    assert read_or_refuse(lambda: read_tokenizer(with_spaces(**changes), "m.gguf")) is not None
+
+
+@pytest.mark.filterwarnings("ignore")
+@examples(20)
+@given(st.sampled_from([with_spaces(), bytewise("default")]).flatmap(damaged_json))
+def test_fuzz_keys(values: dict) -> None:
+    read_or_refuse(lambda: isinstance(values, dict) and read_tokenizer(values, "m.gguf"))

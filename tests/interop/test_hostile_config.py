@@ -19,7 +19,7 @@ from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.interop.hf import load_pretrained, save_pretrained
 from gpt_jax.model.paths import path_of
 from gpt_jax.model.shapes import canonical_shapes, parameter_shapes
-from tests.fuzz import bounded, damaged_json, few, read_or_refuse
+from tests.fuzz import bounded, damaged_json, examples, read_or_refuse
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CONFIG = "config.json"
@@ -164,7 +164,7 @@ def equal(found: Any, wanted: Any) -> bool:
     return found[0].config == wanted[0].config and jax.tree.all(jax.tree.map(np.array_equal, found[1], wanted[1]))
 
 
-@few
+@examples(15)
 @given(st.data())
 def test_a_damaged_config_of_ours_is_the_same_or_refused(ours: Path, data: st.DataObject) -> None:
     wanted = loaded(ours)
@@ -180,7 +180,7 @@ def test_a_damaged_config_of_ours_is_the_same_or_refused(ours: Path, data: st.Da
 NAMES = sorted({settings(folder.name)["model_type"]: folder.name for folder in FIXTURES.iterdir()}.values())
 
 
-@few
+@examples(15)
 @given(st.data())
 def test_a_damaged_config_of_any_family_is_read_or_refused(tmp_path_factory: Any, data: st.DataObject) -> None:
     """Other settings may be those of another legal model; they get no other tensors."""

@@ -3,7 +3,6 @@
 text ─▶ encode ─▶ ids in [0, V) ─▶ decode ─▶ text
 """
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,13 +10,15 @@ from etils import epath
 
 from gpt_jax import config as configs
 from gpt_jax.config.errors import MissingFile, UserError
-from gpt_jax.data.tokenizer.base import END_OF_TEXT, MANIFEST, PieceTokenizer
-from gpt_jax.data.tokenizer.bpe import ENCODINGS, PATTERNS, RANKS, BpeTokenizer
+from gpt_jax.config.foreign import decoded, parse_json
+from gpt_jax.data.tokenizer.base import END_OF_TEXT, MANIFEST, PieceTokenizer, read_file
+from gpt_jax.data.tokenizer.bpe import ENCODINGS, RANKS, BpeTokenizer
 from gpt_jax.data.tokenizer.byte import ByteTokenizer
 from gpt_jax.data.tokenizer.character import CharacterTokenizer
 from gpt_jax.data.tokenizer.chunks import chunks, read_chunks
 from gpt_jax.data.tokenizer.huggingface import TOKENIZER_JSON, HuggingFaceTokenizer, Roles
 from gpt_jax.data.tokenizer.interface import AllowedSpecial, StreamDecoder, Tokenizer
+from gpt_jax.data.tokenizer.patterns import PATTERNS
 from gpt_jax.data.tokenizer.pretrained import as_hugging_face, read_pretrained, write_pretrained
 from gpt_jax.data.tokenizer.show import describe
 
@@ -91,37 +92,30 @@ def load_tokenizer(path: epath.PathLike, encoding: str | None = None) -> Tokeniz
     if path.name == MANIFEST:
         return _load_saved(path.parent)
     if path.suffix == ".json":
-        return HuggingFaceTokenizer(_read_text(path), str(path))
+        return HuggingFaceTokenizer(decoded(read_file(path), path), str(path))
     if path.suffix != ".tiktoken" and encoding is None:
         raise UserError(f"{path} is not a tokenizer: give a folder, a tokenizer.json or a .tiktoken file")
     name = path.stem if encoding is None else encoding
     if name not in ENCODINGS:
         raise UserError(f"{name!r} is not a known encoding for the rank file {path}: name one of {sorted(ENCODINGS)}")
     pattern, special_tokens = ENCODINGS[name]
-    return BpeTokenizer.from_ranks(path.read_bytes(), pattern, special_tokens, str(path))
+    return BpeTokenizer.from_ranks(read_file(path), pattern, special_tokens, str(path))
 
 
 def _load_saved(folder: epath.Path) -> Tokenizer:
     manifest_file = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(_read_text(manifest_file))
+        manifest: dict[str, Any] = parse_json(decoded(read_file(manifest_file), manifest_file), manifest_file)
         kind, expected = manifest["kind"], manifest["hash"]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{manifest_file} is damaged ({error}): save the tokenizer again") from None
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise UserError(f"{manifest_file} has the unknown kind {kind!r}: it must be one of {sorted(_KINDS)}")
-    files = {name: (folder / name).read_bytes() for name in (RANKS, TOKENIZER_JSON) if (folder / name).exists()}
+    files = {name: read_file(folder / name) for name in (RANKS, TOKENIZER_JSON) if (folder / name).exists()}
     try:
         tokenizer = _KINDS[kind]._load(manifest, files)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"the tokenizer in {folder} is damaged ({error}): save it again") from None
     if tokenizer.content_hash() != expected:
         raise UserError(f"the tokenizer in {folder} is damaged (its content does not match its hash): save it again")
     return tokenizer
-
-
-def _read_text(path: epath.Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): convert it or download it again") from None

@@ -11,12 +11,14 @@ import numpy as np
 from etils import epath
 
 from gpt_jax.config.errors import UserError
+from gpt_jax.config.foreign import read_bytes
 from gpt_jax.data.tokenizer.chat import Message
 from gpt_jax.data.tokenizer.interface import AllowedSpecial, StreamDecoder, TokenIds, Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 MANIFEST = "gpt_jax_tokenizer.json"
+MOST_IDS = 1 << 22  # the largest vocabularies in use have 260,000
 
 
 class PieceTokenizer:
@@ -24,6 +26,8 @@ class PieceTokenizer:
 
     Subclasses implement `_ordinary_batch`, which encodes texts without special tokens; `manifest` and `_files`, which
     return the settings and the files to save; and `_load`, which restores a tokenizer from them.
+
+    Raises UserError if an id is not an integer in [0, MOST_IDS).
 
     An unused id in [0, V) (rank files have gaps) decodes to U+FFFD, so that samples of an untrained model can be shown.
     """
@@ -33,6 +37,9 @@ class PieceTokenizer:
     def __init__(self, pieces: Mapping[int, bytes], special_tokens: Mapping[str, int]):
         self.special_tokens = dict(special_tokens)
         known = {**pieces, **{index: name.encode() for name, index in special_tokens.items()}}
+        if not all(type(index) is int and 0 <= index < MOST_IDS for index in known):
+            bad = next(index for index in known if type(index) is not int or not 0 <= index < MOST_IDS)
+            raise UserError(f"{str(bad)[:40]} is not a token id: ids are integers from 0 to {MOST_IDS - 1}")
         self._pieces = [known.get(index, "\ufffd".encode()) for index in range(max(known) + 1)]
 
     @property
@@ -182,6 +189,16 @@ class ByteStream:
         return text
 
 
+def read_file(path: epath.PathLike) -> bytes:
+    """The content of a file, which may be in a bucket.
+
+    Raises:
+      MissingFile: there is no such file.
+      UserError: it is a folder, a pipe or a device, or too large to be a tokenizer's file.
+    """
+    return epath.Path(path).read_bytes() if "://" in str(path) else read_bytes(path)
+
+
 def as_ids(ids: int | np.integer | TokenIds) -> list[int]:
     """Returns one id (an integer or array scalar) or several as a list."""
     array = np.asarray(list(ids) if isinstance(ids, Iterable) and not hasattr(ids, "__array__") else ids)
@@ -215,6 +232,6 @@ def special_ids(names: Iterable[str], first: int) -> dict[str, int]:
       UserError: a name is empty or repeated.
     """
     names = [names] if isinstance(names, str) else list(names)
-    if "" in names or len(set(names)) < len(names):
+    if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
         raise UserError(f"special tokens must be non-empty and distinct, not {names}")
     return {name: first + place for place, name in enumerate(names)}

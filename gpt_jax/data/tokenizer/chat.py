@@ -1,23 +1,20 @@
 """Conversations as text, rendered with the Jinja template of a published model.
 
-Templates are untrusted programs: they run in Jinja's sandbox and receive plain strings only. Beyond Jinja itself they
-may use what `transformers` provides: `raise_exception`, `strftime_now`, a `tojson` without HTML escapes, loop controls,
-and `{% generation %}` around the assistant's words.
+Templates are untrusted programs: they run in Jinja's sandbox, in an interpreter of their own with limits on time and
+memory (0.15 s for each new conversation), and receive plain strings only. Beyond Jinja itself they may use what
+`transformers` provides: `raise_exception`, `strftime_now`, a `tojson` without HTML escapes, loop controls, and
+`{% generation %}` around the assistant's words.
 """
 
-import datetime
-import functools
-import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from collections.abc import Mapping, Sequence
 
 from gpt_jax.config.errors import UserError
+from gpt_jax.data import confined
+from gpt_jax.data.tokenizer import template as templates
 
 Message = Mapping[str, str]  # "role" ("system", "user" or "assistant") and "content"
+SECONDS, MEGABYTES = 3, 512  # that a template may take
+MOST_CHARACTERS = 1 << 20  # of a template: the longest in use have 30,000
 
 
 def render_chat(
@@ -32,50 +29,14 @@ def render_chat(
       add_generation_prompt: ends the text where the assistant's next answer begins.
 
     Raises:
-      UserError: the template is damaged, or rejects these messages.
+      UserError: the template is damaged, rejects these messages, or takes more than 3 s or 512 MB.
     """
     plain = [{str(key): str(value) for key, value in message.items()} for message in messages]
-    values = {"messages": plain, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+    values = {**tokens, "messages": plain, "tools": None, "documents": None}
+    values["add_generation_prompt"] = add_generation_prompt
     try:
-        return _compile(template).render(**values, **tokens)
-    except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        if len(template) > MOST_CHARACTERS:
+            raise confined.Refused(f"it has more than {MOST_CHARACTERS:,} characters")
+        return confined.call(templates, "render", template, values, seconds=SECONDS, megabytes=MEGABYTES)
+    except confined.Refused as error:
         raise UserError(f"the chat template cannot render this conversation: {error}") from None
-
-
-@functools.lru_cache(maxsize=8)
-def _compile(template: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment.from_string(template)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise(message: str) -> str:
-    raise jinja2.TemplateError(message)
-
-
-class _Generation(Extension):
-    """`{% generation %}` … `{% endgeneration %}` marks the assistant's words and leaves the text unchanged."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_text"), [], [], body).set_lineno(line)
-
-    def _text(self, caller: Callable[[], str]) -> str:
-        return caller()

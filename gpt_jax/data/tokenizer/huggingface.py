@@ -3,20 +3,23 @@
 import functools
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tokenizers
 
 from gpt_jax.config.errors import UserError
+from gpt_jax.config.printable import printable
 from gpt_jax.data.tokenizer.base import ByteStream, PieceTokenizer, as_ids
 from gpt_jax.data.tokenizer.bpe import LETTER_BYTES
 from gpt_jax.data.tokenizer.chat import Message, render_chat
+from gpt_jax.data.tokenizer.definition import parse_definition
 from gpt_jax.data.tokenizer.interface import StreamDecoder, TokenIds
 
 TOKENIZER_JSON = "tokenizer.json"
+T = TypeVar("T")
 
 # What a vocabulary may lose → a text that decode(encode(text)) changes if it does.
 _PROBES = {
@@ -71,18 +74,19 @@ class HuggingFaceTokenizer(PieceTokenizer):
     kind = "huggingface"
 
     def __init__(self, definition: str, name: str = TOKENIZER_JSON, roles: Roles = NO_ROLES):
-        try:
-            self._definition = json.loads(definition)
-            self._decoder = tokenizers.Tokenizer.from_str(definition)
-            added = {token["content"]: token for token in self._definition["added_tokens"]}
-        # The library raises plain Exception.
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{name} is not a valid tokenizer.json ({reason}): download it again") from None
+        self._name = name
+        self._definition = parse_definition(definition, name)
+        self._decoder = self._library(self._definition["added_tokens"])
+        added = {token["content"]: token for token in self._definition["added_tokens"]}
         self._encoders: dict[frozenset[str], tokenizers.Tokenizer] = {}
         vocab = self._decoder.get_vocab(with_added_tokens=True)
         if not vocab:
             raise UserError(f"{name} has an empty vocabulary: give a trained tokenizer.json")
+        if wrong := next((token for content, token in added.items() if vocab.get(content) != token["id"]), None):
+            raise UserError(
+                f"{name} is not a valid tokenizer.json (it says that {wrong['content']!r} has the id {wrong['id']}, and"
+                f" its encoder gives it {vocab.get(wrong['content'])}): download it again"
+            )
         special = {content: token["id"] for content, token in added.items() if token["special"]}
         self._bytewise = (self._definition["decoder"] or {"type": None})["type"] == "ByteLevel"
         pieces = {
@@ -90,6 +94,7 @@ class HuggingFaceTokenizer(PieceTokenizer):
             for token, index in vocab.items()
         }
         super().__init__(pieces, special)
+        check_roles(roles)
         stop = tuple(index for index in roles.stop if 0 <= index < self.vocab_size)
         if lost := [index for index in roles.stop if index not in stop]:
             warnings.warn(
@@ -117,8 +122,10 @@ class HuggingFaceTokenizer(PieceTokenizer):
     @functools.cached_property
     def prefix(self) -> list[int]:  # type: ignore[override]
         """The ids that the post-processor of the file puts before a text."""
-        plain = self._decoder.encode("a", add_special_tokens=False).ids
-        whole = self._decoder.encode("a", add_special_tokens=True).ids
+        plain, whole = (
+            self._guarded(lambda around=around: self._decoder.encode("a", add_special_tokens=around).ids)
+            for around in (False, True)
+        )
         return next(
             (whole[:start] for start in range(len(whole) - len(plain) + 1) if whole[start:][: len(plain)] == plain), []
         )
@@ -161,7 +168,8 @@ class HuggingFaceTokenizer(PieceTokenizer):
     def decode(self, ids: TokenIds) -> str:
         if self._bytewise:
             return super().decode(ids)
-        return self._decoder.decode(self._check_ids(ids), skip_special_tokens=False)
+        known = self._check_ids(ids)
+        return self._guarded(lambda: self._decoder.decode(known, skip_special_tokens=False))
 
     def decode_bytes(self, ids: TokenIds) -> bytes:
         return super().decode_bytes(ids) if self._bytewise else self.decode(ids).encode("utf-8")
@@ -183,15 +191,27 @@ class HuggingFaceTokenizer(PieceTokenizer):
                     # is not a character.
                     content = f"\U0010ffff{token['id']}"
                 added.append({**token, "content": content, "special": False})
-            encoder = tokenizers.Tokenizer.from_str(json.dumps({**self._definition, "added_tokens": added}))
-            encoder.no_truncation()
-            encoder.no_padding()
-            self._encoders[allowed] = encoder
+            self._encoders[allowed] = self._library(added)
         return self._encoders[allowed]
+
+    def _library(self, added_tokens: list[dict[str, Any]]) -> tokenizers.Tokenizer:
+        whole = {**self._definition, "added_tokens": added_tokens, "truncation": None, "padding": None}
+        return self._guarded(lambda: tokenizers.Tokenizer.from_str(json.dumps(whole)))
+
+    def _guarded(self, call: Callable[[], T]) -> T:
+        """Returns `call()`, which runs the library. It raises plain Exception, and panics are no Exception."""
+        try:
+            return call()
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:
+            reason = printable(" ".join(str(error).split())[:300])
+            raise UserError(f"{self._name} is not a valid tokenizer.json ({reason}): download it again") from None
 
     def _encode_with(self, texts: list[str], allowed: frozenset[str]) -> list[np.ndarray]:
         # The library splits, not the base class, because a special token may change how the text beside it is encoded.
-        encodings = self._encoder(allowed).encode_batch_fast(texts, add_special_tokens=False)
+        encoder = self._encoder(allowed)
+        encodings = self._guarded(lambda: encoder.encode_batch_fast(texts, add_special_tokens=False))
         rows = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
         for name, index in self.special_tokens.items():
             if name in allowed or index == self._unknown:
@@ -221,7 +241,18 @@ class HuggingFaceTokenizer(PieceTokenizer):
         if "roles" in manifest:
             saved = manifest["roles"]
             roles = Roles(saved["tokens"], tuple(saved["stop"]), saved["chat_template"])
+            check_roles(roles)
         return cls(files[TOKENIZER_JSON].decode("utf-8"), roles=roles)
+
+
+def check_roles(roles: Roles) -> None:
+    """Raises UserError if a part of roles that were read from files is of the wrong kind."""
+    if not isinstance(roles.tokens, Mapping) or not all(isinstance(text, str) for text in roles.tokens.values()):
+        raise UserError("the texts of special tokens must be strings")
+    if not all(type(index) is int for index in roles.stop):
+        raise UserError("the ids of end-of-text tokens must be integers")
+    if not isinstance(roles.chat_template, str | None):
+        raise UserError("the chat template must be a string")
 
 
 class TextStream:

@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import tokenizers
@@ -10,10 +11,13 @@ from etils import epath
 from tokenizers import decoders, models, pre_tokenizers
 
 from gpt_jax.config.errors import UserError
+from gpt_jax.config.foreign import decoded, parse_json, well_formed
+from gpt_jax.data.tokenizer.base import read_file
 from gpt_jax.data.tokenizer.bpe import BpeTokenizer
 from gpt_jax.data.tokenizer.byte import ByteTokenizer
 from gpt_jax.data.tokenizer.character import CharacterTokenizer
-from gpt_jax.data.tokenizer.huggingface import TOKENIZER_JSON, HuggingFaceTokenizer, Roles
+from gpt_jax.data.tokenizer.definition import check_added
+from gpt_jax.data.tokenizer.huggingface import TOKENIZER_JSON, HuggingFaceTokenizer, Roles, check_roles
 from gpt_jax.data.tokenizer.interface import Tokenizer
 
 TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION = "tokenizer_config.json", "chat_template.jinja", "generation_config.json"
@@ -40,8 +44,17 @@ def read_pretrained(folder: epath.PathLike, ignore: Collection[str] = ()) -> Hug
                 stacklevel=2,
             )
         return None
-    definition = _read_json(folder / TOKENIZER_JSON)
+    with well_formed(f"the tokenizer in {folder}"):
+        definition, roles = _read(folder, ignore)
+    return HuggingFaceTokenizer(json.dumps(definition), str(folder / TOKENIZER_JSON), roles)
+
+
+def _read(folder: epath.Path, ignore: Collection[str]) -> tuple[dict[str, Any], Roles]:
+    """The content of `tokenizer.json` with the tokens that the other files add, and the roles of tokens."""
+    file = folder / TOKENIZER_JSON
+    definition = _read_json(file)
     config = _read_json(folder / TOKENIZER_CONFIG)
+    check_added(definition.setdefault("added_tokens", []), str(file))
     _add_tokens(definition, config)
     tokens = {
         role: _text(values[role])
@@ -57,8 +70,9 @@ def read_pretrained(folder: epath.PathLike, ignore: Collection[str] = ()) -> Hug
         values = _read_json(folder / name)
         ids = values["eos_token_id"] if "eos_token_id" in values and "eos_token_id" not in ignore else None
         stop |= set() if ids is None else set(ids) if isinstance(ids, list) else {ids}
-    roles = Roles(tokens, tuple(sorted(stop)), _chat_template(folder, config))
-    return HuggingFaceTokenizer(json.dumps(definition), str(folder / TOKENIZER_JSON), roles)
+    roles = Roles(tokens, tuple(stop), _chat_template(folder, config))
+    check_roles(roles)
+    return definition, replace(roles, stop=tuple(sorted(stop)))
 
 
 def write_pretrained(tokenizer: Tokenizer, folder: epath.PathLike) -> None:
@@ -141,7 +155,7 @@ def _add_tokens(definition: dict[str, Any], config: Mapping[str, Any]) -> None:
 
 def _chat_template(folder: epath.Path, config: Mapping[str, Any]) -> str | None:
     if (folder / CHAT_TEMPLATE).exists():
-        return (folder / CHAT_TEMPLATE).read_text()
+        return decoded(read_file(folder / CHAT_TEMPLATE), folder / CHAT_TEMPLATE)
     found = config["chat_template"] if "chat_template" in config else None
     if isinstance(found, list):  # several templates with names
         named = {entry["name"]: entry["template"] for entry in found}
@@ -157,10 +171,7 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     """Returns the content of a file, or an empty dictionary if it does not exist."""
     if not path.exists():
         return {}
-    try:
-        values = json.loads(path.read_bytes().decode("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): download it again") from None
+    values = parse_json(decoded(read_file(path), path), path)
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a JSON object: download it again")
     return values
