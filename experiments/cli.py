@@ -22,6 +22,7 @@ from gpt_jax.config.conversion import from_config_dict
 from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.runs import processes
 from gpt_jax.runs.init_from import completed
+from gpt_jax.runs.lease import LeaseLost
 
 FAILURE, USAGE_ERROR, INTERRUPTED, SAVED = 1, 2, 130, processes.TEMPORARY
 OWN_PACKAGES = ("gpt_jax", "experiments", "configs")  # a missing module of these is a bug
@@ -200,6 +201,8 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
         if sentence is not None:
             print(f"{_name()}: {sentence}", file=sys.stderr)
             code = USAGE_ERROR if isinstance(error, UsageError | ConfigError) else FAILURE
+            if isinstance(error, LeaseLost):  # at once: threads still write a checkpoint
+                processes.quit(SAVED, sentence)
             reason = sentence
         elif processes.are_several():
             traceback.print_exc()

@@ -26,7 +26,8 @@ from gpt_jax.config import Config
 from gpt_jax.data import open_data
 from gpt_jax.runs import consensus
 from gpt_jax.runs.environment import git_revision, versions
-from gpt_jax.runs.folder import RunFolder, RunLocked, Workdir
+from gpt_jax.runs.folder import RunFolder, Workdir
+from gpt_jax.runs.lease import RunLocked
 from gpt_jax.runs.load import open_run
 from gpt_jax.runs.loop import TrainingDiverged
 from gpt_jax.runs.record import recorded

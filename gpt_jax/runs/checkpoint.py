@@ -22,6 +22,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy  # type: ig
 from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.runs import consensus
 from gpt_jax.runs.folder import CHECKPOINTS, DAMAGED, RunFolder
+from gpt_jax.runs.lease import LeaseLost
 from gpt_jax.training.state import PARAMS, REST
 
 RECORD = "record"
@@ -232,6 +233,7 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Waits until everything is on disk."""
-        self._manager.close()
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Waits until everything is on disk, unless another run has taken over the folder."""
+        if not isinstance(error, LeaseLost):
+            self._manager.close()

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import threading
 import time
 import uuid
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +21,7 @@ from etils import epath
 
 from gpt_jax.config.errors import UserError
 from gpt_jax.runs import consensus
+from gpt_jax.runs.lease import Lease, RunLocked, locked
 
 # What a run folder holds.
 CONFIG = "config.json"  # the configuration as given and as resolved
@@ -41,14 +39,8 @@ SHARED = ".shared"  # there while the processes of a run look whether all of the
 
 Workdir = str | os.PathLike[str]
 
-LEASE_SECONDS = 120.0  # a lease that has not been renewed for so long belongs to a dead run
-ASK_SECONDS = 2.0
 REMOTE_REWRITE_SECONDS = 30.0
 VISIBLE_SECONDS = 20.0  # until a file of another host shows in a network file system
-
-
-class RunLocked(UserError):
-    """Another process is writing to this run folder."""
 
 
 class RunFolder:
@@ -61,6 +53,7 @@ class RunFolder:
             self.path = self.path.absolute()
         self._growing: dict[str, str] = {}
         self._rewritten: dict[str, float] = {}
+        self._lease: Lease | None = None
 
     def __str__(self) -> str:
         return os.fspath(self.path)
@@ -114,6 +107,8 @@ class RunFolder:
             return
         target = self.file(name)
         if self.is_remote:
+            if self._lease is not None:
+                self._lease.check()
             target.write_bytes(content)  # an object appears when its upload is complete
             return
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -130,7 +125,11 @@ class RunFolder:
         self.write_text(name, json.dumps(content, indent=2) + "\n")
 
     def append(self, name: str, content: str, force: bool = True) -> None:
-        """Appends to a text file. In an object store the upload may wait for half a minute, unless `force`."""
+        """Appends to a text file. In an object store the upload may wait for half a minute, unless `force`.
+
+        Raises:
+          LeaseLost: another run has taken over the folder.
+        """
         if not self.writes:
             return
         if not self.is_remote:
@@ -138,6 +137,8 @@ class RunFolder:
                 with self.file(name).open("a") as file:
                     file.write(content)
             return
+        if self._lease is not None:
+            self._lease.check(asks=False)
         if name not in self._growing:
             self._growing[name] = self.read_text(name) if self.exists(name) else ""
             self._rewritten[name] = 0.0
@@ -153,7 +154,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other writers out of the folder.
+        """Keeps other writers out of the folder. In an object store, a write checks first that this is still so.
 
         Raises:
           RunLocked: another run is writing to it.
@@ -163,8 +164,15 @@ class RunFolder:
             yield
             return
         self.make()
-        with _Lease(self.file(LEASE)) if self.is_remote else self._file_lock():
-            yield
+        if not self.is_remote:
+            with self._file_lock():
+                yield
+            return
+        with Lease(self.file(LEASE)) as self._lease:
+            try:
+                yield
+            finally:
+                self._lease = None
 
     def check_shared(self) -> None:
         """Checks that all processes see the same folder, once process 0 holds its lock.
@@ -200,7 +208,7 @@ class RunFolder:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise RunLocked(_locked(self.path)) from None
+            raise RunLocked(locked(self.path)) from None
         except OSError as error:
             raise UserError(
                 f"the folder {self.path} cannot be written to ({error.strerror}): choose another --workdir"
@@ -209,67 +217,3 @@ class RunFolder:
             yield
         finally:
             lock.release()
-
-
-class _Lease:
-    """A lock for an object store: a small object that its holder renews, and that anyone may take over once it is
-    stale.
-    """
-
-    def __init__(self, path: epath.Path) -> None:
-        self.path = path
-        self.id = uuid.uuid4().hex
-        self._released = threading.Event()
-
-    def __enter__(self) -> None:
-        self._wait_for_holder()
-        self._write()
-        time.sleep(0.5)  # of two processes that wrote a lease at once, both now read the later one
-        holder = self._read()
-        if holder is None or holder["id"] != self.id:
-            raise RunLocked(_locked(self.path.parent))
-        self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
-        self._thread.start()
-
-    def _wait_for_holder(self) -> None:
-        """Returns when there is no holder, or when it has died, since it has not renewed its lease in time.
-
-        Raises:
-          RunLocked: the holder renews its lease.
-        """
-        first = holder = self._read()
-        if first is not None and time.time() - first["renewed"] < LEASE_SECONDS:
-            warnings.warn(
-                f"waits up to {LEASE_SECONDS:.0f} seconds to see whether the last run in {self.path.parent} is alive",
-                stacklevel=2,
-            )
-        while holder is not None and time.time() - holder["renewed"] < LEASE_SECONDS:
-            if holder != first:
-                raise RunLocked(_locked(self.path.parent))
-            time.sleep(ASK_SECONDS)
-            holder = self._read()
-
-    def __exit__(self, *_: object) -> None:
-        self._released.set()
-        self._thread.join()
-        holder = self._read()
-        if holder is not None and holder["id"] == self.id:
-            self.path.unlink()
-
-    def _renew(self) -> None:
-        while not self._released.wait(LEASE_SECONDS / 4):
-            self._write()
-
-    def _write(self) -> None:
-        lease = {"id": self.id, "renewed": time.time(), "host": socket.gethostname(), "process": os.getpid()}
-        self.path.write_text(json.dumps(lease))
-
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            return json.loads(self.path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return None
-
-
-def _locked(path: epath.Path) -> str:
-    return f"another run is writing to {path}: wait for it to end, stop it, or choose another --workdir"

@@ -177,7 +177,7 @@ class RunObserver:
         return float(result["loss"])
 
     def _save(self, state: TrainState, validation_loss: float | None) -> None:
-        self.records.flush()
+        self.records.flush()  # in an object store, it checks first that no other run has taken over the folder
         trees = (jax.jit(to_trees) if self.config.model.scan else to_trees)(state)
         self.checkpoints.save(self.step, trees[PARAMS], trees[REST], {"step": self.step}, validation_loss)
         self._pause()

@@ -259,8 +259,14 @@ def fail(code: int, reason: str) -> None:
     An exit in order would wait for the others, which wait for this one.
     """
     if _joined is not None:
+        quit(code, reason)
+
+
+def quit(code: int, reason: str) -> NoReturn:
+    """Ends this process at once, whatever its threads do, and the others with it; they say this `reason`."""
+    if _joined is not None:
         _joined.watch.fail(code, reason)
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
