@@ -6,6 +6,7 @@ import difflib
 import logging
 import re
 import shlex
+import signal
 import sys
 import traceback
 import warnings
@@ -20,11 +21,12 @@ from ml_collections import ConfigDict, config_flags
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import from_config_dict
 from gpt_jax.config.errors import ConfigError, UserError
-from gpt_jax.runs import processes
+from gpt_jax.runs import interrupt, processes, terminal
 from gpt_jax.runs.init_from import completed
 from gpt_jax.runs.lease import LeaseLost
 
-FAILURE, USAGE_ERROR, INTERRUPTED, SAVED = 1, 2, 130, processes.TEMPORARY
+FAILURE, USAGE_ERROR, SAVED = 1, 2, processes.TEMPORARY
+INTERRUPTED = tuple(128 + number for number in (*interrupt.SIGNALS, interrupt.OUTPUT_GONE))  # before anything to save
 OWN_PACKAGES = ("gpt_jax", "experiments", "configs")  # a missing module of these is a bug
 PROCESSES = """
 Several hosts compute one command together: start it on each of them. On the hosts of a TPU slice, under SLURM
@@ -57,15 +59,21 @@ def run(main: Callable[[], int | None], page: str, several: str | None = None, f
 
     def parse(argv: list[str]) -> list[str]:
         if any(arg in ("--help", "-help", "-h", "--helpshort") for arg in argv[1:]):
-            print(page.strip())
-            if "coordinator" in flags.FLAGS:
-                print(PROCESSES.format(seconds=processes.START_SECONDS).rstrip())
+            told = PROCESSES.format(seconds=processes.START_SECONDS).rstrip() if "coordinator" in flags.FLAGS else ""
+            _answer(print, f"{page.strip()}\n{told}".rstrip())
             sys.exit(0)
         if first is not None and argv[1:] and not argv[1].startswith("-"):
             argv = [argv[0], f"--{first}={argv[1]}", *argv[2:]]
         return _answer(_parse, argv if several is None else _spread(argv, several))
 
+    begin()
     app.run(lambda _: sys.exit(_answer(_together, main)), flags_parser=parse)
+
+
+def begin() -> None:
+    """From now on signals, and an output that vanishes, end the command in order; see `runs/interrupt.py`."""
+    interrupt.begin(_name())
+    terminal.guard()
 
 
 MEETING = ("--coordinator", "--num_processes", "--process_id", "--start_timeout")
@@ -190,11 +198,13 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
     """`call(*args)`; a user error, or Ctrl-C, ends the process with one line on stderr and an exit code."""
     quiet()
     try:
-        return call(*args)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        code, reason = INTERRUPTED, "interrupted"
+        result = call(*args)
+        terminal.flush()
+        return interrupt.code_after_save(SAVED) if result == SAVED else result
+    except KeyboardInterrupt as error:
+        code, reason = interrupted(error)
     except Exception as error:
+        terminal.end()
         sentence = explanation(error)
         if sentence is None or error.__cause__ is not None:
             processes.explain_error()
@@ -211,6 +221,13 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
             raise
     processes.fail(code, reason)
     sys.exit(code)
+
+
+def interrupted(error: KeyboardInterrupt) -> tuple[int, str]:
+    """Says on stderr that a command is interrupted; its exit code, and the reason for its other processes."""
+    terminal.end()
+    print("\ninterrupted", file=sys.stderr)
+    return error.code if isinstance(error, interrupt.Interrupted) else 128 + signal.SIGINT, "interrupted"
 
 
 def explanation(error: Exception) -> str | None:
