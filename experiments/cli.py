@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import from_config_dict
+from gpt_jax.config.disk import disk_fault
 from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.runs import interrupt, processes, terminal
 from gpt_jax.runs.init_from import completed
@@ -233,12 +234,14 @@ def interrupted(error: KeyboardInterrupt) -> tuple[int, str]:
 def explanation(error: Exception) -> str | None:
     """The sentence that answers a user error; None for any other exception, which is a bug and needs its traceback.
 
-    Besides `UserError`, users cause operating system errors about a file (full disks, missing permissions), and lack
-    packages that a configuration file or an option imports.
+    Besides `UserError`, users cause operating system errors about a file (full disks, missing permissions), which
+    libraries wrap in errors of their own, and lack packages that a configuration file or an option imports.
     """
     match error:
         case UserError():
             return " ".join(str(error).split())
+        case _ if (fault := disk_fault(error)) is not None:
+            return " ".join(fault.split())
         case OSError(filename=name) if name is not None:  # without a name: a broken pipe or socket
             return f"{name}: {error.strerror}"
         case ModuleNotFoundError(name=str(name)) if name.partition(".")[0] not in OWN_PACKAGES:

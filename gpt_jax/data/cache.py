@@ -11,6 +11,8 @@ from typing import Any
 
 import filelock
 
+from gpt_jax.config.disk import writing
+
 MANIFEST = "manifest.json"
 
 
@@ -41,11 +43,17 @@ def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
             if leftover.exists():
                 shutil.rmtree(leftover)
         partial.mkdir()
-        manifest = build(partial)
-        sizes = {str(file.relative_to(partial)): file.stat().st_size for file in partial.rglob("*") if file.is_file()}
-        (partial / MANIFEST).write_text(json.dumps({"manifest": manifest, "sizes": sizes}), encoding="utf-8")
-        for path in (*partial.rglob("*"), partial):
-            _flush(path)
+        try:
+            with writing(folder):
+                manifest = build(partial)
+                files = [file for file in partial.rglob("*") if file.is_file()]
+                sizes = {str(file.relative_to(partial)): file.stat().st_size for file in files}
+                (partial / MANIFEST).write_text(json.dumps({"manifest": manifest, "sizes": sizes}), encoding="utf-8")
+                for path in (*partial.rglob("*"), partial):
+                    _flush(path)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)  # a full disk has better uses
+            raise
         partial.rename(folder)
         _flush(folder.parent)
         return manifest

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import ml_dtypes
 import numpy as np
 
+from gpt_jax.config.disk import writing
 from gpt_jax.config.errors import MissingFile, UserError
 
 WEIGHTS = "model.safetensors"
@@ -147,7 +148,7 @@ def write_weights(
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the data are aligned
-    with file.open("wb") as f:
+    with writing(file), file.open("wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for dtype, shape, make in entries.values():
             tensor = np.asarray(make(), dtype, order="C")

@@ -7,18 +7,20 @@ holder renews.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import filelock
 import jax
 from etils import epath
 
+from gpt_jax.config.disk import writing
 from gpt_jax.config.errors import UserError
 from gpt_jax.runs import consensus
 from gpt_jax.runs.lease import Lease, RunLocked, locked
@@ -112,11 +114,17 @@ class RunFolder:
             target.write_bytes(content)  # an object appears when its upload is complete
             return
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
+        with self._writing(target):
+            try:
+                with partial.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(target)
+            except OSError:
+                with suppress(OSError):
+                    partial.unlink()
+                raise
 
     def write_text(self, name: str, content: str) -> None:
         self.write_bytes(name, content.encode())
@@ -134,8 +142,7 @@ class RunFolder:
             return
         if not self.is_remote:
             if content:
-                with self.file(name).open("a") as file:
-                    file.write(content)
+                self._append(self.file(name), content.encode())
             return
         if self._lease is not None:
             self._lease.check(asks=False)
@@ -146,6 +153,35 @@ class RunFolder:
         if force or time.monotonic() - self._rewritten[name] >= REMOTE_REWRITE_SECONDS:
             self.write_text(name, self._growing[name])
             self._rewritten[name] = time.monotonic()
+
+    def _append(self, path: epath.Path, content: bytes) -> None:
+        """Appends to a file on a disk: all of it or, if the disk is full, nothing."""
+        with self._writing(path), io.FileIO(os.fspath(path), "ab") as file:
+            before = file.tell()
+            try:
+                while content:
+                    content = content[file.write(content) :]
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(before)
+                raise
+
+    @contextmanager
+    def _writing(self, path: epath.Path) -> Iterator[None]:
+        """Names the file in an error of the disk.
+
+        Raises:
+          UserError: the folder is not there any more.
+        """
+        try:
+            with writing(path):
+                yield
+        except FileNotFoundError:
+            if self.exists():
+                raise
+            raise UserError(
+                f"the folder {self} was deleted or moved while this process wrote to it: bring it back, or start again"
+            ) from None
 
     def truncate(self, name: str, content: str) -> None:
         """Replaces the content of a file that `append` writes to."""

@@ -102,7 +102,7 @@ class Interrupts:
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Asks the loop to stop: the handler of its signals."""
         _note(number)
-        self._received = True
+        is_first, self._received = not self._received, True
         if jax.process_count() > 1:
             signal.raise_signal(signal.SIGTERM)
         if threading.current_thread() is threading.main_thread():
@@ -111,6 +111,8 @@ class Interrupts:
             is_notebook = "ipykernel" in sys.modules
             signal.signal(signal.SIGINT, signal.default_int_handler if is_notebook else signal.SIG_DFL)
         with contextlib.suppress(OSError, ValueError):  # the terminal may be gone, which is why the signal came
+            if not is_first:
+                return
             cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
             os.write(2, f"{cursor}\nstopping: saves a checkpoint first; Ctrl-C again quits at once\n".encode())
 

@@ -10,18 +10,21 @@ import importlib.util
 import json
 import math
 import time
+import uuid
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.writer import FileWriter
 
 from gpt_jax.config import Config
+from gpt_jax.config.disk import writing
 from gpt_jax.config.errors import UserError
 from gpt_jax.runs.folder import METRICS, TENSORBOARD, RunFolder
 
 FLUSH_SECONDS = 1.0
+EVENTS_SECONDS = 60.0  # between flushes of TensorBoard's file
 
 
 def parse(text: str) -> list[dict[str, Any]]:
@@ -108,9 +111,14 @@ class TensorBoard:
 
     def __init__(self, folder: RunFolder, step: int) -> None:
         """Hides the events that an earlier process wrote after `step` updates."""
-        self._file = FileWriter(str(folder.make(TENSORBOARD)))
+        self._path = str(folder.make(TENSORBOARD))
+        # Not tensorboardX's own thread, which dies at a full disk, and the run would wait for it for ever. The suffix
+        # is for clocks that jump: the rest of a file's name is the time in seconds.
+        with writing(self._path):
+            self._file = EventsWriter(f"{self._path}/events", f".{uuid.uuid4().hex[:8]}")
+        self._flushed = time.monotonic()
         if step:
-            self._file.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+            self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, record: Mapping[str, Any]) -> None:
         # One event per step: tensorboardX's `add_scalar` writes one per number, which would slow down the loop.
@@ -119,10 +127,19 @@ class TensorBoard:
             for name, value in record.items()
             if name not in ("step", "split") and value is not None
         ]
-        self._file.add_summary(Summary(value=values), record["step"])
+        self._add(step=record["step"], summary=Summary(value=values))
+        if time.monotonic() - self._flushed >= EVENTS_SECONDS:
+            with writing(self._path):
+                self._file.flush()
+            self._flushed = time.monotonic()
+
+    def _add(self, **content: Any) -> None:
+        with writing(self._path):
+            self._file.write_event(Event(wall_time=time.time(), **content))
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
 
 
 def check_wandb(config: Config) -> None:
