@@ -133,7 +133,8 @@ class RunFolder:
         self.write_text(name, json.dumps(content, indent=2) + "\n")
 
     def append(self, name: str, content: str, force: bool = True) -> None:
-        """Appends to a text file. In an object store the upload may wait for half a minute, unless `force`.
+        """Appends to a text file. Unless `force`, the upload to an object store may wait for half a minute, and a crash
+        of the machine may lose what is appended.
 
         Raises:
           LeaseLost: another run has taken over the folder.
@@ -142,7 +143,7 @@ class RunFolder:
             return
         if not self.is_remote:
             if content:
-                self._append(self.file(name), content.encode())
+                self._append(self.file(name), content.encode(), force)
             return
         if self._lease is not None:
             self._lease.check(asks=False)
@@ -154,13 +155,17 @@ class RunFolder:
             self.write_text(name, self._growing[name])
             self._rewritten[name] = time.monotonic()
 
-    def _append(self, path: epath.Path, content: bytes) -> None:
-        """Appends to a file on a disk: all of it or, if the disk is full, nothing."""
+    def _append(self, path: epath.Path, content: bytes, flushes: bool) -> None:
+        """Appends to a file on a disk: all of it or, if the disk is full, nothing. `flushes`: it survives a crash of
+        the machine.
+        """
         with self._writing(path), io.FileIO(os.fspath(path), "ab") as file:
             before = file.tell()
             try:
                 while content:
                     content = content[file.write(content) :]
+                if flushes:
+                    os.fsync(file.fileno())
             except OSError:
                 with suppress(OSError):
                     file.truncate(before)

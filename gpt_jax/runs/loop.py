@@ -165,7 +165,8 @@ class RunObserver:
         self._pending = None
         now = time.perf_counter()
         self._skipped_in_row = values.pop("skipped_in_row")
-        rate = None if self._clock is None else values["tokens"] / (now - self._clock)
+        is_timed = self._clock is not None and now > self._clock  # a coarse clock may stand still
+        rate = values["tokens"] / (now - self._clock) if is_timed else None
         self._clock = now
         loss = values["loss"]
         if self.step % self.config.train.log_every == 0 or self._is_last():
