@@ -13,6 +13,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.benchmarks import attention, compilation, data, decode, loop, planned, pretrained, seeds, step
+from gpt_jax.config.disk import writing
 
 SUITES: dict[str, Callable[..., Any]] = {
     "step": step.run,
@@ -73,7 +74,8 @@ def main() -> None:
     text = json.dumps(result, indent=2)
     print(text)
     if FLAGS.output is not None:
-        Path(FLAGS.output).write_text(text + "\n")
+        with writing(FLAGS.output):
+            Path(FLAGS.output).write_text(text + "\n")
 
 
 if __name__ == "__main__":

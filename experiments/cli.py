@@ -6,6 +6,7 @@ import difflib
 import logging
 import re
 import shlex
+import signal
 import sys
 import traceback
 import warnings
@@ -19,11 +20,14 @@ from ml_collections import ConfigDict, config_flags
 
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import from_config_dict
+from gpt_jax.config.disk import disk_fault
 from gpt_jax.config.errors import ConfigError, UserError
-from gpt_jax.runs import processes
+from gpt_jax.runs import interrupt, processes, terminal
 from gpt_jax.runs.init_from import completed
+from gpt_jax.runs.lease import LeaseLost
 
-FAILURE, USAGE_ERROR, INTERRUPTED, SAVED = 1, 2, 130, processes.TEMPORARY
+FAILURE, USAGE_ERROR, SAVED = 1, 2, processes.TEMPORARY
+INTERRUPTED = tuple(128 + number for number in (*interrupt.SIGNALS, interrupt.OUTPUT_GONE))  # before anything to save
 OWN_PACKAGES = ("gpt_jax", "experiments", "configs")  # a missing module of these is a bug
 PROCESSES = """
 Several hosts compute one command together: start it on each of them. On the hosts of a TPU slice, under SLURM
@@ -56,15 +60,21 @@ def run(main: Callable[[], int | None], page: str, several: str | None = None, f
 
     def parse(argv: list[str]) -> list[str]:
         if any(arg in ("--help", "-help", "-h", "--helpshort") for arg in argv[1:]):
-            print(page.strip())
-            if "coordinator" in flags.FLAGS:
-                print(PROCESSES.format(seconds=processes.START_SECONDS).rstrip())
+            told = PROCESSES.format(seconds=processes.START_SECONDS).rstrip() if "coordinator" in flags.FLAGS else ""
+            _answer(print, f"{page.strip()}\n{told}".rstrip())
             sys.exit(0)
         if first is not None and argv[1:] and not argv[1].startswith("-"):
             argv = [argv[0], f"--{first}={argv[1]}", *argv[2:]]
         return _answer(_parse, argv if several is None else _spread(argv, several))
 
+    begin()
     app.run(lambda _: sys.exit(_answer(_together, main)), flags_parser=parse)
+
+
+def begin() -> None:
+    """From now on signals, and an output that vanishes, end the command in order; see `runs/interrupt.py`."""
+    interrupt.begin(_name())
+    terminal.guard()
 
 
 ONCE = ("--restart",)  # what no command that is printed repeats
@@ -190,17 +200,21 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
     """`call(*args)`; a user error, or Ctrl-C, ends the process with one line on stderr and an exit code."""
     quiet()
     try:
-        return call(*args)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        code, reason = INTERRUPTED, "interrupted"
+        result = call(*args)
+        terminal.flush()
+        return interrupt.code_after_save(SAVED) if result == SAVED else result
+    except KeyboardInterrupt as error:
+        code, reason = interrupted(error)
     except Exception as error:
+        terminal.end()
         sentence = explanation(error)
         if sentence is None or error.__cause__ is not None:
             processes.explain_error()
         if sentence is not None:
             print(f"{_name()}: {sentence}", file=sys.stderr)
             code = USAGE_ERROR if isinstance(error, UsageError | ConfigError) else FAILURE
+            if isinstance(error, LeaseLost):  # at once: threads still write a checkpoint
+                processes.quit(SAVED, sentence)
             reason = sentence
         elif processes.are_several():
             traceback.print_exc()
@@ -211,15 +225,24 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
     sys.exit(code)
 
 
+def interrupted(error: KeyboardInterrupt) -> tuple[int, str]:
+    """Says on stderr that a command is interrupted; its exit code, and the reason for its other processes."""
+    terminal.end()
+    print("\ninterrupted", file=sys.stderr)
+    return error.code if isinstance(error, interrupt.Interrupted) else 128 + signal.SIGINT, "interrupted"
+
+
 def explanation(error: Exception) -> str | None:
     """The sentence that answers a user error; None for any other exception, which is a bug and needs its traceback.
 
-    Besides `UserError`, users cause operating system errors about a file (full disks, missing permissions), and lack
-    packages that a configuration file or an option imports.
+    Besides `UserError`, users cause operating system errors about a file (full disks, missing permissions), which
+    libraries wrap in errors of their own, and lack packages that a configuration file or an option imports.
     """
     match error:
         case UserError():
             return " ".join(str(error).split())
+        case _ if (fault := disk_fault(error)) is not None:
+            return " ".join(fault.split())
         case OSError(filename=name) if name is not None:  # without a name: a broken pipe or socket
             return f"{name}: {error.strerror}"
         case ModuleNotFoundError(name=str(name)) if name.partition(".")[0] not in OWN_PACKAGES:

@@ -14,6 +14,7 @@ from experiments.planning import forecasts_of
 from gpt_jax.analysis.forecast import to_json
 from gpt_jax.analysis.plan_page import page
 from gpt_jax.analysis.plan_text import show
+from gpt_jax.config.disk import writing
 
 PAGE = """
 Plan a run before TPUs are rented: whether it fits, how fast it is and what it costs, by estimate.
@@ -69,7 +70,8 @@ def main() -> int:
     else:
         show(Console(), forecasts)
     if FLAGS.output is not None:
-        Path(FLAGS.output).write_text(page(forecasts, cli.command()))
+        with writing(FLAGS.output):
+            Path(FLAGS.output).write_text(page(forecasts, cli.command()))
         print(FLAGS.output, file=sys.stderr if FLAGS.json else sys.stdout)
     return 0 if all(forecast.fits for forecast in forecasts) else cli.FAILURE
 

@@ -26,6 +26,7 @@ from gpt_jax.ablation.runner import StudyStatus, write_plan
 from gpt_jax.ablation.schema import STUDY
 from gpt_jax.ablation.study import Study, Tuning, change
 from gpt_jax.config.errors import ConfigError
+from gpt_jax.runs import interrupt
 from gpt_jax.runs.folder import RunFolder
 from gpt_jax.training.programs import Programs
 
@@ -167,12 +168,13 @@ def _one_stage(count: int) -> StudyStatus:
             process.send_signal(number)
 
     previous = signal.signal(signal.SIGTERM, forward)
+    interrupt.wait_for_others()
     try:
         codes = [process.wait() for process in processes]
     except KeyboardInterrupt:  # the terminal's Ctrl-C reached them too: they save and stop
         codes = [process.wait() for process in processes]
     finally:
         signal.signal(signal.SIGTERM, previous)
-    if any(code in (cli.SAVED, cli.INTERRUPTED) for code in codes):
+    if any(code in (cli.SAVED, *cli.INTERRUPTED) for code in codes):
         return "interrupted"
     return "failed" if any(codes) else "finished"

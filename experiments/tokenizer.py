@@ -22,6 +22,7 @@ from experiments import cli
 from gpt_jax.config import Bpe
 from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.data import tokenizer as tokenizers
+from gpt_jax.runs import terminal
 
 
 def train(flags: argparse.Namespace) -> None:
@@ -140,14 +141,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns 0 if it succeeded, 1 after a user error, 130 after Ctrl-C."""
+    """Runs one command; returns 0 if it succeeded, 1 after a user error, 128 + n after signal n."""
     flags = parser().parse_args(arguments)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         flags.run(flags)
-    except KeyboardInterrupt:
-        print("error: interrupted, nothing was saved", file=sys.stderr)
-        return cli.INTERRUPTED
+        terminal.flush()
+    except KeyboardInterrupt as error:
+        return cli.interrupted(error)[0]
     except Exception as error:
         if (sentence := cli.explanation(error)) is None:
             raise
@@ -157,4 +158,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    cli.begin()
     sys.exit(main())

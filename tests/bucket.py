@@ -1,4 +1,4 @@
-"""A bucket on this machine: a server that speaks the protocol of Google Cloud Storage."""
+"""Buckets on this machine: one in memory, and a server that speaks the protocol of Google Cloud Storage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import fsspec
 import pytest
+from etils.epath import backend
+
+
+def memory_bucket(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A `gs://` that lies in memory: no append, no locks, every write replaces an object. The address of a folder."""
+    files = fsspec.filesystem("memory", skip_instance_cache=True)
+    monkeypatch.setattr(files, "store", {})
+    monkeypatch.setattr(files, "pseudo_dirs", [""])
+    plain_open = files.open
+
+    def open_object(path: str, mode: str = "rb", **options: object) -> object:
+        assert "a" not in mode and "+" not in mode, "an object store can't append"
+        return plain_open(path, mode, **options)
+
+    monkeypatch.setattr(files, "open", open_object)
+    monkeypatch.setattr(backend._FileSystemSpecBackend, "fs", lambda self, path: files)
+    monkeypatch.setattr(backend._TfBackend, "fs", lambda self, path: files, raising=False)
+    return "gs://bucket/run"
 
 
 @contextmanager

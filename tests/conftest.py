@@ -40,6 +40,10 @@ hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=5000)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=2, help="how often tests/runs/test_kills.py kills a run")
+
+
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()  # modules and collected tests stay to the end

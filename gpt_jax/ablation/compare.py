@@ -17,6 +17,7 @@ from gpt_jax.ablation.picture import Picture
 from gpt_jax.ablation.report import pictures_html
 from gpt_jax.ablation.table import plain
 from gpt_jax.config.conversion import flatten
+from gpt_jax.config.disk import writing
 from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.pages.numbers import count, loss
 from gpt_jax.pages.render import render
@@ -64,8 +65,9 @@ def write_comparison(runs: Sequence[str], output: str) -> str:
         plain_table(["run", "folder"], [[run.name, run.folder] for run in found], 2),
     ]
     place = epath.Path(output).expanduser()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(render(title, "\n".join(body)))
+    with writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(render(title, "\n".join(body)))
     return str(place)
 
 

@@ -15,7 +15,8 @@ from contextlib import ExitStack, contextmanager
 from gpt_jax.ablation import records
 from gpt_jax.ablation.findings import Event
 from gpt_jax.config.errors import ConfigError
-from gpt_jax.runs.folder import LEASE_SECONDS, RunFolder, RunLocked
+from gpt_jax.runs.folder import RunFolder
+from gpt_jax.runs.lease import LEASE_SECONDS, RunLocked
 
 LOG = "log.jsonl"
 START, LOOK, CHANGE = "start", "look", "change"

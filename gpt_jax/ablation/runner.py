@@ -23,10 +23,12 @@ from gpt_jax.ablation.rows import write_rows
 from gpt_jax.ablation.schema import FAILURE, MEASUREMENTS, OUTCOME, RUNS, Grouping, Measurements, Origin, RunOutcome
 from gpt_jax.analysis.diagnostics import decode_rate
 from gpt_jax.config import Config
+from gpt_jax.config.disk import disk_fault
 from gpt_jax.data import open_data
 from gpt_jax.runs import consensus
 from gpt_jax.runs.environment import git_revision, versions
-from gpt_jax.runs.folder import RunFolder, RunLocked, Workdir
+from gpt_jax.runs.folder import RunFolder, Workdir
+from gpt_jax.runs.lease import RunLocked
 from gpt_jax.runs.load import open_run
 from gpt_jax.runs.loop import TrainingDiverged
 from gpt_jax.runs.record import recorded
@@ -127,7 +129,7 @@ class Runner:
                     raise
                 return "interrupted"  # between the steps of two runs, where there is nothing to save
             except Exception as error:
-                if several:
+                if several or disk_fault(error) is not None:  # which every run would meet
                     raise
                 self._fail(group, error)  # the other runs go on
                 status = "failed"

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import filelock
 
+from gpt_jax.config.disk import writing
 from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.config.foreign import open_regular, read_json_object
 
@@ -67,13 +68,18 @@ def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
         for leftover in (partial, folder):
             _remove(leftover)
         partial.mkdir()
-        manifest = build(partial)
-        files = {name: [(partial / name).stat().st_size, _digest(partial / name)] for name in _names(partial)}
-        whole = {"manifest": manifest, "files": files}
-        (partial / MANIFEST).write_text(json.dumps({**whole, "hash": _hash(whole)}), encoding="utf-8")
-        _note(partial, _Content(manifest, files))
-        for path in (*partial.rglob("*"), partial):
-            _flush(path)
+        try:
+            with writing(folder):
+                manifest = build(partial)
+                files = {name: [(partial / name).stat().st_size, _digest(partial / name)] for name in _names(partial)}
+                whole = {"manifest": manifest, "files": files}
+                (partial / MANIFEST).write_text(json.dumps({**whole, "hash": _hash(whole)}), encoding="utf-8")
+                _note(partial, _Content(manifest, files))
+                for path in (*partial.rglob("*"), partial):
+                    _flush(path)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)  # a full disk has better uses
+            raise
         partial.rename(folder)
         _flush(folder.parent)
         return manifest

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config import Dtype, ModelConfig
+from gpt_jax.config.disk import writing
 from gpt_jax.config.errors import ConfigError, MissingFile, UserError, nearest
 from gpt_jax.config.foreign import quoted, read_json_object, shown
 from gpt_jax.data.tokenizer import Tokenizer, as_hugging_face, read_pretrained, write_pretrained
@@ -122,7 +123,8 @@ def save_pretrained(
     end = None if tokenizer is None else tokenizer.end_of_text
     ids = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": None}
     head = {"architectures": [chosen.architecture], "model_type": chosen.model_type, "dtype": dtype.name}
-    (folder / CONFIG).write_text(json.dumps(head | ids | values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    with writing(folder / CONFIG):
+        (folder / CONFIG).write_text(json.dumps(head | ids | values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def family_of(values: Mapping[str, Any]) -> Family:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config import Lora, ModelConfig, has_adapter
+from gpt_jax.config.disk import writing
 from gpt_jax.config.errors import ConfigError, MissingFile
 from gpt_jax.config.foreign import read_json_object, shown
 from gpt_jax.interop.family import TensorRow, plain
@@ -112,7 +113,8 @@ def save_adapter(folder: str | os.PathLike[str], model: GPT, params: Any, base: 
         "inference_mode": True,
     }
     write_weights(out / WEIGHTS, entries, sealed({key: values[key] for key in OWN}))
-    (out / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    with writing(out / CONFIG):
+        (out / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def load_adapter(folder: str | os.PathLike[str], model: GPT, params: Any) -> tuple[GPT, Any]:

@@ -19,6 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import ml_dtypes
 import numpy as np
 
+from gpt_jax.config.disk import writing
 from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.config.foreign import decoded, inside, open_regular, parse_json, quoted, read_json_object, shown
 
@@ -256,7 +257,7 @@ def write_weights(
         return len(text).to_bytes(8, "little") + text
 
     hashes = dict.fromkeys(entries, "0" * 64)
-    with file.open("wb") as f:
+    with writing(file), file.open("wb") as f:
         f.write(head(hashes))
         for name, (dtype, shape, make) in entries.items():
             tensor = np.asarray(make(), dtype, order="C")

@@ -23,6 +23,7 @@ from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.runs import consensus
 from gpt_jax.runs.fingerprint import fingerprints
 from gpt_jax.runs.folder import CHECKPOINTS, DAMAGED, SAVED, RunFolder
+from gpt_jax.runs.lease import LeaseLost
 from gpt_jax.runs.manager import LISTINGS, listed, open_manager
 from gpt_jax.runs.preserve import RECORD, NewestAndBest, known_losses, read_record
 from gpt_jax.runs.saving import SaveFailed, answered
@@ -283,7 +284,11 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Waits as `wait`. Where another error ends the run, a failed save is a warning."""
+        """Waits as `wait`, unless another run has taken over the folder. Where another error ends the run, a failed
+        save is a warning.
+        """
+        if kind is not None and issubclass(kind, LeaseLost):
+            return
         try:
             if self._failure is None:
                 self.wait()

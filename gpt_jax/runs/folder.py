@@ -7,15 +7,13 @@ holder renews.
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import socket
-import threading
 import time
 import uuid
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import filelock
@@ -23,9 +21,11 @@ import jax
 from etils import epath
 
 from gpt_jax.config import foreign
+from gpt_jax.config.disk import writing
 from gpt_jax.config.errors import UserError
 from gpt_jax.config.foreign import decoded, parse_json
 from gpt_jax.runs import consensus
+from gpt_jax.runs.lease import Lease, RunLocked, locked
 
 # What a run folder holds.
 CONFIG = "config.json"  # the configuration as given and as resolved
@@ -45,15 +45,9 @@ SHARED = ".shared"  # there while the processes of a run look whether all of the
 
 Workdir = str | os.PathLike[str]
 
-LEASE_SECONDS = 120.0  # a lease that has not been renewed for so long belongs to a dead run
-ASK_SECONDS = 2.0
 REMOTE_REWRITE_SECONDS = 30.0
 MOST_BYTES = 4 << 30  # of a file of ours: the metrics of 10 million steps have half of that
 VISIBLE_SECONDS = 20.0  # until a file of another host shows in a network file system
-
-
-class RunLocked(UserError):
-    """Another process is writing to this run folder."""
 
 
 class RunFolder:
@@ -66,6 +60,7 @@ class RunFolder:
             self.path = self.path.absolute()
         self._growing: dict[str, str] = {}
         self._rewritten: dict[str, float] = {}
+        self._lease: Lease | None = None
 
     def __str__(self) -> str:
         return os.fspath(self.path)
@@ -123,14 +118,22 @@ class RunFolder:
             return
         target = self.file(name)
         if self.is_remote:
+            if self._lease is not None:
+                self._lease.check()
             target.write_bytes(content)  # an object appears when its upload is complete
             return
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
+        with self._writing(target):
+            try:
+                with partial.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(target)
+            except OSError:
+                with suppress(OSError):
+                    partial.unlink()
+                raise
 
     def write_text(self, name: str, content: str) -> None:
         self.write_bytes(name, content.encode())
@@ -139,14 +142,20 @@ class RunFolder:
         self.write_text(name, json.dumps(content, indent=2) + "\n")
 
     def append(self, name: str, content: str, force: bool = True) -> None:
-        """Appends to a text file. In an object store the upload may wait for half a minute, unless `force`."""
+        """Appends to a text file. Unless `force`, the upload to an object store may wait for half a minute, and a crash
+        of the machine may lose what is appended.
+
+        Raises:
+          LeaseLost: another run has taken over the folder.
+        """
         if not self.writes:
             return
         if not self.is_remote:
             if content:
-                with self.file(name).open("a") as file:
-                    file.write(content)
+                self._append(self.file(name), content.encode(), force)
             return
+        if self._lease is not None:
+            self._lease.check(asks=False)
         if name not in self._growing:
             self._growing[name] = self.read_text(name) if self.exists(name) else ""
             self._rewritten[name] = 0.0
@@ -155,6 +164,39 @@ class RunFolder:
             self.write_text(name, self._growing[name])
             self._rewritten[name] = time.monotonic()
 
+    def _append(self, path: epath.Path, content: bytes, flushes: bool) -> None:
+        """Appends to a file on a disk: all of it or, if the disk is full, nothing. `flushes`: it survives a crash of
+        the machine.
+        """
+        with self._writing(path), io.FileIO(os.fspath(path), "ab") as file:
+            before = file.tell()
+            try:
+                while content:
+                    content = content[file.write(content) :]
+                if flushes:
+                    os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(before)
+                raise
+
+    @contextmanager
+    def _writing(self, path: epath.Path) -> Iterator[None]:
+        """Names the file in an error of the disk.
+
+        Raises:
+          UserError: the folder is not there any more.
+        """
+        try:
+            with writing(path):
+                yield
+        except FileNotFoundError:
+            if self.exists():
+                raise
+            raise UserError(
+                f"the folder {self} was deleted or moved while this process wrote to it: bring it back, or start again"
+            ) from None
+
     def truncate(self, name: str, content: str) -> None:
         """Replaces the content of a file that `append` writes to."""
         self._growing.pop(name, None)
@@ -162,7 +204,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other writers out of the folder.
+        """Keeps other writers out of the folder. In an object store, a write checks first that this is still so.
 
         Raises:
           RunLocked: another run is writing to it.
@@ -172,8 +214,15 @@ class RunFolder:
             yield
             return
         self.make()
-        with _Lease(self.file(LEASE)) if self.is_remote else self._file_lock():
-            yield
+        if not self.is_remote:
+            with self._file_lock():
+                yield
+            return
+        with Lease(self.file(LEASE)) as self._lease:
+            try:
+                yield
+            finally:
+                self._lease = None
 
     def check_shared(self) -> None:
         """Checks that all processes see the same folder, once process 0 holds its lock.
@@ -209,7 +258,7 @@ class RunFolder:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise RunLocked(_locked(self.path)) from None
+            raise RunLocked(locked(self.path)) from None
         except OSError as error:
             raise UserError(
                 f"the folder {self.path} cannot be written to ({error.strerror}): choose another --workdir"
@@ -218,67 +267,3 @@ class RunFolder:
             yield
         finally:
             lock.release()
-
-
-class _Lease:
-    """A lock for an object store: a small object that its holder renews, and that anyone may take over once it is
-    stale.
-    """
-
-    def __init__(self, path: epath.Path) -> None:
-        self.path = path
-        self.id = uuid.uuid4().hex
-        self._released = threading.Event()
-
-    def __enter__(self) -> None:
-        self._wait_for_holder()
-        self._write()
-        time.sleep(0.5)  # of two processes that wrote a lease at once, both now read the later one
-        holder = self._read()
-        if holder is None or holder["id"] != self.id:
-            raise RunLocked(_locked(self.path.parent))
-        self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
-        self._thread.start()
-
-    def _wait_for_holder(self) -> None:
-        """Returns when there is no holder, or when it has died, since it has not renewed its lease in time.
-
-        Raises:
-          RunLocked: the holder renews its lease.
-        """
-        first = holder = self._read()
-        if first is not None and time.time() - first["renewed"] < LEASE_SECONDS:
-            warnings.warn(
-                f"waits up to {LEASE_SECONDS:.0f} seconds to see whether the last run in {self.path.parent} is alive",
-                stacklevel=2,
-            )
-        while holder is not None and time.time() - holder["renewed"] < LEASE_SECONDS:
-            if holder != first:
-                raise RunLocked(_locked(self.path.parent))
-            time.sleep(ASK_SECONDS)
-            holder = self._read()
-
-    def __exit__(self, *_: object) -> None:
-        self._released.set()
-        self._thread.join()
-        holder = self._read()
-        if holder is not None and holder["id"] == self.id:
-            self.path.unlink()
-
-    def _renew(self) -> None:
-        while not self._released.wait(LEASE_SECONDS / 4):
-            self._write()
-
-    def _write(self) -> None:
-        lease = {"id": self.id, "renewed": time.time(), "host": socket.gethostname(), "process": os.getpid()}
-        self.path.write_text(json.dumps(lease))
-
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            return json.loads(self.path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return None
-
-
-def _locked(path: epath.Path) -> str:
-    return f"another run is writing to {path}: wait for it to end, stop it, or choose another --workdir"

@@ -103,6 +103,7 @@ class RunObserver:
             self.checkpoints.evaluated(self.step, self._evaluate(state))
 
     def before_step(self, step: int) -> None:
+        self.interrupts.doing = f"step {step}"
         self.trace.before_step()
 
     def after_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -110,6 +111,7 @@ class RunObserver:
         self._report()
         self.step, self._pending = step, metrics
         self._is_stopping = self.interrupts.requested(step) or self._has_diverged()
+        self.interrupts.doing = f"the batch of step {step + 1}"
 
     def needs_state(self, step: int) -> bool:
         return self._evaluates() or self._saves()
@@ -121,6 +123,8 @@ class RunObserver:
         if self._saves():
             self._save(state, loss)
         self.has_ended = self._is_stopping or self._is_last()
+        if not self.has_ended:
+            self.interrupts.doing = f"the batch of step {step + 1}"
 
     def finish(self) -> None:
         """To be called after the loop.
@@ -161,7 +165,8 @@ class RunObserver:
         self._pending = None
         now = time.perf_counter()
         self._skipped_in_row = values.pop("skipped_in_row")
-        rate = None if self._clock is None else values["tokens"] / (now - self._clock)
+        is_timed = self._clock is not None and now > self._clock  # a coarse clock may stand still
+        rate = values["tokens"] / (now - self._clock) if is_timed else None
         self._clock = now
         loss = values["loss"]
         if self.step % self.config.train.log_every == 0 or self._is_last():
@@ -170,6 +175,7 @@ class RunObserver:
         self.display.update(self.step, loss)
 
     def _evaluate(self, state: TrainState) -> float:
+        self.interrupts.doing = f"the evaluation after step {self.step}"
         result = self.evaluate(state.model_params)
         self.records.write({"step": self.step, "split": "validation", **result})
         self.display.evaluated(self.step, result)
@@ -177,7 +183,8 @@ class RunObserver:
         return float(result["loss"])
 
     def _save(self, state: TrainState, validation_loss: float | None) -> None:
-        self.records.flush()
+        self.interrupts.doing = f"the checkpoint of step {self.step}"
+        self.records.flush()  # in an object store, it checks first that no other run has taken over the folder
         trees = (jax.jit(to_trees) if self.config.model.scan else to_trees)(state)
         self.checkpoints.save(self.step, trees[PARAMS], trees[REST], {"step": self.step}, validation_loss)
         self._pause()

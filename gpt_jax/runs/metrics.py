@@ -10,47 +10,83 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Mapping
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.writer import FileWriter
 
 from gpt_jax.config import Config
+from gpt_jax.config.disk import writing
 from gpt_jax.config.errors import UserError
 from gpt_jax.runs.folder import METRICS, TENSORBOARD, RunFolder
 
 FLUSH_SECONDS = 1.0
+EVENTS_SECONDS = 60.0  # between flushes of TensorBoard's file
 
 
-def parse(text: str) -> list[dict[str, Any]]:
-    """The records of a metrics file. Leaves out an incomplete last line, which a crash may cause; of two records for
-    the same step and split, the later one counts.
+def parse(content: bytes, upto: int | None = None) -> list[dict[str, Any]]:
+    """The records of a metrics file up to step `upto` (None: all), in their order; of two for the same step and split,
+    the later one counts.
+
+    A crash may cut the last line, which is left out. That of a machine may leave anything at the end of a file: if no
+    record that is wanted comes after it, those before it are returned, with a warning.
 
     Raises:
-      UserError: a line before the last is not a record.
+      UserError: a damaged line is among the records that are wanted, or in the place of one.
     """
-    lines = text.split("\n")
+    lines = content.split(b"\n")
     records: dict[tuple[int, str], dict[str, Any]] = {}
+    damaged: int | None = None
     for number, line in enumerate(lines, 1):
-        if not line:
+        if not line or (number == len(lines) and line.startswith(b"{") and _record(line) is None):
             continue
-        try:
-            record = json.loads(line)
+        record = _record(line)
+        if record is None:
+            damaged = damaged or number
+        elif upto is None or record["step"] <= upto:
+            if damaged is not None:
+                raise UserError(_not_a_record(damaged, lines))
             key = (record["step"], record["split"])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            if number == len(lines):
-                continue
-            raise UserError(f"line {number} of {METRICS} is not a record of a step: {line[:60]!r}") from None
-        records.pop(key, None)
-        records[key] = record
+            records.pop(key, None)
+            records[key] = record
+    if damaged is not None:
+        trained = [step for step, split in records if split == "train"]
+        # The first step that is recorded says how often steps are.
+        if upto and (not trained or trained[-1] + trained[0] <= upto):
+            raise UserError(_not_a_record(damaged, lines))
+        warnings.warn(
+            f"line {damaged} of {METRICS} is damaged, as by a crash of the machine: it is left out, and so is the rest",
+            stacklevel=3,
+        )
     return list(records.values())
 
 
-def read(folder: RunFolder, split: str | None = None) -> list[dict[str, Any]]:
-    """The records of a run in the order of their steps (`split`: only those of this split)."""
-    records = parse(folder.read_text(METRICS)) if folder.exists(METRICS) else []
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record in a line; None if there is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not {"step", "split", "loss"} <= record.keys():
+        return None
+    is_whole = type(record["step"]) is int and record["step"] >= 0 and isinstance(record["split"], str)
+    return record if is_whole and isinstance(record["loss"], int | float | None) else None
+
+
+def _not_a_record(number: int, lines: Sequence[bytes]) -> str:
+    return (
+        f"line {number} of {METRICS} is not a record of a step: {lines[number - 1][:60]!r}; restore the file from a"
+        " copy, or delete the line to do without that record"
+    )
+
+
+def read(folder: RunFolder, split: str | None = None, upto: int | None = None) -> list[dict[str, Any]]:
+    """The records of a run in the order of their steps (`split`: only those of this split). Raises as `parse`."""
+    records = parse(folder.file(METRICS).read_bytes(), upto) if folder.exists(METRICS) else []
     return sorted((r for r in records if split in (None, r["split"])), key=lambda r: r["step"])
 
 
@@ -67,14 +103,18 @@ class Metrics:
     """Writes records. They are buffered and reach the disk about once a second, so the loop does not wait for it."""
 
     def __init__(self, folder: RunFolder, step: int, sinks: list[Sink]) -> None:
-        """Removes the records after `step` updates, and an incomplete last line, from the file."""
+        """Removes the records after `step` updates, and what a crash has left at the end, from the file.
+
+        Raises:
+          UserError: a record of these steps is damaged.
+        """
         self._folder = folder
         self._sinks = sinks
         self._buffer: list[str] = []
         self._flushed = time.monotonic()
         self._recorded: set[tuple[int, str]] = set()
         if folder.exists(METRICS):
-            kept = [r for r in read(folder) if r["step"] <= step]
+            kept = read(folder, upto=step)
             self._recorded = {(r["step"], r["split"]) for r in kept}
             folder.truncate(METRICS, "".join(json.dumps(r) + "\n" for r in kept))
 
@@ -108,9 +148,14 @@ class TensorBoard:
 
     def __init__(self, folder: RunFolder, step: int) -> None:
         """Hides the events that an earlier process wrote after `step` updates."""
-        self._file = FileWriter(str(folder.make(TENSORBOARD)))
+        self._path = str(folder.make(TENSORBOARD))
+        # Not tensorboardX's own thread, which dies at a full disk, and the run would wait for it for ever. The suffix
+        # is for clocks that jump: the rest of a file's name is the time in seconds.
+        with writing(self._path):
+            self._file = EventsWriter(f"{self._path}/events", f".{uuid.uuid4().hex[:8]}")
+        self._flushed = time.monotonic()
         if step:
-            self._file.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+            self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, record: Mapping[str, Any]) -> None:
         # One event per step: tensorboardX's `add_scalar` writes one per number, which would slow down the loop.
@@ -119,10 +164,19 @@ class TensorBoard:
             for name, value in record.items()
             if name not in ("step", "split") and value is not None
         ]
-        self._file.add_summary(Summary(value=values), record["step"])
+        self._add(step=record["step"], summary=Summary(value=values))
+        if time.monotonic() - self._flushed >= EVENTS_SECONDS:
+            with writing(self._path):
+                self._file.flush()
+            self._flushed = time.monotonic()
+
+    def _add(self, **content: Any) -> None:
+        with writing(self._path):
+            self._file.write_event(Event(wall_time=time.time(), **content))
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
 
 
 def check_wandb(config: Config) -> None:

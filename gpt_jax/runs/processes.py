@@ -259,8 +259,16 @@ def fail(code: int, reason: str) -> None:
     An exit in order would wait for the others, which wait for this one.
     """
     if _joined is not None:
+        quit(code, reason)
+
+
+def quit(code: int, reason: str, last_words: str = "") -> NoReturn:
+    """Ends this process at once, whatever its threads do, and the others with it; they say this `reason`."""
+    if _joined is not None:
         _joined.watch.fail(code, reason)
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        os.write(2, f"{last_words}\n".encode() if last_words else b"")
+    os._exit(code)

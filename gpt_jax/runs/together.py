@@ -56,7 +56,7 @@ def train_together(
         states, starts, start = _states_together(runs, mesh, programs)
         if min(starts) >= first.train.steps:
             return [run.outcome(start, was_done=True) for run, start in zip(runs, starts, strict=True)]
-        interrupts, quiet = held.enter_context(Interrupts()), Console(quiet=True)
+        interrupts, quiet = held.enter_context(Interrupts([run.folder for run in runs])), Console(quiet=True)
         observers = [
             held.enter_context(run.observed(start, mesh, interrupts, quiet, programs, False))
             for run, start in zip(runs, starts, strict=True)

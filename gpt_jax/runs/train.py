@@ -55,7 +55,7 @@ def train(
         state, start = run.newest_state(mesh, programs)
         if start >= run.config.train.steps:
             return run.outcome(start, was_done=True)
-        interrupts = held.enter_context(Interrupts())
+        interrupts = held.enter_context(Interrupts([run.folder]))
         shown = Console(quiet=not run.folder.writes) if console is None else console
         observer = held.enter_context(run.observed(start, mesh, interrupts, shown, programs, profile))
         how = run.config.train

@@ -1,17 +1,17 @@
 """The run folder: whole files, one writer, and object stores."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
-import fsspec
 import jax
 import pytest
-from etils.epath import backend
 
 from gpt_jax.runs import folder as storage
-from gpt_jax.runs.folder import RunFolder, RunLocked
+from gpt_jax.runs import lease
+from gpt_jax.runs.folder import RunFolder
+from gpt_jax.runs.lease import RunLocked
+from tests.bucket import memory_bucket
 
 
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,21 +63,8 @@ def test_damaged_json_is_said_to_be(tmp_path: Path) -> None:
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A `gs://` that lies in memory: no append, no locks, every write replaces an object."""
-    files = fsspec.filesystem("memory", skip_instance_cache=True)
-    monkeypatch.setattr(files, "store", {})
-    monkeypatch.setattr(files, "pseudo_dirs", [""])
-    plain_open = files.open
-
-    def open_object(path: str, mode: str = "rb", **options: object) -> object:
-        assert "a" not in mode and "+" not in mode, "an object store can't append"
-        return plain_open(path, mode, **options)
-
-    monkeypatch.setattr(files, "open", open_object)
-    monkeypatch.setattr(backend._FileSystemSpecBackend, "fs", lambda self, path: files)
-    monkeypatch.setattr(backend._TfBackend, "fs", lambda self, path: files, raising=False)
-    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
-    return "gs://bucket/run"
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.0)
+    return memory_bucket(monkeypatch)
 
 
 def test_an_object_store_can_hold_a_run(bucket: str) -> None:
@@ -95,28 +82,3 @@ def test_an_object_store_can_hold_a_run(bucket: str) -> None:
     later.truncate("metrics.jsonl", "1\n")
     later.append("metrics.jsonl", "2\n")
     assert later.read_text("metrics.jsonl") == "1\n2\n"
-
-
-@pytest.mark.filterwarnings("ignore:waits up to")
-def test_a_lease_keeps_a_second_writer_out_of_an_object_store(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "LEASE_SECONDS", 2.0)  # renewed every half second
-    with RunFolder(bucket).lock():
-        with pytest.raises(RunLocked), RunFolder(bucket).lock():
-            pass
-    with RunFolder(bucket).lock():  # given back
-        pass
-
-
-def test_the_lease_of_a_run_that_has_just_died_is_waited_for(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "LEASE_SECONDS", 1.0)
-    folder, renewed = RunFolder(bucket), storage.time.time()
-    folder.file("lease.json").write_text(json.dumps({"id": "dead", "renewed": renewed}))
-    with pytest.warns(UserWarning, match="waits up to 1 seconds"), folder.lock():
-        assert storage.time.time() >= renewed + 1
-
-
-def test_a_stale_lease_is_taken_over(bucket: str) -> None:
-    folder = RunFolder(bucket)
-    folder.file("lease.json").write_text(json.dumps({"id": "dead", "renewed": 0.0}))
-    with folder.lock():
-        assert json.loads(folder.file("lease.json").read_text())["id"] != "dead"

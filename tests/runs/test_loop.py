@@ -16,8 +16,9 @@ from gpt_jax.config import Checkpoint, Config, Evaluation, LinearDecay, Sgd
 from gpt_jax.config.conversion import from_dict
 from gpt_jax.data import Batch
 from gpt_jax.runs import metrics, session
-from gpt_jax.runs.folder import RunFolder, RunLocked
+from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.interrupt import Interrupts
+from gpt_jax.runs.lease import RunLocked
 from gpt_jax.runs.load import load_run
 from gpt_jax.runs.loop import RunObserver, TrainingDiverged, run_steps
 from gpt_jax.runs.record import ConfigChanged

@@ -28,10 +28,55 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
         assert [r["step"] for r in read(RunFolder(tmp_path))] == [1, 2]
 
 
-def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split"\n' + json.dumps(line(2)) + "\n")
-    with pytest.raises(ValueError, match="line 1 of metrics.jsonl"):
-        read(RunFolder(tmp_path))
+FAULTS = {
+    "NULs": b"\0" * 500,
+    "NULs and an end": b"\0" * 40 + b"\n",
+    "no UTF-8": b'{"step": 4, "split": "\xff\xfe"}\n',
+    "another type": b"[1]\n3\nnull\n",
+    "no step": b'{"step": true, "split": "train", "loss": 1}\n',
+    "no finite step": b'{"step": Infinity, "split": "train", "loss": 1}\n',
+    "no loss": b'{"step": 4, "split": "train"}\n',
+    "a loss of another type": b'{"step": 4, "split": "train", "loss": "low"}\n',
+    "depth": b"[" * 100_000 + b"\n",
+    "two in one": b'{"step": 4, "spl{"step": 5, "split": "train", "loss": 1}\n',
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_a_crash_of_the_machine_leaves_at_the_end_is_left_out_with_a_warning(fault: str, tmp_path: Path) -> None:
+    folder, whole = RunFolder(tmp_path), [(json.dumps(line(step)) + "\n").encode() for step in (1, 2, 3, 4, 5)]
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b"".join(whole[:3]) + FAULTS[fault])
+    with pytest.warns(UserWarning, match=r"line 4 of metrics.jsonl is damaged"):
+        assert [r["step"] for r in read(folder)] == [1, 2, 3]
+    # In the middle: whole lines beyond the checkpoint follow, and are computed again.
+    file.write_bytes(b"".join(whole[:3]) + FAULTS[fault].rstrip(b"\n") + b"\n" + whole[4])
+    with pytest.raises(ValueError, match=r"line 4 of metrics.jsonl is not a record of a step.*delete the line"):
+        read(folder)
+    before = file.read_bytes()
+    for step in (4, 5):  # the damaged line stands where a record is wanted
+        with pytest.raises(ValueError, match="line 4 of metrics.jsonl"):
+            Metrics(folder, step, [])
+        assert file.read_bytes() == before, "a refusal changes nothing"
+    with pytest.warns(UserWarning, match="line 4"):
+        Metrics(folder, 3, []).close()
+    assert file.read_bytes() == b"".join(whole[:3])
+
+
+def test_a_damaged_record_of_every_tenth_step_is_missed(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    text = "".join(json.dumps(line(step)) + "\n" for step in (10, 20)).encode()
+    file.write_bytes(text + b"\0\0\0")
+    with pytest.raises(ValueError, match="line 3"):
+        Metrics(RunFolder(tmp_path), 34, [])
+    with pytest.warns(UserWarning, match="line 3"):
+        Metrics(RunFolder(tmp_path), 27, [])
+    assert file.read_bytes() == text
+    file.write_bytes(b"\0\0\0")
+    with pytest.raises(ValueError, match="line 1"):
+        Metrics(RunFolder(tmp_path), 5, [])
+    with pytest.warns(UserWarning, match="line 1"):
+        Metrics(RunFolder(tmp_path), 0, [])  # all is computed again
 
 
 def test_a_restart_drops_what_lies_beyond_its_checkpoint(tmp_path: Path) -> None:

@@ -56,6 +56,10 @@ class Bucket:
         with urllib.request.urlopen(f"{self.url}/storage/v1/b/bucket/o/{name.replace('/', '%2F')}?alt=media") as answer:
             return answer.read()
 
+    def write(self, name: str, content: bytes) -> None:
+        url = f"{self.url}/upload/storage/v1/b/bucket/o?uploadType=media&name={name.replace('/', '%2F')}"
+        urllib.request.urlopen(urllib.request.Request(url, content), timeout=30).close()
+
     def start(self, name: str, *flags: str) -> subprocess.Popen[str]:
         variables = {
             "STORAGE_EMULATOR_HOST": self.url,  # gcsfs
@@ -119,6 +123,23 @@ def test_training_is_interrupted_resumed_and_evaluated(bucket: Bucket) -> None:
     assert bucket.read("run/loss.png").startswith(b"\x89PNG")
     told = bucket.run("sample", "--workdir=gs://bucket/run", "--prompt=the quick", "--max_new_tokens=8", "--top_k=1")
     assert "the quick brown" in told
+
+
+def test_a_run_whose_folder_is_taken_over_stops_and_writes_nothing_more(bucket: Bucket) -> None:
+    flags = [f"--config={bucket.place / 'tiny.py'}", *STEPS, "--config.train.steps=1000000"]
+    run = bucket.start("train", *flags, "--workdir=gs://bucket/taken")
+    limit = time.monotonic() + 200
+    while "taken/checkpoints/500/commit_success.txt" not in bucket.names("taken/checkpoints/500/commit"):
+        assert run.poll() is None and time.monotonic() < limit, run.communicate()[0]
+        time.sleep(0.05)
+    bucket.write("taken/lease.json", b'{"id": "another"}')
+    told = run.communicate(timeout=100)[0]
+    assert run.returncode == 75 and "Traceback" not in told, told
+    assert [line for line in told.splitlines() if "another run has taken over gs://bucket/taken" in line]
+    saved = [json.loads(bucket.read("taken/metrics.jsonl").splitlines()[-1])["step"]]
+    assert bucket.read("taken/lease.json") == b'{"id": "another"}'
+    begun = {int(name.split("/")[2].split(".")[0]) for name in bucket.names("taken/checkpoints/")}
+    assert max(begun) <= saved[0], "no checkpoint is ahead of the records"
 
 
 def test_two_shards_of_a_study_at_once_make_one_report(bucket: Bucket) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from etils import epath
 
+from gpt_jax.config.disk import writing
 from gpt_jax.config.errors import UserError
 from gpt_jax.config.foreign import read_bytes
 from gpt_jax.data.tokenizer.chat import Message
@@ -89,12 +90,13 @@ class PieceTokenizer:
 
     def save(self, folder: epath.PathLike) -> None:
         folder = epath.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self._files().items():
-            (folder / name).write_bytes(content)
         manifest = {"kind": self.kind, "hash": self.content_hash(), **self.manifest()}
-        # Written last, so that a folder with a manifest is complete.
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in self._files().items():
+                (folder / name).write_bytes(content)
+            # Written last, so that a folder with a manifest is complete.
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def content_hash(self) -> str:
         manifest = json.dumps({"kind": self.kind, **self.manifest()}, sort_keys=True)

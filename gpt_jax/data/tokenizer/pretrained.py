@@ -10,6 +10,7 @@ import tokenizers
 from etils import epath
 from tokenizers import decoders, models, pre_tokenizers
 
+from gpt_jax.config.disk import writing
 from gpt_jax.config.errors import UserError
 from gpt_jax.config.foreign import decoded, parse_json, well_formed
 from gpt_jax.data.tokenizer.base import read_file
@@ -93,7 +94,8 @@ def write_pretrained(tokenizer: Tokenizer, folder: epath.PathLike) -> None:
     if whole.roles.chat_template is not None:
         config["chat_template"] = whole.roles.chat_template
     _write_json(folder / TOKENIZER_CONFIG, config)
-    (folder / TOKENIZER_JSON).write_bytes(whole._files()[TOKENIZER_JSON])
+    with writing(folder / TOKENIZER_JSON):
+        (folder / TOKENIZER_JSON).write_bytes(whole._files()[TOKENIZER_JSON])
     if whole.stop:
         first = [] if whole.end_of_text is None else [whole.end_of_text]
         _write_json(folder / GENERATION, {"eos_token_id": [*first, *ends]})
@@ -178,4 +180,5 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
 
 
 def _write_json(path: epath.Path, values: Any) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+    with writing(path):
+        path.write_text(json.dumps(values, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
