@@ -7,7 +7,7 @@ import shlex
 from absl import flags
 from rich.console import Console
 
-from experiments import cli
+from experiments import BEGAN, cli
 from gpt_jax.config import Text
 from gpt_jax.runs.console import show_end, show_next, show_sample
 from gpt_jax.runs.load import load_run
@@ -59,7 +59,7 @@ def main() -> int:
     workdir = cli.required("workdir", "the folder that the run is written to")
     config = cli.config_from_flags()
     console = Console()
-    outcome = train(config, workdir, resume=FLAGS.resume, profile=FLAGS.profile, console=console)
+    outcome = train(config, workdir, resume=FLAGS.resume, profile=FLAGS.profile, console=console, began=BEGAN)
     if outcome.status == "interrupted":
         print(f"interrupted after step {outcome.step:,}; to continue:\n  {cli.command()}")
         return cli.SAVED

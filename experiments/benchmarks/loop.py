@@ -19,6 +19,7 @@ from gpt_jax.model.gpt import GPT
 from gpt_jax.runs.checkpoint import Checkpoints
 from gpt_jax.runs.display import Display
 from gpt_jax.runs.folder import RunFolder
+from gpt_jax.runs.goodput import Goodput, Stopwatch
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.loop import RunObserver, run_steps
 from gpt_jax.runs.metrics import Metrics, TensorBoard
@@ -73,6 +74,7 @@ def run(rounds: int) -> dict[str, Any]:
                 display=display,
                 interrupts=interrupts,
                 trace=Trace(None),
+                goodput=Goodput(Stopwatch(), [], 0),
             )
             display.start(0)
             batches = (shard_batch(rows, mesh, "jit") for rows in [batch] * STEPS)

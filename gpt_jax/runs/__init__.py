@@ -6,6 +6,7 @@ loop.py         the loop, and the observer that records, evaluates, saves and st
 session.py      opens a run: locks its folder, opens its data, builds its observer
 folder.py       the run folder: file names, atomic writes, the lock
 record.py       what the folder says of the run: configuration, starts, hashes of the data
+goodput.py      the shares of wall time in training and in everything else
 metrics.py      metrics.jsonl, TensorBoard, Weights & Biases
 checkpoint.py   checkpoints, and the fingerprints that detect a damaged one
 load.py         opens a checkpoint: `load_run`

@@ -1,7 +1,8 @@
 """What a run measures: `metrics.jsonl`, and copies of it in TensorBoard and Weights & Biases.
 
 A line is a JSON object with `step` (updates done, from 1), `split` (`train` or `validation`), `loss` (nats per token)
-and further metrics. A resumed run first drops the lines after its checkpoint, so that no step is recorded twice.
+and further metrics. A resumed run first drops the lines after its checkpoint, so that no step is recorded twice. Lines
+of the split `goodput` tell where the wall time went, and all of them stay.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from tensorboardX.writer import FileWriter
 from gpt_jax.config import Config
 from gpt_jax.config.errors import UserError
 from gpt_jax.runs.folder import METRICS, TENSORBOARD, RunFolder
+from gpt_jax.runs.goodput import GOODPUT
 
 FLUSH_SECONDS = 1.0
+MEASURED = ("train", "validation")
+UNPLOTTED = ("step", "split", "time")  # what TensorBoard and Weights & Biases get no curve of
 
 
 def parse(text: str) -> list[dict[str, Any]]:
@@ -49,9 +53,13 @@ def parse(text: str) -> list[dict[str, Any]]:
 
 
 def read(folder: RunFolder, split: str | None = None) -> list[dict[str, Any]]:
-    """The records of a run in the order of their steps (`split`: only those of this split)."""
-    records = parse(folder.read_text(METRICS)) if folder.exists(METRICS) else []
-    return sorted((r for r in records if split in (None, r["split"])), key=lambda r: r["step"])
+    """The records of a run in the order of their steps: those of `split`, or of training and validation."""
+    wanted = MEASURED if split is None else (split,)
+    return sorted((r for r in _all(folder) if r["split"] in wanted), key=lambda r: r["step"])
+
+
+def _all(folder: RunFolder) -> list[dict[str, Any]]:
+    return parse(folder.read_text(METRICS)) if folder.exists(METRICS) else []
 
 
 @runtime_checkable
@@ -67,14 +75,15 @@ class Metrics:
     """Writes records. They are buffered and reach the disk about once a second, so the loop does not wait for it."""
 
     def __init__(self, folder: RunFolder, step: int, sinks: list[Sink]) -> None:
-        """Removes the records after `step` updates, and an incomplete last line, from the file."""
+        """Removes the records after `step` updates, but those of goodput, and an incomplete last line from the file."""
         self._folder = folder
         self._sinks = sinks
         self._buffer: list[str] = []
         self._flushed = time.monotonic()
         self._recorded: set[tuple[int, str]] = set()
         if folder.exists(METRICS):
-            kept = [r for r in read(folder) if r["step"] <= step]
+            kept = [r for r in _all(folder) if r["step"] <= step or r["split"] == GOODPUT]
+            kept.sort(key=lambda r: r["step"])
             self._recorded = {(r["step"], r["split"]) for r in kept}
             folder.truncate(METRICS, "".join(json.dumps(r) + "\n" for r in kept))
 
@@ -117,7 +126,7 @@ class TensorBoard:
         values = [
             Summary.Value(tag=f"{record['split']}/{name}", simple_value=value)
             for name, value in record.items()
-            if name not in ("step", "split") and value is not None
+            if name not in UNPLOTTED and value is not None
         ]
         self._file.add_summary(Summary(value=values), record["step"])
 
@@ -142,9 +151,7 @@ class WeightsAndBiases:
         self._run = wandb.init(project=project, id=run_id, name=folder.path.name, config=dict(config), resume="allow")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        values = {
-            f"{record['split']}/{k}": v for k, v in record.items() if k not in ("step", "split") and v is not None
-        }
+        values = {f"{record['split']}/{k}": v for k, v in record.items() if k not in UNPLOTTED and v is not None}
         self._run.log(values | {"step": record["step"]})
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from gpt_jax.runs import consensus, metrics, record
 from gpt_jax.runs.checkpoint import Checkpoints, Restored
 from gpt_jax.runs.console import make_display, show_banner
 from gpt_jax.runs.folder import PROFILE, TOKENIZER, RunFolder, Workdir
+from gpt_jax.runs.goodput import GOODPUT, Goodput, Stopwatch
 from gpt_jax.runs.init_from import changed_settings, check_base, with_vocabulary
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.load import Base, open_base, reopen_base
@@ -105,7 +106,14 @@ class Session:
 
     @contextmanager
     def observed(
-        self, start: int, mesh: Mesh, interrupts: Interrupts, console: Console, programs: Programs, profile: bool
+        self,
+        start: int,
+        mesh: Mesh,
+        interrupts: Interrupts,
+        console: Console,
+        programs: Programs,
+        profile: bool,
+        stopwatch: Stopwatch,
     ) -> Iterator[RunObserver]:
         """Records a start after `start` updates, prints the banner, and yields the observer for the loop."""
         folder, config, data = self.folder, self.config, self.data
@@ -113,7 +121,8 @@ class Session:
         record.write_config(folder, self.given, config)
         if folder.writes:
             data.tokenizer.save(folder.file(TOKENIZER))
-        show_banner(console, folder, config, data, environment, start)
+        goodput = Goodput(stopwatch, metrics.read(folder, GOODPUT), start)
+        show_banner(console, folder, config, data, environment, start, goodput)
         records = metrics.Metrics(folder, start, _sinks(folder, config, start, environment))
         display = make_display(console, config, data)
         rows, sums = config.evaluation.batch_size, programs.sums_by_row(config, mesh)
@@ -128,6 +137,7 @@ class Session:
                 display=display,
                 interrupts=interrupts,
                 trace=Trace(str(folder.make(PROFILE)) if profile and folder.writes else None),
+                goodput=goodput,
             )
         finally:
             display.stop()

@@ -22,6 +22,7 @@ from gpt_jax.data import Batch
 from gpt_jax.runs.checkpoint import CheckpointError, Restored
 from gpt_jax.runs.compilation import enable_compilation_cache
 from gpt_jax.runs.folder import Workdir
+from gpt_jax.runs.goodput import Stopwatch
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.loop import RunObserver, TrainingDiverged, run_steps
 from gpt_jax.runs.session import Outcome, Session
@@ -47,9 +48,11 @@ def train_together(
       UserError: as `train`; or the configurations differ in more, or ask for pmap or for Weights & Biases, which allows
         one run per process.
     """
+    stopwatch = Stopwatch()
     enable_compilation_cache()
     programs, mesh = Programs() if programs is None else programs, make_mesh(axes=configs[0].mesh)
     with ExitStack() as held:
+        held.enter_context(stopwatch.compilation())
         runs = [Session.open(c, workdir, True, held, 2) for c, workdir in zip(configs, workdirs, strict=True)]
         first = runs[0].config
         _check_alike([run.config for run in runs])
@@ -58,7 +61,7 @@ def train_together(
             return [run.outcome(start, was_done=True) for run, start in zip(runs, starts, strict=True)]
         interrupts, quiet = held.enter_context(Interrupts()), Console(quiet=True)
         observers = [
-            held.enter_context(run.observed(start, mesh, interrupts, quiet, programs, False))
+            held.enter_context(run.observed(start, mesh, interrupts, quiet, programs, False, stopwatch))
             for run, start in zip(runs, starts, strict=True)
         ]
         given = replicate(stack([given_by(run.config) for run in runs]), mesh)

@@ -9,6 +9,7 @@ from rich.console import Console
 from gpt_jax.config import Config
 from gpt_jax.runs.compilation import enable_compilation_cache
 from gpt_jax.runs.folder import Workdir
+from gpt_jax.runs.goodput import Stopwatch
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.loop import run_steps
 from gpt_jax.runs.session import Outcome, Session
@@ -24,6 +25,7 @@ def train(
     profile: bool = False,
     console: Console | None = None,
     programs: Programs | None = None,
+    began: float | None = None,
 ) -> Outcome:
     """Trains `config` in the folder `workdir`, or resumes the run in that folder.
 
@@ -35,6 +37,7 @@ def train(
       profile: whether to write a profiler trace of a few steps into the folder.
       console: where progress is shown (None: standard output).
       programs: the compiled programs to share with other runs of this process (None: share none).
+      began: when, by `time.monotonic`, the time began that the run's goodput accounts for (None: now).
 
     Raises:
       RunLocked: another process writes to the folder.
@@ -44,16 +47,18 @@ def train(
       UserError: the folder holds a run and `resume` is False, its data has changed, or all its checkpoints are damaged;
         the run in `init_from` has another model or tokenizer, or has changed since this run began.
     """
+    stopwatch = Stopwatch(began)
     enable_compilation_cache()
     programs, mesh = Programs() if programs is None else programs, make_mesh(axes=config.mesh)
     with ExitStack() as held:
+        held.enter_context(stopwatch.compilation())
         run = Session.open(config, workdir, resume, held)
         state, start = run.newest_state(mesh, programs)
         if start >= run.config.train.steps:
             return run.outcome(start, was_done=True)
         interrupts = held.enter_context(Interrupts())
         shown = Console(quiet=not run.folder.writes) if console is None else console
-        observer = held.enter_context(run.observed(start, mesh, interrupts, shown, programs, profile))
+        observer = held.enter_context(run.observed(start, mesh, interrupts, shown, programs, profile, stopwatch))
         how = run.config.train
         batches = (shard_batch(batch, mesh, how.parallel, how.accumulate) for batch in run.batches(start, mesh))
         run_steps(programs.step(run.config, mesh), state, batches, start, observer)
