@@ -42,8 +42,8 @@ Ctrl-C or SIGTERM saves a checkpoint and stops; a second Ctrl-C stops at once. T
 run, with the same losses and parameters, bit for bit, as without the interruption, given the same hardware,
 versions and number of devices (on GPUs with XLA_FLAGS=--xla_gpu_deterministic_ops=true).
 
-Exit codes: 0 finished, 1 failed, 2 wrong command line or configuration, 75 interrupted and saved,
-130 interrupted before the first step.
+Exit codes: 0 finished, 1 failed, 2 wrong command line or configuration, 70 hung and ended by the watchdog
+(--config.watchdog.abort=True), 75 interrupted and saved, 130 interrupted before the first step.
 """
 
 flags.DEFINE_string("workdir", None, "The run's folder.")

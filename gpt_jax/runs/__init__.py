@@ -14,5 +14,6 @@ init_from.py    what a run takes from the run it begins with, and what must agre
 write.py        writes a model from elsewhere as a run: `write_run`
 evaluate.py     evaluates a checkpoint: `evaluate_run`
 display.py      the progress bar; console.py: what is printed before and after it; plot.py: the loss curve
+watchdog.py     notices a hang, and writes the stacks of all threads
 interrupt.py    SIGINT and SIGTERM; profile.py: the profiler; compilation.py: the compilation cache
 """

@@ -32,6 +32,7 @@ METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
 LOSS_PLOT = "loss.png"
 CHECKPOINTS = "checkpoints"
+HANGS = "hangs"  # stacks of all threads, one file for each hang and process
 DAMAGED = "damaged"  # checkpoints whose content is not what was saved
 TOKENIZER = "tokenizer"
 TENSORBOARD = "tensorboard"

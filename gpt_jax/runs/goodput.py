@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,19 +26,23 @@ EVALUATION, CHECKPOINT, LOST, IDLE = "evaluation", "checkpoint", "lost", "idle"
 PHASES = (STEPS, DATA, EVALUATION, CHECKPOINT, COMPILE, INIT, LOST, IDLE)
 REDONE = (DATA, STEPS, EVALUATION, CHECKPOINT)  # what a start does again after the checkpoint that it goes on from
 RECORD_SECONDS = 5.0  # a killed start's time since its last record counts as idle, so records are this frequent
+LAPS = 101
 COMPILATION = "/jax/core/compile/"  # JAX's events of tracing, lowering and compiling begin so
 
 
 class Stopwatch:
     """Divides the time since its creation, or since `began` by `time.monotonic`, into phases. It begins in INIT.
 
-    Another thread may read `phase`, `since` and `switches`.
+    Another thread, the watchdog, reads `phase`, `since`, `switches`, `step` and `laps`.
     """
 
     def __init__(self, began: float | None = None) -> None:
         self.began = self.since = time.monotonic() if began is None else began
         self.phase = INIT
         self.switches = 0
+        self.step = 0  # the last step that ended
+        self.laps: deque[float] = deque(maxlen=LAPS)  # seconds of the last steps
+        self._lap_began: float | None = None
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._compiled: list[tuple[float, float]] = []  # (begin, seconds) of compilations; those inside others are not
         self._thread = threading.get_ident()
@@ -48,6 +53,12 @@ class Stopwatch:
         self._seconds[self.phase] += now - self.since
         self.phase, self.since = phase, now
         self.switches += 1
+
+    def end_step(self, step: int) -> None:
+        """To be called at the end of a step, before the switch to another phase."""
+        if self._lap_began is not None:
+            self.laps.append(self.since - self._lap_began)
+        self.step, self._lap_began = step, self.since
 
     def seconds(self) -> dict[str, float]:
         """Phase → seconds until now; they sum to the time since the beginning."""

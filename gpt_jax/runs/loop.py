@@ -116,6 +116,7 @@ class RunObserver:
         self._report()
         self.step, self._pending = step, metrics
         self._is_stopping = self.interrupts.requested(step) or self._has_diverged()
+        self.goodput.stopwatch.end_step(step)
         self._switch(DATA)
         if self.goodput.is_due():
             self._record_goodput()

@@ -26,6 +26,7 @@ from gpt_jax.runs.goodput import Stopwatch
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.loop import RunObserver, TrainingDiverged, run_steps
 from gpt_jax.runs.session import Outcome, Session
+from gpt_jax.runs.watchdog import HangWatch
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.sharding import make_mesh, replicate, shard_batch
 from gpt_jax.training.state import REST, TrainState, given_by
@@ -55,6 +56,7 @@ def train_together(
         held.enter_context(stopwatch.compilation())
         runs = [Session.open(c, workdir, True, held, 2) for c, workdir in zip(configs, workdirs, strict=True)]
         first = runs[0].config
+        held.enter_context(HangWatch(first.watchdog, stopwatch, runs[0].folder))
         _check_alike([run.config for run in runs])
         states, starts, start = _states_together(runs, mesh, programs)
         if min(starts) >= first.train.steps:

@@ -13,6 +13,7 @@ from gpt_jax.runs.goodput import Stopwatch
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.loop import run_steps
 from gpt_jax.runs.session import Outcome, Session
+from gpt_jax.runs.watchdog import HangWatch
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.sharding import make_mesh, shard_batch
 
@@ -53,6 +54,7 @@ def train(
     with ExitStack() as held:
         held.enter_context(stopwatch.compilation())
         run = Session.open(config, workdir, resume, held)
+        held.enter_context(HangWatch(run.config.watchdog, stopwatch, run.folder))
         state, start = run.newest_state(mesh, programs)
         if start >= run.config.train.steps:
             return run.outcome(start, was_done=True)
