@@ -14,7 +14,7 @@ from rich.console import Console
 from experiments.benchmarks.step import SIZES, gpt2_config, tokens
 from experiments.benchmarks.timing import alternate
 from gpt_jax import config as c
-from gpt_jax.data import Batch
+from gpt_jax.data import Batch, open_data
 from gpt_jax.model.gpt import GPT
 from gpt_jax.runs.checkpoint import Checkpoints
 from gpt_jax.runs.display import Display
@@ -24,6 +24,7 @@ from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.loop import RunObserver, run_steps
 from gpt_jax.runs.metrics import Metrics, TensorBoard
 from gpt_jax.runs.profile import Trace
+from gpt_jax.runs.spikes import SpikeWatch
 from gpt_jax.training.sharding import compile_step, make_mesh, replicate, shard_batch
 from gpt_jax.training.state import init_state
 from gpt_jax.training.step import make_train_step
@@ -75,6 +76,7 @@ def run(rounds: int) -> dict[str, Any]:
                 interrupts=interrupts,
                 trace=Trace(None),
                 goodput=Goodput(Stopwatch(), [], 0),
+                spikes=SpikeWatch(config.train, open_data(c.Sort(), size["context"], 0), []),
             )
             display.start(0)
             batches = (shard_batch(rows, mesh, "jit") for rows in [batch] * STEPS)

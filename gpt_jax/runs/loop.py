@@ -22,6 +22,7 @@ from gpt_jax.runs.goodput import CHECKPOINT, DATA, EVALUATION, STEPS, Goodput, d
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.metrics import Metrics
 from gpt_jax.runs.profile import Trace
+from gpt_jax.runs.spikes import SpikeWatch, sentence
 from gpt_jax.training.evaluate import Evaluate
 from gpt_jax.training.state import PARAMS, REST, TrainState, to_trees
 
@@ -69,7 +70,7 @@ def run_steps(
 
 
 class TrainingDiverged(UserError):
-    """Too many steps in a row had a loss or gradient that was not finite."""
+    """Too many updates in a row were skipped: the loss or gradient was not finite, or the loss spiked."""
 
 
 @dataclass
@@ -89,6 +90,7 @@ class RunObserver:
     interrupts: Interrupts
     trace: Trace
     goodput: Goodput
+    spikes: SpikeWatch
     has_ended: bool = field(default=False, init=False)
     _pending: dict[str, jax.Array] | None = field(default=None, init=False)  # metrics of `step`, not fetched yet
     _skipped_in_row: int = field(default=0, init=False)
@@ -145,9 +147,10 @@ class RunObserver:
         self.checkpoints.wait()
         self.display.print(describe(self._record_goodput()))
         if self._has_diverged():
+            what = "" if self.config.train.spikes is None else ", or spiked,"
             raise TrainingDiverged(
-                f"the loss or gradient was not finite in {self._skipped_in_row} steps in a row, up to step {self.step}:"
-                f" the parameters of the last good step are in {self.checkpoints.path(self.step)}; lower"
+                f"the loss or gradient was not finite{what} in {self._skipped_in_row} steps in a row, up to step"
+                f" {self.step}: the parameters of the last good step are in {self.checkpoints.path(self.step)}; lower"
                 " optimizer.learning_rate or set train.clip_norm, in another folder"
             )
 
@@ -178,6 +181,9 @@ class RunObserver:
         rate = None if self._clock is None else values["tokens"] / (now - self._clock)
         self._clock = now
         loss = values["loss"]
+        if (wrong := self.spikes.look(self.step, values)) is not None:
+            self.records.write(wrong)
+            self.display.print(sentence(wrong))
         if self.step % self.config.train.log_every == 0 or self._is_last():
             # The loss comes first in the line, for those who read it by eye.
             self.records.write({"step": self.step, "split": "train", "loss": loss, **values, "tokens_per_second": rate})

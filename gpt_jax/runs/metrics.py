@@ -25,6 +25,7 @@ from gpt_jax.runs.goodput import GOODPUT
 
 FLUSH_SECONDS = 1.0
 MEASURED = ("train", "validation")
+CURVES = (*MEASURED, GOODPUT)
 UNPLOTTED = ("step", "split", "time")  # what TensorBoard and Weights & Biases get no curve of
 
 
@@ -95,7 +96,7 @@ class Metrics:
         """Adds one record; numbers that are not finite become null."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self._buffer.append(json.dumps(clean) + "\n")
-        for sink in self._sinks:
+        for sink in self._sinks if clean["split"] in CURVES else ():
             sink.write(clean)
         if time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self.flush(force=False)

@@ -26,6 +26,7 @@ from gpt_jax.runs.load import Base, open_base, reopen_base
 from gpt_jax.runs.loop import RunObserver
 from gpt_jax.runs.plot import plot_loss
 from gpt_jax.runs.profile import Trace
+from gpt_jax.runs.spikes import SpikeWatch
 from gpt_jax.training.evaluate import make_evaluate
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.resolve import lengthened, resolve
@@ -123,6 +124,7 @@ class Session:
             data.tokenizer.save(folder.file(TOKENIZER))
         goodput = Goodput(stopwatch, metrics.read(folder, GOODPUT), start)
         show_banner(console, folder, config, data, environment, start, goodput)
+        earlier = [record for record in metrics.read(folder, "train") if record["step"] <= start]
         records = metrics.Metrics(folder, start, _sinks(folder, config, start, environment))
         display = make_display(console, config, data)
         rows, sums = config.evaluation.batch_size, programs.sums_by_row(config, mesh)
@@ -138,6 +140,7 @@ class Session:
                 interrupts=interrupts,
                 trace=Trace(str(folder.make(PROFILE)) if profile and folder.writes else None),
                 goodput=goodput,
+                spikes=SpikeWatch(config.train, data, earlier),
             )
         finally:
             display.stop()

@@ -25,6 +25,7 @@ from gpt_jax.runs.folder import Workdir
 from gpt_jax.runs.goodput import Stopwatch
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.loop import RunObserver, TrainingDiverged, run_steps
+from gpt_jax.runs.recompute import Recomputed
 from gpt_jax.runs.session import Outcome, Session
 from gpt_jax.runs.watchdog import HangWatch
 from gpt_jax.training.programs import Programs
@@ -74,7 +75,9 @@ def train_together(
         def step_fn(states: TrainState, batches: Batch) -> tuple[TrainState, list[Metrics]]:
             return step(states, batches, given)
 
-        run_steps(step_fn, states, batches, start, GroupObserver(observers))
+        every = first.recompute_every
+        checked = step_fn if every is None else Recomputed(step_fn, every, start)
+        run_steps(checked, states, batches, start, GroupObserver(observers))
         return [_end(run, observer) for run, observer in zip(runs, observers, strict=True)]
 
 

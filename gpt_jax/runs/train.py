@@ -12,6 +12,7 @@ from gpt_jax.runs.folder import Workdir
 from gpt_jax.runs.goodput import Stopwatch
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.loop import run_steps
+from gpt_jax.runs.recompute import Recomputed
 from gpt_jax.runs.session import Outcome, Session
 from gpt_jax.runs.watchdog import HangWatch
 from gpt_jax.training.programs import Programs
@@ -43,6 +44,7 @@ def train(
     Raises:
       RunLocked: another process writes to the folder.
       ConfigChanged: the folder's run has another configuration; only `train.steps` may grow.
+      Corrupted: with `recompute_every`, a step gave other bits when it was computed again; nothing of it is saved.
       TrainingDiverged: `train.max_skipped` updates in a row were not finite; the good parameters are saved.
       MissingFile: there is no run in `init_from`.
       UserError: the folder holds a run and `resume` is False, its data has changed, or all its checkpoints are damaged;
@@ -63,6 +65,9 @@ def train(
         observer = held.enter_context(run.observed(start, mesh, interrupts, shown, programs, profile, stopwatch))
         how = run.config.train
         batches = (shard_batch(batch, mesh, how.parallel, how.accumulate) for batch in run.batches(start, mesh))
-        run_steps(programs.step(run.config, mesh), state, batches, start, observer)
+        step = programs.step(run.config, mesh)
+        if run.config.recompute_every is not None:
+            step = Recomputed(step, run.config.recompute_every, start)
+        run_steps(step, state, batches, start, observer)
         observer.finish()
         return run.outcome(observer.step)
