@@ -74,9 +74,9 @@ class Stopwatch:
         finally:
             jax.monitoring.unregister_event_duration_listener(self._heard)
 
-    def _heard(self, event: str, seconds: float, **_: Any) -> None:
+    def _heard(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith(COMPILATION) and threading.get_ident() == self._thread:
-            self.compiled(time.monotonic(), seconds)
+            self.compiled(time.monotonic(), duration_secs)
 
     def compiled(self, now: float, seconds: float) -> None:
         """Moves the last `seconds` of the current phase to COMPILE, but none of it twice: tracing a program traces

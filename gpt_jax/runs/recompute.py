@@ -66,7 +66,8 @@ ADVICE = (
 
 def parts(tree: Any) -> dict[Part, str]:
     """The fingerprint of each part of each array that a device of this process holds."""
-    held, names = {}, {}
+    held: dict[str, jax.Array] = {}
+    names: dict[str, Part] = {}
     for path, leaf in jax.tree.leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         for shard in leaf.addressable_shards:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -50,7 +49,10 @@ class SpikeWatch:
         is_skipped = values["skipped"] != self._skipped
         if not is_skipped and (not isinstance(spikes, LogSpikes) or len(self._losses) < spikes.window):
             return None
-        mean, deviation = statistics.fmean(self._losses), statistics.pstdev(self._losses)
+        mean = math.fsum(self._losses) / len(self._losses)
+        if loss <= mean and not is_skipped:  # spares half of the steps what follows
+            return None
+        deviation = math.sqrt(math.fsum((other - mean) ** 2 for other in self._losses) / len(self._losses))
         if not is_skipped and loss - mean <= spikes.sigmas * deviation:  # type: ignore[union-attr]
             return None
         above = f"{(loss - mean) / deviation:.1f} standard deviations above" if deviation else "above"

@@ -49,6 +49,7 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
     """
     optimizer, schedule, train = make_optimizer(c.optimizer), make_schedule(c.schedule), c.train
     is_random = not isinstance(model, GPT) or config.has_dropout(model.config)
+    skipping = train.spikes if isinstance(train.spikes, config.SkipSpikes) else None
     update_average = None if train.average is None else make_average(train.average)
 
     def train_step(
@@ -69,15 +70,15 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
         is_finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss)  # the norm is finite only if every gradient is
 
         is_good = is_finite
-        if state.recent is not None:
-            is_good &= ~is_spike(state.recent, scale * sums.loss, train.spikes.sigmas)
+        if skipping is not None:
+            is_good &= ~is_spike(state.recent, scale * sums.loss, skipping.sigmas)
         changes, moments = optimizer.update(_clip(gradients, norm, train.clip_norm), state.optimizer, params)
         rate = given.learning_rate * schedule(state.step)
         moved = jax.tree.map(lambda p, change: (p + rate * change).astype(p.dtype), params, changes)
         moved, moments = _select(is_good, (moved, moments), (params, state.optimizer))
         average = state.average if update_average is None else update_average(state.average, moved, state.step)
 
-        recent = None if state.recent is None else pushed(state.recent, scale * sums.loss, is_good)
+        recent = None if skipping is None else pushed(state.recent, scale * sums.loss, is_good)
         skipped = state.skipped + (1 - is_good.astype(jnp.int32))
         in_row = jnp.where(is_good, 0, state.skipped_in_row + 1)
         metrics = {
