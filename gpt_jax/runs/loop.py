@@ -104,6 +104,7 @@ class RunObserver:
             return
         self._record_goodput()
         self._skipped_in_row = int(state.skipped_in_row)
+        self.spikes.begin(int(state.skipped))
         self.has_ended = self._has_diverged() or self._is_last()
         if not self._has_diverged() and self._evaluation_due() and not self.records.had(self.step, "validation"):
             self._evaluate(state)

@@ -27,6 +27,10 @@ class SpikeWatch:
         for record in earlier:
             self._add(record)
 
+    def begin(self, skipped: int) -> None:
+        """`skipped` counts the updates that earlier starts did not apply, of which records may be missing."""
+        self._skipped = skipped
+
     def look(self, step: int, values: Mapping[str, Any]) -> dict[str, Any] | None:
         """The record of step `step` (from 1) with these metrics if it went wrong, else None."""
         reason = self._reason(values)
@@ -49,6 +53,8 @@ class SpikeWatch:
         is_skipped = values["skipped"] != self._skipped
         if not is_skipped and (not isinstance(spikes, LogSpikes) or len(self._losses) < spikes.window):
             return None
+        if not self._losses:  # this start has none yet, and its earlier ones recorded none
+            return f"the loss {loss:.4f} is a spike; the update is skipped"
         mean = math.fsum(self._losses) / len(self._losses)
         if loss <= mean and not is_skipped:  # spares half of the steps what follows
             return None

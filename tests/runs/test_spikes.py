@@ -127,6 +127,13 @@ def test_a_step_that_is_not_finite_is_told_too(tmp_path: Path) -> None:
     assert record is not None and "not finite" in sentence(record) and "document 8 " in sentence(record)
     assert watch.look(3, {"loss": 2.0, "grad_norm": float("inf"), "skipped": 2}) is not None
     assert watch.look(4, {**good, "loss": 90.0, "skipped": 2}) is None  # nobody asked for spikes
+    later = SpikeWatch(config(SkipSpikes()).train, data, [])  # earlier starts recorded no step
+    later.begin(7)
+    assert later.look(5, {**good, "skipped": 7}) is None
+    later = SpikeWatch(config(SkipSpikes()).train, data, [])
+    later.begin(7)
+    skipped = later.look(5, {**good, "skipped": 8})
+    assert skipped is not None and "is a spike" in sentence(skipped)
     (tmp_path / "run").mkdir()
     records = metrics.Metrics(RunFolder(tmp_path / "run"), 0, [metrics.TensorBoard(RunFolder(tmp_path / "run"), 0)])
     records.write(record)  # TensorBoard has no curve of sentences
