@@ -116,7 +116,7 @@ def watch_cost(rounds: int) -> dict[str, Any]:
     """
     calls = 10_000
     train = c.Train(steps=1, batch_size=1, spikes=c.LogSpikes())
-    values = {"loss": 2.0, "grad_norm": 1.0, "skipped": 0}
+    values = [{"loss": 2.0 + 0.1 * (7 * i % 5), "grad_norm": 1.0, "skipped": 0} for i in range(5)]
     seconds: dict[str, list[float]] = {"goodput_and_watchdog": [], "with_spikes": []}
     for _ in range(rounds):
         for name, timed in seconds.items():
@@ -128,7 +128,7 @@ def watch_cost(rounds: int) -> dict[str, Any]:
                     stopwatch.switch(IN_STEPS)
                     stopwatch.switch(IN_STEPS)
                     if name == "with_spikes":
-                        found.look(step, values)
+                        found.look(step, values[step % 5])
                     stopwatch.end_step(step)
                     stopwatch.switch(DATA)
                     if goodput.is_due():
