@@ -1,9 +1,15 @@
-"""The commands. While one of them imports its packages, a signal ends it at once: there is nothing to save yet."""
+"""The commands. `BEGAN` is the time, by `time.monotonic`, at which this process began to import them.
+
+While a command imports its packages, a signal ends it at once: there is nothing to save yet.
+"""
 
 import os
 import signal
 import sys
+import time
 from types import FrameType
+
+BEGAN = time.monotonic()
 
 
 def _quit(number: int, frame: FrameType | None) -> None:

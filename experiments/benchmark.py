@@ -40,7 +40,7 @@ Measure speed on this machine, and print the results as one JSON object.
   --suite=data        Batches per second, and the speed of training and applying a tokenizer, on --text=FILE.
   --suite=compile     Seconds from a configuration to the end of the first step, without a compilation cache, for 12
                       and 48 scanned layers.
-  --suite=loop        The overhead of the training loop, compared to its steps alone.
+  --suite=loop        The overhead of the training loop, compared to its steps alone, and of what watches it.
   --suite=attention   Chunked attention alone: memory and time against the einsum's, and the gain from a window.
   --suite=seeds       Whole processes: four seeds of one arm as a study, and as four commands.
   --suite=plan        The estimated step of GPT-2 124M on v5e:4x4, against a straightforward Linen model; needs libtpu.

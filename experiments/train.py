@@ -7,7 +7,7 @@ import shlex
 from absl import flags
 from rich.console import Console
 
-from experiments import cli
+from experiments import BEGAN, cli
 from gpt_jax.config import Text
 from gpt_jax.runs.console import show_end, show_next, show_sample
 from gpt_jax.runs.load import load_run
@@ -44,8 +44,8 @@ Ctrl-C or SIGTERM saves a checkpoint and stops; a second Ctrl-C stops at once. T
 run, with the same losses and parameters, bit for bit, as without the interruption, given the same hardware,
 versions and number of devices (on GPUs with XLA_FLAGS=--xla_gpu_deterministic_ops=true).
 
-Exit codes: 0 finished, 1 failed, 2 wrong command line or configuration, 75 interrupted and saved,
-130 interrupted before the first step.
+Exit codes: 0 finished, 1 failed, 2 wrong command line or configuration, 70 hung and ended by the watchdog
+(--config.watchdog.abort=True), 75 interrupted and saved, 130 interrupted before the first step.
 """
 
 flags.DEFINE_string("workdir", None, "The run's folder.")
@@ -63,7 +63,7 @@ def main() -> int:
     config = cli.config_from_flags()
     console = Console()
     how = {"resume": FLAGS.resume, "restart": FLAGS.restart, "profile": FLAGS.profile}
-    outcome = train(config, workdir, **how, console=console)
+    outcome = train(config, workdir, **how, console=console, began=BEGAN)
     if outcome.status == "interrupted":
         print(f"interrupted after step {outcome.step:,}; to continue:\n  {cli.command()}")
         return cli.SAVED

@@ -8,6 +8,7 @@ nor in the data.
 import dataclasses
 import hashlib
 import re
+import time
 import typing
 from collections.abc import Callable
 from functools import cache, partial
@@ -26,11 +27,15 @@ from gpt_jax.config.variant import Variant
 from gpt_jax.data import open_data
 from gpt_jax.data.tokenizer import ByteTokenizer, CharacterTokenizer
 from gpt_jax.model.gpt import GPT
+from gpt_jax.runs import watchdog
 from gpt_jax.runs.checkpoint import Checkpoints
 from gpt_jax.runs.console import sample_text
 from gpt_jax.runs.folder import RunFolder
+from gpt_jax.runs.goodput import INIT, STEPS, Stopwatch
 from gpt_jax.runs.metrics import check_wandb, read
+from gpt_jax.runs.spikes import SPIKE
 from gpt_jax.runs.train import train
+from gpt_jax.runs.watchdog import HangWatch
 from gpt_jax.training import evaluate
 from gpt_jax.training.resolve import resolve
 from gpt_jax.training.sharding import make_mesh, shard_batch
@@ -87,6 +92,8 @@ PLACES: dict[type, Place] = {
     knobs.DataConfig: lambda c, v: dataclasses.replace(c, data=v),
     knobs.ScheduleConfig: lambda c, v: dataclasses.replace(c, schedule=v),
     knobs.OptimizerConfig: lambda c, v: dataclasses.replace(c, optimizer=v),
+    knobs.SpikesConfig: lambda c, v: dataclasses.replace(c, train=dataclasses.replace(c.train, spikes=v)),
+    knobs.Watchdog: lambda c, v: dataclasses.replace(c, watchdog=v),
     knobs.AverageConfig: lambda c, v: dataclasses.replace(c, train=dataclasses.replace(c.train, average=v)),
     knobs.Score: lambda c, v: in_attention(c, score=v),
     knobs.BlockConfig: lambda c, v: dataclasses.replace(
@@ -205,6 +212,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "Config.schedule": lambda: knobs.Constant(),
     "Config.model": lambda: tiny_config(model={"width": 32}).model,
     "Train.accumulate": lambda: 2,
+    "Train.spikes": lambda: knobs.SkipSpikes(),
     "Adafactor.decay_rate": lambda: 0.6,
     **{f"{name}.decay": lambda: ("blocks/0/**",) for name in ("Adamw", "Lion", "Muon", "Sgd", "Adafactor")},
 }
@@ -336,13 +344,54 @@ def evaluated(config: Config, folder: Path) -> list[tuple[int, ...]]:
     return shapes
 
 
+def spiking(config: Config, folder: Path) -> list[int]:
+    """The steps of which the run says that their loss spiked."""
+    train(config, folder, console=Console(quiet=True), programs=PROGRAMS)
+    return [record["step"] for record in read(RunFolder(folder), SPIKE)]
+
+
+def watched(config: Config, folder: Path) -> Any:
+    """The bounds of phases, and how a hanging step ends."""
+    ended: list[int] = []
+    watch = Stopwatch()
+    watch.laps.extend([0.01] * 5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watchdog, "GRACE_SECONDS", 0.01)
+        patch.setattr(watchdog, "_exit", ended.append)
+        with HangWatch(config.watchdog, watch, RunFolder(folder)) as dog:
+            watch.switch(STEPS)
+            bounds = dog.limit(INIT), dog.limit(STEPS)
+            time.sleep(0.6)
+    return bounds, len(ended) > 0
+
+
+def recomputed(config: Config, folder: Path) -> list[int]:
+    """The steps that the run computes twice."""
+    found: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpt_jax.runs.recompute.parts", lambda result: found.append(int(result[0].step)) or {})
+        train(config, folder, console=Console(quiet=True), programs=PROGRAMS)
+    return found
+
+
 DIVERGING = dataclasses.replace(BASE, optimizer=knobs.Sgd(learning_rate=1e25), schedule=knobs.Constant())
 DIVERGING = dataclasses.replace(DIVERGING, train=dataclasses.replace(BASE.train, steps=30, clip_norm=None))
+
+SPIKING = PLACES[knobs.SpikesConfig](BASE, knobs.LogSpikes(window=2, sigmas=0.1))
+HANGING = dataclasses.replace(BASE, watchdog=knobs.Watchdog(floor_seconds=0.2))
 
 # Fields that show in what a run does, not in what it computes: where to start, another value, what to look at.
 IN_THE_RUN: dict[str, tuple[Config, Any, Callable[[Config, Path], Any]]] = {
     "Train.steps": (BASE, 4, written),
     "Train.log_every": (BASE, 2, written),
+    "LogSpikes.window": (SPIKING, 6, spiking),
+    "LogSpikes.sigmas": (SPIKING, 50.0, spiking),
+    "Watchdog.factor": (HANGING, 90.0, watched),
+    "Watchdog.floor_seconds": (HANGING, 1.0, watched),
+    "Watchdog.pause_seconds": (HANGING, 9.0, watched),
+    "Watchdog.abort": (HANGING, True, watched),
+    "Config.watchdog": (HANGING, knobs.Watchdog(), watched),
+    "Config.recompute_every": (BASE, 2, recomputed),
     "Train.max_skipped": (DIVERGING, 3, written),
     "Train.parallel": (BASE, "pmap", placed),
     "Evaluation.every": (BASE, 3, written),
@@ -380,8 +429,9 @@ def test_changing_a_field_alone_changes_what_is_observed(name: str, tmp_path: Pa
     field = name.split(".")[1]
     if name in IN_THE_RUN:
         base, value, look = IN_THE_RUN[name]
-        place = PLACES[kind]
-        start = next(v for v in (base, base.train, base.evaluation, base.checkpoint) if isinstance(v, kind))
+        place = next(place for holder, place in PLACES.items() if issubclass(kind, holder))
+        places = (base, base.train, base.evaluation, base.checkpoint, base.train.spikes, base.watchdog)
+        start = next(v for v in places if isinstance(v, kind))
         changed = place(base, dataclasses.replace(start, **{field: value}))
         assert look(base, tmp_path / "a") != look(changed, tmp_path / "b")
         return

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from gpt_jax.config import Checkpoint, Config, Ema, Evaluation, Muon, TailAverage, Text, WarmupCosine
 from gpt_jax.config.conversion import to_dict
+from gpt_jax.runs.goodput import GOODPUT
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.load import load_run
 from gpt_jax.runs.train import train
@@ -80,8 +81,10 @@ def whole(text: Text, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measured(folder: Path) -> list[dict[str, Any]]:
+    """The records without what holds times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+    kept = [line for line in lines if line["split"] != GOODPUT]
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in kept]
 
 
 def stored(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from gpt_jax.config.adapter import *
 from gpt_jax.config.attention import *
 from gpt_jax.config.checks import require as require
 from gpt_jax.config.data import *
+from gpt_jax.config.faults import *
 from gpt_jax.config.mesh import *
 from gpt_jax.config.model import *
 from gpt_jax.config.norm import *

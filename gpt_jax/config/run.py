@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt_jax.config.checks import require
+from gpt_jax.config.checks import require, require_positive
 from gpt_jax.config.data import DataConfig, Text
+from gpt_jax.config.faults import Watchdog
 from gpt_jax.config.mesh import ALL_DATA, SEQUENCE, check_positions, check_ring, parse_mesh
 from gpt_jax.config.model import ModelConfig
 from gpt_jax.config.questions import has_adapter, has_prefix
@@ -19,7 +20,8 @@ class Config:
     `seed` determines everything random. `prompt` is the beginning of the sample printed after training. `wandb` names a
     Weights & Biases project (None: off). `init_from` is the folder of a run whose parameters are the initial ones of
     this run (None: initial parameters are random). `mesh` names the axes over which devices divide the work, and their
-    sizes (`config/mesh.py`); -1 fills the devices.
+    sizes (`config/mesh.py`); -1 fills the devices. Every `recompute_every` steps, a step is computed twice and its bits
+    are compared (None: never).
     """
 
     model: ModelConfig
@@ -34,6 +36,8 @@ class Config:
     wandb: str | None = None
     init_from: str | None = None
     mesh: str = ALL_DATA
+    watchdog: Watchdog = Watchdog()
+    recompute_every: int | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -41,6 +45,7 @@ class Config:
             "the mask Prefix needs rows that begin with a prompt, which rows of Text do not: use a task such as Copy or"
             " Sort, or the mask Causal",
         )
+        require_positive(self.recompute_every, "recompute_every")
         parse_mesh(self.mesh)
         require(
             self.train.parallel == "jit" or self.mesh == ALL_DATA,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpt_jax.config.checks import require, require_positive, require_probability
+from gpt_jax.config.faults import SpikesConfig
 from gpt_jax.config.variant import Variant
 
 
@@ -171,7 +172,8 @@ class Train:
     micro-batches. `clip_norm` bounds the global norm of the gradient (None: off). `z_loss` is the weight of (log Z)² in
     the loss (PaLM, arXiv:2204.02311). `max_skipped` consecutive updates that are not finite stop the run. `log_every`
     is the number of steps between training lines of metrics.jsonl. `parallel` chooses how data parallelism is
-    expressed. `average` averages the weights over steps (None: the run's model has the last weights).
+    expressed. `average` averages the weights over steps (None: the run's model has the last weights). `spikes` looks
+    for spikes of the loss (None: off).
     """
 
     steps: int
@@ -183,6 +185,7 @@ class Train:
     log_every: int = 1
     parallel: Literal["jit", "pmap"] = "jit"
     average: AverageConfig | None = None
+    spikes: SpikesConfig | None = None
 
     def __post_init__(self) -> None:
         require_positive(self.steps, "train.steps")

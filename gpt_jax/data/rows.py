@@ -127,7 +127,7 @@ class ShuffledRows:
     """
 
     def __init__(self, stream: Stream, length: int, segmented: bool, seed: int):
-        self._stream, self.length, self._segmented, self._seed = stream, length, segmented, seed
+        self.stream, self.length, self._segmented, self._seed = stream, length, segmented, seed
         self._epoch_rows = -(-stream.targets // length)
         self.count: int | None = self._epoch_rows
         self._order = grain.MapDataset.range(self._epoch_rows).seed(seed % 2**32).shuffle().repeat()
@@ -140,14 +140,17 @@ class ShuffledRows:
         return int(generator.integers(self.length))
 
     def gather(self, numbers: np.ndarray) -> Batch:
+        return self.stream.cut(self.begins(numbers), self.length, self._segmented)
+
+    def begins(self, numbers: np.ndarray) -> np.ndarray:
+        """Where in the stream the rows with these `numbers` begin (B,), as `Stream.cut` takes it."""
         places = np.array([self._order[int(number)] for number in numbers], np.int64)
         epochs = numbers // self._epoch_rows
         shifts = {epoch: self._shift(epoch) for epoch in set(epochs.tolist())}
-        begins = places * self.length + np.array([shifts[epoch] for epoch in epochs.tolist()], np.int64)
-        return self._stream.cut(begins, self.length, self._segmented)
+        return places * self.length + np.array([shifts[epoch] for epoch in epochs.tolist()], np.int64)
 
     def _shift(self, epoch: int) -> int:
         # If the shift is at least the length of the short last row, the shifted stream needs one row less. The first
         # row then starts before the stream and holds the targets before the shift.
-        offset, short = self.offset(epoch), self._stream.targets - (self._epoch_rows - 1) * self.length
+        offset, short = self.offset(epoch), self.stream.targets - (self._epoch_rows - 1) * self.length
         return offset if offset < short else offset - self.length

@@ -58,7 +58,7 @@ NUMBERS = {key for key in (*SIZES, *OTHERS) if key.endswith(("_epsilon", "freq_b
 TEXTS, FLAGS = {"rope.scaling.type", "tensor_data_layout"}, {"attention.causal", "rope.scaling.finetuned"}
 # `general.file_type` → the type that no tensor of such a file has: 16-bit types differ in nothing but their number.
 FILE_TYPE = "general.file_type"
-FOREIGN = {
+FOREIGN: dict[int, gguf.GGMLQuantizationType] = {
     gguf.LlamaFileType.MOSTLY_F16: gguf.GGMLQuantizationType.BF16,
     gguf.LlamaFileType.MOSTLY_BF16: gguf.GGMLQuantizationType.F16,
 }

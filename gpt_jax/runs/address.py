@@ -39,8 +39,10 @@ NUMERIC_SETTINGS = (
 )  # fmt: skip
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 SILENT_FLAGS = ("--xla_dump",)  # flags that begin so write files and change no program
-# What the run writes beside its numbers; and paths, whose content has parts of its own.
-NEUTRAL = ("prompt", "wandb", "checkpoint", "init_from", "data.path", "data.tokenizer.path")
+# What the run writes and watches beside its numbers; and paths, whose content has parts of its own.
+NEUTRAL = (
+    "prompt", "wandb", "checkpoint", "init_from", "data.path", "data.tokenizer.path", "watchdog", "recompute_every",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

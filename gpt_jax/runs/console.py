@@ -22,6 +22,7 @@ from gpt_jax.model.gpt import GPT
 from gpt_jax.model.shapes import parameter_shapes
 from gpt_jax.runs.display import Display
 from gpt_jax.runs.folder import RunFolder
+from gpt_jax.runs.goodput import Goodput, describe
 
 SAMPLED_TOKENS = 200
 
@@ -44,9 +45,17 @@ def make_display(console: Console, config: Config, data: Data) -> Display:
 
 
 def show_banner(
-    console: Console, folder: RunFolder, config: Config, data: Data, environment: Mapping[str, Any], start: int
+    console: Console,
+    folder: RunFolder,
+    config: Config,
+    data: Data,
+    environment: Mapping[str, Any],
+    start: int,
+    goodput: Goodput,
 ) -> None:
-    """Prints the run's folder, devices, versions, data, number of steps, FLOPs and parameters."""
+    """Prints the run's folder, devices, versions, data, number of steps, FLOPs and parameters; of a run that goes on,
+    where the time of its earlier starts went.
+    """
     this = environment["starts"][-1]
     devices, versions = this["devices"], this["versions"]
     steps, per_step = config.train.steps, tokens_per_step(config, data)
@@ -67,6 +76,8 @@ def show_banner(
         facts["begins with"] = "; ".join([f"{began['folder']}, step {began['step']:,}", *began["changed"]])
     if start:
         facts["resumes"] = f"after step {start:,}"
+    if goodput.has_earlier:
+        facts["until now"] = describe(goodput.record(start))
     console.print("[bold]gpt_jax[/bold]", highlight=False)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")

@@ -34,6 +34,7 @@ METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
 LOSS_PLOT = "loss.png"
 CHECKPOINTS = "checkpoints"
+HANGS = "hangs"  # stacks of all threads, one file for each hang and process
 DAMAGED = "damaged"  # checkpoints whose content is not what was saved
 SAVED = ".saved"  # there since the first checkpoint was complete
 ASIDE = "aside"  # earlier runs of the folder, each in a folder of its own

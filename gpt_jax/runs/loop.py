@@ -18,9 +18,11 @@ from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch
 from gpt_jax.runs.checkpoint import Checkpoints
 from gpt_jax.runs.display import Display
+from gpt_jax.runs.goodput import CHECKPOINT, DATA, EVALUATION, STEPS, Goodput, describe
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.metrics import Metrics
 from gpt_jax.runs.profile import Trace
+from gpt_jax.runs.spikes import SpikeWatch, sentence
 from gpt_jax.training.evaluate import Evaluate
 from gpt_jax.training.state import PARAMS, REST, TrainState, to_trees
 
@@ -68,7 +70,7 @@ def run_steps(
 
 
 class TrainingDiverged(UserError):
-    """Too many steps in a row had a loss or gradient that was not finite."""
+    """Too many updates in a row were skipped: the loss or gradient was not finite, or the loss spiked."""
 
 
 @dataclass
@@ -87,6 +89,8 @@ class RunObserver:
     display: Display
     interrupts: Interrupts
     trace: Trace
+    goodput: Goodput
+    spikes: SpikeWatch
     has_ended: bool = field(default=False, init=False)
     _pending: dict[str, jax.Array] | None = field(default=None, init=False)  # metrics of `step`, not fetched yet
     _skipped_in_row: int = field(default=0, init=False)
@@ -95,33 +99,44 @@ class RunObserver:
 
     def begin(self, state: TrainState) -> None:
         """Resumes: makes up for an evaluation that an interrupt prevented. A run that diverged ends at once."""
+        self._switch(DATA)
         if self.step == 0:
             return
+        self._record_goodput()
         self._skipped_in_row = int(state.skipped_in_row)
+        self.spikes.begin(int(state.skipped))
         self.has_ended = self._has_diverged() or self._is_last()
         if not self._has_diverged() and self._evaluation_due() and not self.records.had(self.step, "validation"):
             self.checkpoints.evaluated(self.step, self._evaluate(state))
 
     def before_step(self, step: int) -> None:
         self.interrupts.doing = f"step {step}"
+        self._switch(STEPS)
         self.trace.before_step()
 
     def after_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Reports the step before this one, and asks whether to stop."""
+        self._switch(STEPS)  # in a group, another run has left it
         self._report()
         self.step, self._pending = step, metrics
         self._is_stopping = self.interrupts.requested(step) or self._has_diverged()
         self.interrupts.doing = f"the batch of step {step + 1}"
+        self.goodput.stopwatch.end_step(step)
+        self._switch(DATA)
+        if self.goodput.is_due():
+            self._record_goodput()
 
     def needs_state(self, step: int) -> bool:
         return self._evaluates() or self._saves()
 
     def take_state(self, step: int, state: TrainState) -> None:
         """Evaluates, saves or both, as this step requires. A checkpoint is never ahead of the records."""
+        self._switch(STEPS)
         self._report()
         loss = self._evaluate(state) if self._evaluates() else None
         if self._saves():
             self._save(state, loss)
+        self._switch(DATA)
         self.has_ended = self._is_stopping or self._is_last()
         if not self.has_ended:
             self.interrupts.doing = f"the batch of step {step + 1}"
@@ -133,11 +148,14 @@ class RunObserver:
           TrainingDiverged: `train.max_skipped` updates in a row were skipped. The state is saved.
         """
         self.trace.end()
+        self._switch(CHECKPOINT)
+        self.checkpoints.wait()
+        self.display.print(describe(self._record_goodput()))
         if self._has_diverged():
-            self.checkpoints.wait()
+            what = "" if self.config.train.spikes is None else ", or spiked,"
             raise TrainingDiverged(
-                f"the loss or gradient was not finite in {self._skipped_in_row} steps in a row, up to step {self.step}:"
-                f" the parameters of the last good step are in {self.checkpoints.path(self.step)}; lower"
+                f"the loss or gradient was not finite{what} in {self._skipped_in_row} steps in a row, up to step"
+                f" {self.step}: the parameters of the last good step are in {self.checkpoints.path(self.step)}; lower"
                 " optimizer.learning_rate or set train.clip_norm, in another folder"
             )
 
@@ -165,17 +183,29 @@ class RunObserver:
         self._pending = None
         now = time.perf_counter()
         self._skipped_in_row = values.pop("skipped_in_row")
-        is_timed = self._clock is not None and now > self._clock  # a coarse clock may stand still
-        rate = values["tokens"] / (now - self._clock) if is_timed else None
+        seconds = 0.0 if self._clock is None else now - self._clock
+        rate = values["tokens"] / seconds if seconds > 0 else None  # a coarse clock may stand still
         self._clock = now
         loss = values["loss"]
+        if (wrong := self.spikes.look(self.step, values)) is not None:
+            self.records.write(wrong)
+            self.display.print(sentence(wrong))
         if self.step % self.config.train.log_every == 0 or self._is_last():
             # The loss comes first in the line, for those who read it by eye.
             self.records.write({"step": self.step, "split": "train", "loss": loss, **values, "tokens_per_second": rate})
         self.display.update(self.step, loss)
 
+    def _switch(self, phase: str) -> None:
+        self.goodput.stopwatch.switch(phase)
+
+    def _record_goodput(self) -> dict[str, Any]:
+        record = self.goodput.record(self.step)
+        self.records.write(record)
+        return record
+
     def _evaluate(self, state: TrainState) -> float:
         self.interrupts.doing = f"the evaluation after step {self.step}"
+        self._switch(EVALUATION)
         result = self.evaluate(state.model_params)
         self.records.write({"step": self.step, "split": "validation", **result})
         self.display.evaluated(self.step, result)
@@ -184,6 +214,8 @@ class RunObserver:
 
     def _save(self, state: TrainState, validation_loss: float | None) -> None:
         self.interrupts.doing = f"the checkpoint of step {self.step}"
+        self._switch(CHECKPOINT)
+        self._record_goodput()
         self.records.flush()  # in an object store, it checks first that no other run has taken over the folder
         trees = (jax.jit(to_trees) if self.config.model.scan else to_trees)(state)
         self.checkpoints.save(self.step, trees[PARAMS], trees[REST], {"step": self.step}, validation_loss)

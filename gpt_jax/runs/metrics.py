@@ -1,7 +1,8 @@
 """What a run measures: `metrics.jsonl`, and copies of it in TensorBoard and Weights & Biases.
 
 A line is a JSON object with `step` (updates done, from 1), `split` (`train` or `validation`), `loss` (nats per token)
-and further metrics. A resumed run first drops the lines after its checkpoint, so that no step is recorded twice.
+and further metrics. A resumed run first drops the lines after its checkpoint, so that no step is recorded twice. Lines
+of the split `goodput` tell where the wall time went, and all of them stay.
 """
 
 from __future__ import annotations
@@ -23,14 +24,18 @@ from gpt_jax.config import Config
 from gpt_jax.config.disk import writing
 from gpt_jax.config.errors import UserError
 from gpt_jax.runs.folder import METRICS, TENSORBOARD, RunFolder
+from gpt_jax.runs.goodput import GOODPUT
 
 FLUSH_SECONDS = 1.0
 EVENTS_SECONDS = 60.0  # between flushes of TensorBoard's file
+MEASURED = ("train", "validation")
+CURVES = (*MEASURED, GOODPUT)
+UNPLOTTED = ("step", "split", "time")  # what TensorBoard and Weights & Biases get no curve of
 
 
 def parse(content: bytes, upto: int | None = None) -> list[dict[str, Any]]:
-    """The records of a metrics file up to step `upto` (None: all), in their order; of two for the same step and split,
-    the later one counts.
+    """The records of a metrics file up to step `upto` (None: all), and those of goodput, in their order; of two for the
+    same step and split, the later one counts.
 
     A crash may cut the last line, which is left out. That of a machine may leave anything at the end of a file: if no
     record that is wanted comes after it, those before it are returned, with a warning.
@@ -42,12 +47,14 @@ def parse(content: bytes, upto: int | None = None) -> list[dict[str, Any]]:
     records: dict[tuple[int, str], dict[str, Any]] = {}
     damaged: int | None = None
     for number, line in enumerate(lines, 1):
-        if not line or (number == len(lines) and line.startswith(b"{") and _record(line) is None):
+        if not line or (number == len(lines) and line.startswith(b"{") and parse_line(line) is None):
             continue
-        record = _record(line)
+        record = parse_line(line)
         if record is None:
             damaged = damaged or number
-        elif upto is None or record["step"] <= upto:
+        elif upto is None or record["step"] <= upto or record["split"] == GOODPUT:
+            if damaged is not None and record["split"] == GOODPUT:
+                continue  # it tells of time alone
             if damaged is not None:
                 raise UserError(_not_a_record(damaged, lines))
             key = (record["step"], record["split"])
@@ -65,16 +72,18 @@ def parse(content: bytes, upto: int | None = None) -> list[dict[str, Any]]:
     return list(records.values())
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
     """The record in a line; None if there is none."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or not {"step", "split", "loss"} <= record.keys():
+    if not isinstance(record, dict) or not {"step", "split"} <= record.keys():
         return None
     is_whole = type(record["step"]) is int and record["step"] >= 0 and isinstance(record["split"], str)
-    return record if is_whole and isinstance(record["loss"], int | float | None) else None
+    if not is_whole or (record["split"] in MEASURED and "loss" not in record):
+        return None
+    return record if isinstance(record.get("loss"), int | float | None) else None
 
 
 def _not_a_record(number: int, lines: Sequence[bytes]) -> str:
@@ -85,9 +94,15 @@ def _not_a_record(number: int, lines: Sequence[bytes]) -> str:
 
 
 def read(folder: RunFolder, split: str | None = None, upto: int | None = None) -> list[dict[str, Any]]:
-    """The records of a run in the order of their steps (`split`: only those of this split). Raises as `parse`."""
-    records = parse(folder.file(METRICS).read_bytes(), upto) if folder.exists(METRICS) else []
-    return sorted((r for r in records if split in (None, r["split"])), key=lambda r: r["step"])
+    """The records of a run in the order of their steps: those of `split`, or of training and validation. Raises as
+    `parse`.
+    """
+    wanted = MEASURED if split is None else (split,)
+    return sorted((r for r in _all(folder, upto) if r["split"] in wanted), key=lambda r: r["step"])
+
+
+def _all(folder: RunFolder, upto: int | None) -> list[dict[str, Any]]:
+    return parse(folder.file(METRICS).read_bytes(), upto) if folder.exists(METRICS) else []
 
 
 @runtime_checkable
@@ -103,7 +118,8 @@ class Metrics:
     """Writes records. They are buffered and reach the disk about once a second, so the loop does not wait for it."""
 
     def __init__(self, folder: RunFolder, step: int, sinks: list[Sink]) -> None:
-        """Removes the records after `step` updates, and what a crash has left at the end, from the file.
+        """Removes the records after `step` updates, but those of goodput, and what a crash has left at the end, from
+        the file.
 
         Raises:
           UserError: a record of these steps is damaged.
@@ -114,7 +130,7 @@ class Metrics:
         self._flushed = time.monotonic()
         self._recorded: set[tuple[int, str]] = set()
         if folder.exists(METRICS):
-            kept = read(folder, upto=step)
+            kept = sorted(_all(folder, step), key=lambda r: r["step"])
             self._recorded = {(r["step"], r["split"]) for r in kept}
             folder.truncate(METRICS, "".join(json.dumps(r) + "\n" for r in kept))
 
@@ -126,7 +142,7 @@ class Metrics:
         """Adds one record; numbers that are not finite become null."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self._buffer.append(json.dumps(clean) + "\n")
-        for sink in self._sinks:
+        for sink in self._sinks if clean["split"] in CURVES else ():
             sink.write(clean)
         if time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self.flush(force=False)
@@ -162,7 +178,7 @@ class TensorBoard:
         values = [
             Summary.Value(tag=f"{record['split']}/{name}", simple_value=value)
             for name, value in record.items()
-            if name not in ("step", "split") and value is not None
+            if name not in UNPLOTTED and value is not None
         ]
         self._add(step=record["step"], summary=Summary(value=values))
         if time.monotonic() - self._flushed >= EVENTS_SECONDS:
@@ -196,9 +212,7 @@ class WeightsAndBiases:
         self._run = wandb.init(project=project, id=run_id, name=folder.path.name, config=dict(config), resume="allow")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        values = {
-            f"{record['split']}/{k}": v for k, v in record.items() if k not in ("step", "split") and v is not None
-        }
+        values = {f"{record['split']}/{k}": v for k, v in record.items() if k not in UNPLOTTED and v is not None}
         self._run.log(values | {"step": record["step"]})
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from gpt_jax.runs import consensus, metrics, record
 from gpt_jax.runs.checkpoint import Checkpoints, Restored
 from gpt_jax.runs.console import make_display, show_banner
 from gpt_jax.runs.folder import PROFILE, TOKENIZER, RunFolder, Workdir
+from gpt_jax.runs.goodput import GOODPUT, Goodput, Stopwatch
 from gpt_jax.runs.init_from import changed_settings, check_base, with_vocabulary
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.load import Base, open_base, reopen_base
@@ -27,6 +28,7 @@ from gpt_jax.runs.loop import RunObserver
 from gpt_jax.runs.plot import plot_loss
 from gpt_jax.runs.profile import Trace
 from gpt_jax.runs.restart import check_whole, move_aside
+from gpt_jax.runs.spikes import SpikeWatch
 from gpt_jax.training.evaluate import make_evaluate
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.resolve import lengthened, resolve
@@ -121,7 +123,14 @@ class Session:
 
     @contextmanager
     def observed(
-        self, start: int, mesh: Mesh, interrupts: Interrupts, console: Console, programs: Programs, profile: bool
+        self,
+        start: int,
+        mesh: Mesh,
+        interrupts: Interrupts,
+        console: Console,
+        programs: Programs,
+        profile: bool,
+        stopwatch: Stopwatch,
     ) -> Iterator[RunObserver]:
         """Records a start after `start` updates, prints the banner, and yields the observer for the loop."""
         folder, config, data = self.folder, self.config, self.data
@@ -129,7 +138,9 @@ class Session:
         record.write_config(folder, self.given, config)
         if folder.writes:
             data.tokenizer.save(folder.file(TOKENIZER))
-        show_banner(console, folder, config, data, environment, start)
+        goodput = Goodput(stopwatch, metrics.read(folder, GOODPUT), start)
+        show_banner(console, folder, config, data, environment, start, goodput)
+        earlier = [record for record in metrics.read(folder, "train") if record["step"] <= start]
         records = metrics.Metrics(folder, start, _sinks(folder, config, start, environment))
         display = make_display(console, config, data)
         rows, sums = config.evaluation.batch_size, programs.sums_by_row(config, mesh)
@@ -144,6 +155,8 @@ class Session:
                 display=display,
                 interrupts=interrupts,
                 trace=Trace(str(folder.make(PROFILE)) if profile and folder.writes else None),
+                goodput=goodput,
+                spikes=SpikeWatch(config.train, data, earlier),
             )
         finally:
             display.stop()

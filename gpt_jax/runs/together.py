@@ -22,9 +22,12 @@ from gpt_jax.data import Batch
 from gpt_jax.runs.checkpoint import CheckpointError, Restored
 from gpt_jax.runs.compilation import enable_compilation_cache
 from gpt_jax.runs.folder import Workdir
+from gpt_jax.runs.goodput import Stopwatch
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.loop import RunObserver, TrainingDiverged, run_steps
+from gpt_jax.runs.recompute import Recomputed
 from gpt_jax.runs.session import Outcome, Session
+from gpt_jax.runs.watchdog import HangWatch
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.sharding import make_mesh, replicate, shard_batch
 from gpt_jax.training.state import REST, TrainState, given_by
@@ -47,18 +50,21 @@ def train_together(
       UserError: as `train`; or the configurations differ in more, or ask for pmap or for Weights & Biases, which allows
         one run per process.
     """
+    stopwatch = Stopwatch()
     enable_compilation_cache()
     programs, mesh = Programs() if programs is None else programs, make_mesh(axes=configs[0].mesh)
     with ExitStack() as held:
+        held.enter_context(stopwatch.compilation())
         runs = [Session.open(c, workdir, True, held, 2) for c, workdir in zip(configs, workdirs, strict=True)]
         first = runs[0].config
+        held.enter_context(HangWatch(first.watchdog, stopwatch, runs[0].folder))
         _check_alike([run.config for run in runs])
         states, starts, start = _states_together(runs, mesh, programs)
         if min(starts) >= first.train.steps:
             return [run.outcome(start, was_done=True) for run, start in zip(runs, starts, strict=True)]
         interrupts, quiet = held.enter_context(Interrupts([run.folder for run in runs])), Console(quiet=True)
         observers = [
-            held.enter_context(run.observed(start, mesh, interrupts, quiet, programs, False))
+            held.enter_context(run.observed(start, mesh, interrupts, quiet, programs, False, stopwatch))
             for run, start in zip(runs, starts, strict=True)
         ]
         given = replicate(stack([given_by(run.config) for run in runs]), mesh)
@@ -69,7 +75,9 @@ def train_together(
         def step_fn(states: TrainState, batches: Batch) -> tuple[TrainState, list[Metrics]]:
             return step(states, batches, given)
 
-        run_steps(step_fn, states, batches, start, GroupObserver(observers))
+        every = first.recompute_every
+        checked = step_fn if every is None else Recomputed(step_fn, every, start)
+        run_steps(checked, states, batches, start, GroupObserver(observers))
         return [_end(run, observer) for run, observer in zip(runs, observers, strict=True)]
 
 

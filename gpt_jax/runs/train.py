@@ -9,9 +9,12 @@ from rich.console import Console
 from gpt_jax.config import Config
 from gpt_jax.runs.compilation import enable_compilation_cache
 from gpt_jax.runs.folder import Workdir
+from gpt_jax.runs.goodput import Stopwatch
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.loop import run_steps
+from gpt_jax.runs.recompute import Recomputed
 from gpt_jax.runs.session import Outcome, Session
+from gpt_jax.runs.watchdog import HangWatch
 from gpt_jax.training.programs import Programs
 from gpt_jax.training.sharding import make_mesh, shard_batch
 
@@ -25,6 +28,7 @@ def train(
     profile: bool = False,
     console: Console | None = None,
     programs: Programs | None = None,
+    began: float | None = None,
 ) -> Outcome:
     """Trains `config` in the folder `workdir`, or resumes the run in that folder.
 
@@ -37,10 +41,12 @@ def train(
       profile: whether to write a profiler trace of a few steps into the folder.
       console: where progress is shown (None: standard output).
       programs: the compiled programs to share with other runs of this process (None: share none).
+      began: when, by `time.monotonic`, the time began that the run's goodput accounts for (None: now).
 
     Raises:
       RunLocked: another process writes to the folder.
       ConfigChanged: the folder's run has another configuration; only `train.steps` may grow.
+      Corrupted: with `recompute_every`, a step gave other bits when it was computed again; nothing of it is saved.
       TrainingDiverged: `train.max_skipped` updates in a row were not finite; the good parameters are saved.
       MissingFile: there is no run in `init_from`.
       SaveFailed: a checkpoint cannot be written; those before it are intact.
@@ -48,18 +54,24 @@ def train(
         checkpoints are gone, or all its checkpoints are damaged; the run in `init_from` has another model or tokenizer,
         or has changed since this run began.
     """
+    stopwatch = Stopwatch(began)
     enable_compilation_cache()
     programs, mesh = Programs() if programs is None else programs, make_mesh(axes=config.mesh)
     with ExitStack() as held:
+        held.enter_context(stopwatch.compilation())
         run = Session.open(config, workdir, resume, held, restart=restart)
+        held.enter_context(HangWatch(run.config.watchdog, stopwatch, run.folder))
         state, start = run.newest_state(mesh, programs)
         if start >= run.config.train.steps:
             return run.outcome(start, was_done=True)
         interrupts = held.enter_context(Interrupts([run.folder]))
         shown = Console(quiet=not run.folder.writes) if console is None else console
-        observer = held.enter_context(run.observed(start, mesh, interrupts, shown, programs, profile))
+        observer = held.enter_context(run.observed(start, mesh, interrupts, shown, programs, profile, stopwatch))
         how = run.config.train
         batches = (shard_batch(batch, mesh, how.parallel, how.accumulate) for batch in run.batches(start, mesh))
-        run_steps(programs.step(run.config, mesh), state, batches, start, observer)
+        step = programs.step(run.config, mesh)
+        if run.config.recompute_every is not None:
+            step = Recomputed(step, run.config.recompute_every, start)
+        run_steps(step, state, batches, start, observer)
         observer.finish()
         return run.outcome(observer.step)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import warnings
 from collections import Counter
@@ -20,6 +19,7 @@ from gpt_jax.runs import record
 from gpt_jax.runs.checkpoint import CheckpointError, Checkpoints
 from gpt_jax.runs.fingerprint import paths
 from gpt_jax.runs.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, EVALUATION, METRICS, TOKENIZER, RunFolder, Workdir
+from gpt_jax.runs.metrics import MEASURED, parse_line
 from gpt_jax.runs.restart import saved_steps
 from gpt_jax.training.state import PARAMS
 
@@ -119,9 +119,9 @@ def _metrics(folder: RunFolder, config: Config | None) -> Check:
     lines = folder.file(METRICS).read_bytes().split(b"\n")
     rows, bad = [], []
     for number, line in enumerate(lines, 1):
-        row = _row(line)
+        row = parse_line(line)
         if row is not None:
-            rows.append(row)
+            rows += [(row["step"], row["split"])] if row["split"] in MEASURED else []
         elif line and number < len(lines):  # a torn last line is what a crash leaves
             bad.append(number)
     faults = [f"line {bad[0]} is not a record" + (f", nor are {len(bad) - 1} others" if bad[1:] else "")] if bad else []
@@ -131,17 +131,6 @@ def _metrics(folder: RunFolder, config: Config | None) -> Check:
         return Check(METRICS, False, "; ".join(faults), "restore it from a copy, or leave those steps out of a curve")
     torn = ", and a torn last line, which the next start drops" if lines[-1] else ""
     return Check(METRICS, True, f"{len(rows):,} records up to step {last:,}{torn}")
-
-
-def _row(line: bytes) -> tuple[int, str] | None:
-    """Step and split of a record; None if the line holds none."""
-    try:
-        row = json.loads(line)
-        step, split, loss = row["step"], row["split"], row["loss"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    is_record = type(step) is int and step > 0 and isinstance(split, str)
-    return (step, split) if is_record and (loss is None or type(loss) in (int, float)) else None
 
 
 def _faults(rows: list[tuple[int, str]], saved: int, log_every: int | None) -> list[str]:

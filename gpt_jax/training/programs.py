@@ -137,7 +137,7 @@ class Programs:
 def _state_key(config: Config, mesh: Mesh) -> tuple[Any, ...]:
     """What decides the programs that make a state; seeds and the learning rate do not."""
     optimizer = dataclasses.replace(config.optimizer, learning_rate=1.0)  # type: ignore[type-var]
-    return (mesh, config.model, optimizer, config.train.average)
+    return (mesh, config.model, optimizer, config.train.average, config.train.spikes)
 
 
 def _step_key(config: Config, mesh: Mesh) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ from gpt_jax.model.adapter import grafted, pruned, replaced, trainable
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.stack import canonical, stacked
 from gpt_jax.training.optimizer import make_optimizer
+from gpt_jax.training.spikes import first_losses
 
 PARAMS, REST = "params", "rest"
 
@@ -27,9 +28,10 @@ class TrainState:
     """Everything that a training step changes.
 
     `params` has the structure that `model.init` returns. `optimizer` holds moments of the trainable parameters only
-    (`model.adapter.trainable`). `step` counts batches, `skipped` those whose loss or gradient was not finite, and
-    `skipped_in_row` the skipped ones since the last finite one. `average` is the mean of the trainable parameters over
-    the steps, if the run keeps one (`train.average`), and zeros before the first step.
+    (`model.adapter.trainable`). `step` counts batches, `skipped` those whose update was not applied, because the loss
+    or gradient was not finite or the loss spiked, and `skipped_in_row` those since the last applied one. `average` is
+    the mean of the trainable parameters over the steps, if the run keeps one (`train.average`), and zeros before the
+    first step. `recent` holds the last losses if the run skips spikes (`train.spikes`).
     """
 
     step: Any  # int32 ()
@@ -38,6 +40,7 @@ class TrainState:
     skipped: Any  # int32 ()
     skipped_in_row: Any  # int32 ()
     average: Any = None
+    recent: Any = None  # float32 (W,)
 
     @property
     def model_params(self) -> Any:
@@ -72,7 +75,8 @@ def first_state(c: Config, params: Any) -> TrainState:
     step, skipped, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # three buffers, since each one is donated
     part = trainable(params)
     average = None if c.train.average is None else optax.tree.zeros_like(part)
-    return TrainState(step, params, jax.jit(make_optimizer(c.optimizer).init)(part), skipped, in_row, average)
+    moments, recent = jax.jit(make_optimizer(c.optimizer).init)(part), first_losses(c.train.spikes)
+    return TrainState(step, params, moments, skipped, in_row, average, recent)
 
 
 def init_state(model: nn.Module, c: Config) -> TrainState:

@@ -21,6 +21,7 @@ from gpt_jax.training.average import make_average
 from gpt_jax.training.loss import Sums, cross_entropy_sums
 from gpt_jax.training.optimizer import make_optimizer
 from gpt_jax.training.schedule import make_schedule
+from gpt_jax.training.spikes import is_spike, pushed
 from gpt_jax.training.state import Given, TrainState, given_by
 
 Metrics = dict[str, Array]
@@ -35,7 +36,8 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
     batch is the global one. `given` replaces the configuration's seed and learning rate, so that several runs can share
     a compiled step.
 
-    A step whose loss or gradient is not finite leaves parameters and moments unchanged, bit for bit.
+    A step whose loss or gradient is not finite, or whose loss spikes if the run skips spikes, leaves parameters and
+    moments unchanged, bit for bit.
 
     Metrics: `loss` (nats per token, without the z-loss), `accuracy`, `tokens` (targets of weight > 0), `grad_norm`
     (before clipping), `learning_rate` (of the main group), `skipped` and `skipped_in_row` (counts that include this
@@ -47,6 +49,7 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
     """
     optimizer, schedule, train = make_optimizer(c.optimizer), make_schedule(c.schedule), c.train
     is_random = not isinstance(model, GPT) or config.has_dropout(model.config)
+    skipping = train.spikes if isinstance(train.spikes, config.SkipSpikes) else None
     update_average = None if train.average is None else make_average(train.average)
 
     def train_step(
@@ -66,14 +69,18 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
         norm = optax.tree.norm(gradients)
         is_finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss)  # the norm is finite only if every gradient is
 
+        is_good = is_finite
+        if skipping is not None:
+            is_good &= ~is_spike(state.recent, scale * sums.loss, skipping.sigmas)
         changes, moments = optimizer.update(_clip(gradients, norm, train.clip_norm), state.optimizer, params)
         rate = given.learning_rate * schedule(state.step)
         moved = jax.tree.map(lambda p, change: (p + rate * change).astype(p.dtype), params, changes)
-        moved, moments = _select(is_finite, (moved, moments), (params, state.optimizer))
+        moved, moments = _select(is_good, (moved, moments), (params, state.optimizer))
         average = state.average if update_average is None else update_average(state.average, moved, state.step)
 
-        skipped = state.skipped + (1 - is_finite.astype(jnp.int32))
-        in_row = jnp.where(is_finite, 0, state.skipped_in_row + 1)
+        recent = None if skipping is None else pushed(state.recent, scale * sums.loss, is_good)
+        skipped = state.skipped + (1 - is_good.astype(jnp.int32))
+        in_row = jnp.where(is_good, 0, state.skipped_in_row + 1)
         metrics = {
             "loss": scale * sums.loss,
             "accuracy": scale * sums.hits,
@@ -83,7 +90,8 @@ def make_train_step(model: nn.Module, c: config.Config) -> TrainStep:
             "skipped": skipped,
             "skipped_in_row": in_row,
         }
-        return TrainState(state.step + 1, replaced(state.params, moved), moments, skipped, in_row, average), metrics
+        params = replaced(state.params, moved)
+        return TrainState(state.step + 1, params, moments, skipped, in_row, average, recent), metrics
 
     return train_step
 

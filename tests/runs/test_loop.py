@@ -17,6 +17,7 @@ from gpt_jax.config.conversion import from_dict
 from gpt_jax.data import Batch
 from gpt_jax.runs import metrics, session
 from gpt_jax.runs.folder import RunFolder
+from gpt_jax.runs.goodput import GOODPUT
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.lease import RunLocked
 from gpt_jax.runs.load import load_run
@@ -34,7 +35,8 @@ def quietly(config: Config, folder: Path, **options: Any) -> Outcome:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [record for record in found if record["split"] != GOODPUT]
 
 
 def everything(folder: Path) -> dict[str, bytes]:

@@ -26,6 +26,7 @@ from gpt_jax.ablation.study import Study
 from gpt_jax.config import Adamw, Config
 from gpt_jax.runs.evaluate import evaluate_run
 from gpt_jax.runs.folder import RunFolder
+from gpt_jax.runs.goodput import GOODPUT
 from gpt_jax.runs.load import load_run
 from gpt_jax.runs.preserve import read_record
 from gpt_jax.runs.sealed import sealed
@@ -112,7 +113,8 @@ def until(condition: Callable[[], bool], seconds: float = 200) -> None:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [record for record in found if record["split"] != GOODPUT]
 
 
 def config(steps: int, **changes: Any) -> Config:

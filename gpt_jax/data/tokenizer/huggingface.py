@@ -122,10 +122,8 @@ class HuggingFaceTokenizer(PieceTokenizer):
     @functools.cached_property
     def prefix(self) -> list[int]:  # type: ignore[override]
         """The ids that the post-processor of the file puts before a text."""
-        plain, whole = (
-            self._guarded(lambda around=around: self._decoder.encode("a", add_special_tokens=around).ids)
-            for around in (False, True)
-        )
+        plain: list[int] = self._guarded(lambda: self._decoder.encode("a", add_special_tokens=False).ids)
+        whole: list[int] = self._guarded(lambda: self._decoder.encode("a", add_special_tokens=True).ids)
         return next(
             (whole[:start] for start in range(len(whole) - len(plain) + 1) if whole[start:][: len(plain)] == plain), []
         )
