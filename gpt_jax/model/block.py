@@ -39,13 +39,13 @@ class Block(nn.Module):
         mlp = None if c.mlp is None else implementation(MLPS, c.mlp)(c.mlp, model, output_scale, name="mlp")
 
         def norm(name: str, x: Array) -> Array:
-            return make_norm(c.norm, model.param_dtype, name=name)(x)
+            return tap(self, f"{name}/output", make_norm(c.norm, model.param_dtype, name=name)(x))
 
         def add(name: str, x: Array, change: Array) -> Array:
             if c.residual_scale is not None:
                 change *= c.residual_scale
             change = nn.Dropout(c.dropout, name=f"{name}_dropout")(change, deterministic=not train)
-            return by_rows(x + tap(self, f"{name}_change", change))
+            return tap(self, f"{name}_residual", by_rows(x + tap(self, f"{name}_change", change)))
 
         def convolve(name: str, x: Array, cache: LayerCache | None) -> tuple[Array, LayerCache | None]:
             return convolved(name, x, c.convolution, model.param_dtype, row, cache)
