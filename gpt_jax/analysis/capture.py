@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,10 +15,12 @@ from gpt_jax.model.taps import Edit
 
 
 def tap_shapes(model: GPT, params: Any, tokens: Int[Array, "B T"], **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Name → shape and dtype of every value that `capture` can read in `model.apply(params, tokens, **options)`.
-    Computes nothing.
+    """Name → shape and dtype of every value that `capture` can read in `model.apply(params, tokens, **options)`, in the
+    order of the model. Computes nothing.
     """
-    return jax.eval_shape(partial(model.apply, capture="**", **options), params, tokens)[-1]
+    call = _Call(partial(model.apply, capture="**", **options))
+    shapes = jax.eval_shape(call, params, tokens)
+    return {name: shapes[name] for name in call.order}
 
 
 def read(
@@ -29,10 +31,25 @@ def read(
     edit: Mapping[str, Edit] | None = None,
     **options: Any,
 ) -> dict[str, np.ndarray]:
-    """Name → value of the taps that the globs `capture` match, from one compiled call with the edits `edit`.
+    """Name → value of the taps that the globs `capture` match, in the order of the model, from one compiled call with
+    the edits `edit`.
 
     Raises:
       UserError: as `GPT`.
     """
-    call = jax.jit(partial(model.apply, capture=capture, edit=edit, **options))
-    return {name: np.asarray(value) for name, value in jax.device_get(call(params, tokens)[-1]).items()}
+    call = _Call(partial(model.apply, capture=capture, edit=edit, **options))
+    values = jax.device_get(jax.jit(call)(params, tokens))
+    return {name: np.asarray(values[name]) for name in call.order}
+
+
+class _Call:
+    """A call of the model that returns what it captures; `order` keeps the names in order, which JAX sorts."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+        self.order: list[str] = []
+
+    def __call__(self, params: Any, tokens: Array) -> dict[str, Array]:
+        captured = self._call(params, tokens)[-1]
+        self.order = list(captured)
+        return captured

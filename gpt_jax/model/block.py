@@ -59,7 +59,7 @@ class Block(nn.Module):
             to_attention, cache = convolve("attention", to_attention, cache)
             to_mlp, cache = convolve("mlp", to_mlp, cache)
             change, cache, shared = attention(to_attention, row, cache, shared, train)
-            return add("mlp", add("attention", x, change), mlp(to_mlp)), cache, shared
+            return tap(self, "output", add("mlp", add("attention", x, change), mlp(to_mlp))), cache, shared
 
         norm_input, norm_output, norm_sum = ARRANGEMENTS[c.residual]
         y, cache = convolve("attention", norm("attention_norm", x) if norm_input else x, cache)
@@ -71,7 +71,7 @@ class Block(nn.Module):
             change = mlp(y)
             x = add("mlp", x, norm("mlp_output_norm", change) if norm_output else change)
             x = norm("mlp_norm", x) if norm_sum else x
-        return x, cache, shared
+        return tap(self, "output", x), cache, shared
 
 
 # residual arrangement → (norm on the sublayer's input, norm on its output, norm after the sum)

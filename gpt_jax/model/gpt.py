@@ -99,6 +99,10 @@ class GPT(nn.Module):
         """The head: hidden vectors of `backbone` → logits. It needs no parameters but its own, or the embedding's."""
         return self.head(hidden, self.embedding.table if self.config.head.tied else None)
 
+    def read_out(self, x: Float[Array, "B T C"]) -> Float[Array, "B T V"]:
+        """The logits of a residual stream as if it were the last one: final norm and head."""
+        return self.logits(self.final_norm(x))
+
     def logits_of(self, hidden: Float[Array, "B T C"], ids: Int[Array, "B T"]) -> Float[Array, "B T"]:
         """The logit of one token id at each position, without those of all the others."""
         return self.head.of(hidden, self.embedding.table if self.config.head.tied else None, ids)
