@@ -43,7 +43,7 @@ def gradient(kernel: str, mask: c.MaskConfig) -> Callable[..., Any]:
             kernel=kernel,
             offset=0,
             drop=None,
-            watch=None,
+            tap=None,
         )
         return jnp.sum(out**2)
 

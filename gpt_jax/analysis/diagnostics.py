@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from gpt_jax.analysis.capture import tap_shapes
 from gpt_jax.config import Attention, ModelConfig
 from gpt_jax.data import Batch
 from gpt_jax.decoding.generate import generate
@@ -27,8 +28,13 @@ DIAGNOSED = tuple(f"blocks/*/attention/{name}" for name in ("probabilities", "qu
 
 def capture_attention(model: GPT, params: Any, batch: Batch) -> dict[str, Array]:
     """Path → what `diagnose` reads of each layer: probabilities, queries and keys of the rows in `batch`."""
-    captured: Any = model.apply(params, batch.tokens, capture="**", **model_arguments(model, batch))
-    return {name: value for name, value in captured[1].items() if matches(name, DIAGNOSED)}
+    arguments = model_arguments(model, batch)
+    names = [name for name in tap_shapes(model, params, batch.tokens, **arguments) if matches(name, DIAGNOSED)]
+    if not names:
+        return {}
+    _, captured = model.apply(params, batch.tokens, capture=names, **arguments)
+    assert isinstance(captured, dict)
+    return captured
 
 
 def by_position(sums: Float[np.ndarray, "3 T"], most: int = 64) -> list[list[float]]:

@@ -8,7 +8,7 @@ arXiv:2305.13245), with K = 1 MQA (Shazeer 2019, arXiv:1911.02150).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
-from gpt_jax.config.errors import ConfigError
+from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.model import splash
 from gpt_jax.model.bias import adds, position_bias
 from gpt_jax.model.blocked import HIDDEN
@@ -38,29 +38,64 @@ def einsum_attention(
     normalizer: str,
     sinks: Float[Array, " H"] | None,
     drop: Callable[[Array], Array] | None = None,
-    watch: Callable[[Array], Any] | None = None,
 ) -> Float[Array, "B H T E"]:
     """softmax(q·k) v over the keys that a query may see (Vaswani et al. 2017, arXiv:1706.03762), arguments as `attend`.
 
     A whole row is cut into spans of queries, each with the keys that any of its queries may see.
     """
-    (B, H, _, D), (_, K, S, E) = query.shape, value.shape
     is_row = logits.padding is None
     parts = spans(logits.mask, query.shape[2]) if is_row else [(slice(None), slice(None))]
-    outputs, probabilities = [], []
+    outputs = []
     for t, s in parts:
-        q, k, v = query[:, :, t], key[:, :, s], value[:, :, s]
-        T = q.shape[2]
-        grouped = q.reshape(B, K, H // K * T, D)  # the heads that share a key head, as rows of one matrix
-        score = jnp.einsum("bknd,bksd->bkns", grouped, k, preferred_element_type=jnp.float32).reshape(B, H, T, -1)
+        score = scores(query[:, :, t], key[:, :, s])
         logit = logits(score, queries.cut(t), keys.cut(s))  # HIDDEN where the query may not see the key
         p = normalize(logit, normalizer, sinks)  # softmax, in float32
-        weights = (p if drop is None else drop(p)).astype(v.dtype).reshape(B, K, H // K * T, -1)
-        outputs.append(jnp.einsum("bkns,bksd->bknd", weights, v).reshape(B, H, T, E))
-        probabilities.append(p)
-    if watch is not None:
-        watch(_side_by_side(probabilities, parts, S))
+        outputs.append(mean_values(p if drop is None else drop(p), value[:, :, s]))
     return jnp.concatenate(outputs, axis=2)
+
+
+def scores(query: Float[Array, "B H T D"], key: Float[Array, "B K S D"]) -> Float[Array, "B H T S"]:
+    """q·k, in float32."""
+    (B, H, T, D), K = query.shape, key.shape[1]
+    grouped = query.reshape(B, K, H // K * T, D)  # the heads that share a key head, as rows of one matrix
+    return jnp.einsum("bknd,bksd->bkns", grouped, key, preferred_element_type=jnp.float32).reshape(B, H, T, -1)
+
+
+def mean_values(weights: Float[Array, "B H T S"], value: Float[Array, "B K S E"]) -> Float[Array, "B H T E"]:
+    """The sum of the values, weighted."""
+    (B, H, T, _), (_, K, _, E) = weights.shape, value.shape
+    grouped = weights.astype(value.dtype).reshape(B, K, H // K * T, -1)
+    return jnp.einsum("bkns,bksd->bknd", grouped, value).reshape(B, H, T, E)
+
+
+def tapped_attention(
+    query: Float[Array, "B H T D"],
+    key: Float[Array, "B K S D"],
+    value: Float[Array, "B K S E"],
+    queries: Side,
+    keys: Side,
+    logits: Logits,
+    normalizer: str,
+    sinks: Float[Array, " H"] | None,
+    drop: Callable[[Array], Array] | None,
+    tap: Tap,
+) -> Float[Array, "B H T E"]:
+    """`einsum_attention`, whose scores, logits and probabilities (B, H, T, S) pass `tap`."""
+    logit = tap("logits", logits(tap("scores", scores(query, key)), queries, keys))
+    p = tap("probabilities", normalize(logit, normalizer, sinks))
+    if not tap.edits:  # reading them must not change a bit of the output
+        return einsum_attention(query, key, value, queries, keys, logits, normalizer, sinks, drop)
+    return mean_values(p if drop is None else drop(p), value)
+
+
+class Tap(NamedTuple):
+    """Reads, and with `edits` changes, the values that attention goes through."""
+
+    visit: Callable[[str, Array], Array]
+    edits: bool
+
+    def __call__(self, name: str, value: Array) -> Array:
+        return self.visit(name, value)
 
 
 @struct.dataclass
@@ -111,13 +146,6 @@ def normalize(
     return weights / (weights.sum(axis=-1, keepdims=True) + jnp.exp(sink - top))
 
 
-def _side_by_side(rows: list[Array], parts: list[tuple[slice, slice]], size: int) -> Float[Array, "B H T S"]:
-    """The probabilities of all spans, 0 for the keys that a span leaves out."""
-    bounds = [keys.indices(size) for _, keys in parts]
-    margins = [((0, 0), (0, 0), (0, 0), (start, size - stop)) for start, stop, _ in bounds]
-    return jnp.concatenate([jnp.pad(p, margin) for p, margin in zip(rows, margins, strict=True)], axis=2)
-
-
 def attend(
     query: Float[Array, "B H T D"],
     key: Float[Array, "B K S D"],
@@ -131,7 +159,7 @@ def attend(
     kernel: str | None,
     offset: Int[Array, ""] | int | None,
     drop: Callable[[Array], Array] | None,
-    watch: Callable[[Array], Any] | None,
+    tap: Tap | None,
 ) -> Float[Array, "B H T E"]:
     """Each query's mean of the values that it may see, weighted by its probabilities.
 
@@ -142,13 +170,14 @@ def attend(
       normalizer: "softmax", whose denominator may have `sinks` too, or "sigmoid".
       offset: the step of query 0 minus that of key 0; None where the keys are in no order (a ring).
       drop: dropout on the probabilities. Only the einsum has them as a whole.
-      watch: is called with the probabilities, where the einsum computes them.
+      tap: reads or changes scores, logits and probabilities, which the einsum then computes, whatever `kernel` says.
       kernel: for whole rows "einsum", "chunked" (in O(T) memory) or "splash" (Pallas' for TPUs). None, and always
         through a cache: the einsum for fewer than LONG tokens or with dropout; otherwise chunked, or on a TPU splash
         where it can. On a mesh that divides positions, None and "chunked" are the ring of `ring.py`.
 
     Raises:
       ConfigError: the kernel that was asked for cannot compute this.
+      UserError: `tap` on a mesh that divides positions, where no device has a whole row.
     """
     window = reach(logits.mask)
 
@@ -172,11 +201,18 @@ def attend(
             query, key, value, segments=queries.segments, window=window, softcap=logits.softcap, sinks=sinks
         )
 
+    if tap is not None:
+        if divides_positions():
+            raise UserError(
+                "a mesh that divides positions computes no whole row of scores: capture or edit them without the axis"
+                " sequence"
+            )
+        return tapped_attention(query, key, value, queries, keys, logits, normalizer, sinks, drop, tap)
     if divides_positions() and logits.padding is None:
         return _by_ring(query, key, value, queries, keys, logits, normalizer, sinks, kernel, drop)
     match _choose(kernel, query.shape[2], key.shape[2], queries, logits, normalizer, drop):
         case "einsum":
-            return einsum_attention(query, key, value, queries, keys, logits, normalizer, sinks, drop, watch)
+            return einsum_attention(query, key, value, queries, keys, logits, normalizer, sinks, drop)
         case "chunked":
             return by_chunks()
         case "splash":

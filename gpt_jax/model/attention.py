@@ -26,6 +26,7 @@ tests: its equation in `tests/reference*.py`, and its name among the choices of 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
 from gpt_jax.config.variant import implementation
-from gpt_jax.model.attend import Logits, attend
+from gpt_jax.model.attend import Logits, Tap, attend
 from gpt_jax.model.convolution import convolution_shapes, convolved
 from gpt_jax.model.gate import OUTPUT_GATES, forget_sums
 from gpt_jax.model.linear import Linear
@@ -46,7 +47,7 @@ from gpt_jax.model.parameter import Parameter
 from gpt_jax.model.rope import rotate
 from gpt_jax.model.row import Row
 from gpt_jax.model.slots import LayerCache, is_ring, slots
-from gpt_jax.model.taps import is_tapped, tap
+from gpt_jax.model.taps import is_captured, is_edited, tap
 from gpt_jax.model.temperature import temperature
 from gpt_jax.model.values import VALUES
 
@@ -75,7 +76,7 @@ class MultiHeadAttention(Mixer):
         heads = tap(self, "heads", self.attend(query.swapaxes(1, 2), key, value, queries, keys, row, train))
         out = heads.swapaxes(1, 2)
         if c.gate is not None:
-            out *= implementation(OUTPUT_GATES, c.gate)(self.linear, x, H, E).reshape(out.shape)
+            out *= tap(self, "gate", implementation(OUTPUT_GATES, c.gate)(self.linear, x, H, E).reshape(out.shape))
         return self.linear("output", C, self.output_scale, heads=True)(out), cache, shared
 
     def linear(self, name: str, features: int | tuple[int, int], size: float = 1.0, heads: bool = False) -> Linear:
@@ -105,7 +106,8 @@ class MultiHeadAttention(Mixer):
         def normed(y: Array) -> Array:
             return norm(y.reshape(*y.shape[:2], -1)).reshape(y.shape) if score.qk_norm_over == "width" else norm(y)
 
-        y = y if score.qk_norm_last else normed(y)
+        plural = {"query": "queries", "key": "keys"}[name]
+        y = tap(self, f"{plural}_unrotated", y if score.qk_norm_last else normed(y))
         if isinstance(c.position, cfg.Rope):
             y = rotate(y, positions, c.position, length)
         return normed(y) if score.qk_norm_last else y
@@ -184,8 +186,15 @@ def attended(
         kernel=None if layer.is_initializing() else model.kernel,  # `init` may trace a row too short for the kernel
         offset=offset,
         drop=(lambda p: dropout(p, deterministic=False)) if train and c.dropout else None,
-        watch=(lambda p: tap(layer, "probabilities", p)) if is_tapped(layer) else None,
+        tap=_tap_of(layer),
     )
+
+
+def _tap_of(layer: Mixer) -> Tap | None:
+    """The taps of `layer` inside `attend`; None if the call neither captures nor edits one."""
+    names = ("scores", "logits", "probabilities")
+    edits = is_edited(layer, *names)
+    return Tap(partial(tap, layer), edits) if edits or is_captured(layer, *names) else None
 
 
 def scaled(

@@ -14,6 +14,7 @@ from gpt_jax.model.mixer import CacheShapes, Carry, Mixer, zeros
 from gpt_jax.model.recurrence import non_padding
 from gpt_jax.model.row import Row
 from gpt_jax.model.slots import LayerCache, part, write
+from gpt_jax.model.taps import tap
 
 
 class AverageAttention(Mixer):
@@ -27,13 +28,15 @@ class AverageAttention(Mixer):
     ) -> tuple[Float[Array, "B T C"], LayerCache | None, Carry]:
         (B, T, C), std, dtype = x.shape, self.model.init.kernel_std, self.model.param_dtype
         value = Linear(self.config.value_width, False, std, dtype, name="value")(x)
+        value = tap(self, "values", value)
         if (kept := non_padding(row)) is not None:
             value = jnp.where(kept[..., None], value, 0)
         one = zeros((B, 1, T, 1), jnp.float32) + 1  # a sum is linear attention whose queries and keys are 1
         past = part(cache, "state")
         total, state = linear_attention(one, one, value[:, None], segments=row.segments, state=past)
-        mean = (total[:, 0] / (row.positions + 1)[..., None]).astype(x.dtype)
+        mean = tap(self, "heads", (total / (row.positions + 1)[:, None, :, None]).astype(x.dtype))[:, 0]
         y = Linear(C, False, std, dtype, self.output_scale, name="output")(mean)
+        state = {"state": tap(self, "state", state["state"])}
         return y, write(cache, **state), shared
 
     @staticmethod

@@ -39,13 +39,13 @@ class Block(nn.Module):
         mlp = None if c.mlp is None else implementation(MLPS, c.mlp)(c.mlp, model, output_scale, name="mlp")
 
         def norm(name: str, x: Array) -> Array:
-            return make_norm(c.norm, model.param_dtype, name=name)(x)
+            return tap(self, f"{name}/output", make_norm(c.norm, model.param_dtype, name=name)(x))
 
         def add(name: str, x: Array, change: Array) -> Array:
             if c.residual_scale is not None:
                 change *= c.residual_scale
             change = nn.Dropout(c.dropout, name=f"{name}_dropout")(change, deterministic=not train)
-            return by_rows(x + tap(self, f"{name}_change", change))
+            return tap(self, f"{name}_residual", by_rows(x + tap(self, f"{name}_change", change)))
 
         def convolve(name: str, x: Array, cache: LayerCache | None) -> tuple[Array, LayerCache | None]:
             return convolved(name, x, c.convolution, model.param_dtype, row, cache)
@@ -59,7 +59,7 @@ class Block(nn.Module):
             to_attention, cache = convolve("attention", to_attention, cache)
             to_mlp, cache = convolve("mlp", to_mlp, cache)
             change, cache, shared = attention(to_attention, row, cache, shared, train)
-            return add("mlp", add("attention", x, change), mlp(to_mlp)), cache, shared
+            return tap(self, "output", add("mlp", add("attention", x, change), mlp(to_mlp))), cache, shared
 
         norm_input, norm_output, norm_sum = ARRANGEMENTS[c.residual]
         y, cache = convolve("attention", norm("attention_norm", x) if norm_input else x, cache)
@@ -71,7 +71,7 @@ class Block(nn.Module):
             change = mlp(y)
             x = add("mlp", x, norm("mlp_output_norm", change) if norm_output else change)
             x = norm("mlp_norm", x) if norm_sum else x
-        return x, cache, shared
+        return tap(self, "output", x), cache, shared
 
 
 # residual arrangement → (norm on the sublayer's input, norm on its output, norm after the sum)

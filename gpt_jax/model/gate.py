@@ -13,6 +13,7 @@ from gpt_jax.model.linear import Linear
 from gpt_jax.model.mixer import Mixer
 from gpt_jax.model.row import Row
 from gpt_jax.model.slots import LayerCache, read, write
+from gpt_jax.model.taps import tap
 
 MakeLinear = Callable[[str, int], Linear]  # name, features → the layer's product with the kernel of that name
 
@@ -39,7 +40,7 @@ def forget_sums(
     cache with the last of these sums (Lin et al. 2025, arXiv:2503.02130).
     """
     linear = Linear(layer.config.heads, True, layer.model.init.kernel_std, layer.model.param_dtype, name="forget")
-    log_f = jax.nn.log_sigmoid(linear(x).astype(jnp.float32)).swapaxes(1, 2)
+    log_f = tap(layer, "log_decay", jax.nn.log_sigmoid(linear(x).astype(jnp.float32)).swapaxes(1, 2))
     if row.segments is None:
         sums = jnp.cumsum(log_f, axis=-1)
     else:

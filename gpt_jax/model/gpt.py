@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,15 +14,15 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from gpt_jax import config as cfg
-from gpt_jax.config.errors import UserError, nearest
+from gpt_jax.config.errors import UserError
 from gpt_jax.model.cache import Cache
 from gpt_jax.model.embedding import TokenEmbedding
 from gpt_jax.model.head import LmHead
 from gpt_jax.model.norm import make_norm
-from gpt_jax.model.paths import matches
 from gpt_jax.model.placement import by_rows
 from gpt_jax.model.row import Row
 from gpt_jax.model.stack import Blocks
+from gpt_jax.model.taps import Edit, Taps, tap, tapping
 
 
 class GPT(nn.Module):
@@ -32,6 +33,7 @@ class GPT(nn.Module):
         logits = model.apply(params, tokens, segments=…, positions=…, train=True, rngs={"dropout": key})
         logits, cache = model.apply(params, tokens, cache=cache)           # from `init_cache`
         logits, captured = model.apply(params, tokens, capture="blocks/*/attention/probabilities")
+        logits = model.apply(params, tokens, edit={"blocks/3/attention/heads": lambda heads: heads.at[:, 5].set(0)})
         hidden = model.apply(params, tokens, method="backbone")            # (B, T, C)
 
     Args:
@@ -43,15 +45,17 @@ class GPT(nn.Module):
         mask `Prefix`. With a cache, pass it to the call that reads those tokens.
       cache: a `Cache` from `init_cache`; the call appends its T tokens and also returns the extended cache.
       train: applies dropout, which needs `rngs={"dropout": key}`.
-      capture: a glob over the names of the taps (`*` stops at "/", `**` crosses it). The matching values are returned
-        as a dict, the last item of the result. Attention probabilities exist only where the einsum kernel computes
-        them (`attend`), which by default is for fewer than 1,024 tokens.
+      capture: a glob over the names of the taps (`*` stops at "/", `**` crosses it), or several. The matching values
+        are returned as a dict, the last item of the result. Layers whose scores, logits or probabilities are asked for
+        compute them with the einsum, whatever `kernel` says.
+      edit: glob → function of a tapped value, which returns the value to go on with, of the same shape and dtype. If
+        several match, each gets what the one before returned. `capture` returns edited values.
 
     Raises:
-      UserError: a row longer than a learned table, segments or positions with a cache, a `capture` that matches
-        nothing, a prefix that no layer reads; in eager calls also an id outside [0, V), a position beyond a learned
-        table, or tokens past the cache's end. A compiled call cannot inspect values: check them at the boundary, as
-        `generate` and the data pipeline do.
+      UserError: a row longer than a learned table, segments or positions with a cache, a `capture` or an `edit` that
+        matches nothing, an edit that changes a shape, a prefix that no layer reads; in eager calls also an id outside
+        [0, V), a position beyond a learned table, or tokens past the cache's end. A compiled call cannot inspect
+        values: check them at the boundary, as `generate` and the data pipeline do.
     """
 
     config: cfg.ModelConfig
@@ -65,17 +69,39 @@ class GPT(nn.Module):
         self.final_norm = make_norm(c.final_norm, c.param_dtype)
         self.head = LmHead(c)
 
-    def __call__(self, tokens: Int[Array, "B T"], **options: Any) -> Any:
-        hidden, cache, captured = self._hidden(tokens, **options)
-        return _unwrap(self.logits(hidden), cache, captured)
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        capture: str | Sequence[str] | None = None,
+        edit: Mapping[str, Edit] | None = None,
+        **options: Any,
+    ) -> Any:
+        with tapping(self, capture, edit) as taps:
+            hidden, cache = self._hidden(tokens, **options)
+            logits = tap(self, "logits", self.logits(hidden))
+        return _unwrap(logits, cache, taps, capture)
 
-    def backbone(self, tokens: Int[Array, "B T"], **options: Any) -> Any:
+    def backbone(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        capture: str | Sequence[str] | None = None,
+        edit: Mapping[str, Edit] | None = None,
+        **options: Any,
+    ) -> Any:
         """Everything below the head: tokens (B, T) → hidden (B, T, C), with the same options as a plain call."""
-        return _unwrap(*self._hidden(tokens, **options))
+        with tapping(self, capture, edit) as taps:
+            hidden, cache = self._hidden(tokens, **options)
+        return _unwrap(hidden, cache, taps, capture)
 
     def logits(self, hidden: Float[Array, "B T C"]) -> Float[Array, "B T V"]:
         """The head: hidden vectors of `backbone` → logits. It needs no parameters but its own, or the embedding's."""
         return self.head(hidden, self.embedding.table if self.config.head.tied else None)
+
+    def read_out(self, x: Float[Array, "B T C"]) -> Float[Array, "B T V"]:
+        """The logits of a residual stream as if it were the last one: final norm and head."""
+        return self.logits(self.final_norm(x))
 
     def logits_of(self, hidden: Float[Array, "B T C"], ids: Int[Array, "B T"]) -> Float[Array, "B T"]:
         """The logit of one token id at each position, without those of all the others."""
@@ -90,24 +116,16 @@ class GPT(nn.Module):
         prefix: Int[Array, " B"] | None = None,
         cache: Cache | None = None,
         train: bool = False,
-        capture: str | None = None,
-    ) -> tuple[Float[Array, "B T C"], Cache | None, dict[str, Array] | None]:
+    ) -> tuple[Float[Array, "B T C"], Cache | None]:
         check_inputs(self.config, tokens, positions, segments, prefix, cache)
         row = make_row(tokens, positions, segments, prefix, cache)
-        embedded = x = by_rows(self.embedding(tokens, row.positions, train))
-        x, caches, captured = self.blocks(x, row, None if cache is None else cache.layers, train, capture is not None)
-        hidden = self.final_norm(x)
-
+        x = tap(self, "embedding", by_rows(self.embedding(tokens, row.positions, train)))
+        x, caches = self.blocks(x, row, None if cache is None else cache.layers, train)
+        hidden = tap(self, "hidden", self.final_norm(x))
         if cache is not None:
             assert caches is not None
             cache = dataclasses.replace(cache, layers=caches, step=cache.step + tokens.shape[1])
-        if capture is None:
-            return hidden, cache, None
-        captured = {"embedding": embedded, **captured, "hidden": hidden}
-        names = [name for name in captured if matches(name, [capture])]
-        if not names:
-            raise UserError(f'capture="{capture}" matches nothing{nearest(capture, captured)}')
-        return hidden, cache, {name: captured[name] for name in names}
+        return hidden, cache
 
     @nn.nowrap
     def init(self, rngs: Any, *args: Any, **options: Any) -> Any:
@@ -195,7 +213,8 @@ def check_range(what: str, values: Any, stop: int | None) -> None:
         raise UserError(f"{what} {bad} is out of range: it must lie in [0, {'∞' if stop is None else stop})")
 
 
-def _unwrap(result: Array, cache: Cache | None, captured: dict[str, Array] | None) -> Any:
-    """`result` alone, or a tuple of it, the cache and the captured taps, without those that are None."""
-    extras = [extra for extra in (cache, captured) if extra is not None]
+def _unwrap(result: Array, cache: Cache | None, taps: Taps | None, capture: Any) -> Any:
+    """`result` alone, or a tuple of it, the cache and, with `capture`, the captured values."""
+    captured = None if taps is None else taps.captured()
+    extras = [extra for extra in (cache, None if capture is None else captured) if extra is not None]
     return (result, *extras) if extras else result

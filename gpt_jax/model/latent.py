@@ -46,6 +46,7 @@ class LatentAttention(Mixer):
             down = Linear(c.query_rank, c.bias, std, dtype, name="query_latent")(x)
             down = make_norm(c.norm, dtype, name="query_latent_norm")(down)
         query = Linear(H * (D + P), False, std, dtype, name="query")(down).reshape(B, T, H, D + P)
+        query = tap(self, "queries_unrotated", query)
 
         def turn(y: Float[Array, "B T N P"]) -> Float[Array, "B T N P"]:
             return rotate(y, row.positions, c.position, row.context) if isinstance(c.position, cfg.Rope) else y
@@ -54,6 +55,7 @@ class LatentAttention(Mixer):
         query = scaled(self, query, row, c.mask, c.score)
 
         latent = make_norm(c.norm, dtype, name="latent_norm")(Linear(R, c.bias, std, dtype, name="latent")(x))
+        latent = tap(self, "latents", latent)
         rotary = turn(Linear(P, c.bias, std, dtype, name="rotary_key")(x)[:, :, None])
         new = {"latent": latent[:, None], "rotary_key": rotary.swapaxes(1, 2)}
         cache, seen, keys = extend(cache, new, queries, row, c.mask)
@@ -74,9 +76,12 @@ class LatentAttention(Mixer):
             flat = flattened(seen["latent"][:, 0])
             key, value = ((flat @ w.reshape(R, -1)).reshape(B, S, H, -1).swapaxes(1, 2) for w in (to_keys, to_values))
             key = jnp.concatenate([key, jnp.broadcast_to(seen["rotary_key"], (B, H, S, P))], axis=-1)
+            key, value = (
+                tap(self, name, y.swapaxes(1, 2)).swapaxes(1, 2) for name, y in (("keys", key), ("values", value))
+            )
             heads = attended(self, c, query, key, value, queries, keys, row, train)
-        out = tap(self, "heads", heads).swapaxes(1, 2).reshape(B, T, H * E)
-        return Linear(C, c.bias, std, dtype, self.output_scale, name="output")(out), cache, shared
+        out = tap(self, "heads", heads).swapaxes(1, 2)
+        return Linear(C, c.bias, std, dtype, self.output_scale, heads=True, name="output")(out), cache, shared
 
     @staticmethod
     def cache_shapes(config: cfg.Latent, model: cfg.ModelConfig, length: int) -> CacheShapes:

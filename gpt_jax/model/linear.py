@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from gpt_jax.config.variant import implementation
 from gpt_jax.model.adapter import ADAPTERS, SCOPE, adapter_of
 from gpt_jax.model.placement import flattened, on_tpu
+from gpt_jax.model.taps import is_captured, is_edited, tap
 
 
 class Linear(nn.Module):
@@ -18,7 +19,7 @@ class Linear(nn.Module):
 
     `std` · `scale` is the standard deviation of the initial kernel; `std` None means 1/√C (LeCun et al. 1998). If the
     block's adapter targets this projection, its term is added. Features (H, D) are returned as (…, H, D), and `heads`
-    says that x is (…, H, D) with H · D = C.
+    says that x is (…, H, D) with H · D = C; then the tap `by_head` (…, H, F) is what each head adds to the product.
     """
 
     features: int | tuple[int, int]
@@ -43,9 +44,17 @@ class Linear(nn.Module):
             y = jnp.tensordot(x, weights.reshape(*inner, *outer), summed)
         else:
             y = (flat @ weights).reshape(*batch, *outer)  # on a CPU 1.15 to 1.3 times as fast as more axes
+        change = None
         if (adapter := adapter_of(self)) is not None:
-            change = implementation(ADAPTERS, adapter)(adapter, F, self.param_dtype, name=SCOPE)(flat)
-            y += change.reshape(y.shape)
+            change = implementation(ADAPTERS, adapter)(adapter, F, self.param_dtype, name=SCOPE)
+            y += change(flat).reshape(y.shape)
+        if self.heads and (is_captured(self, "by_head") or is_edited(self, "by_head")):
+            parts = jnp.einsum("...hd,hdf->...hf", x, weights.reshape(*inner, F))
+            if change is not None:
+                alone = x[..., None, :] * jnp.eye(inner[0], dtype=x.dtype)[:, :, None]  # (…, H, H, D): one head each
+                parts += change(alone.reshape(*batch, inner[0], C))
+            parts = tap(self, "by_head", parts)
+            y = parts.sum(-2) if is_edited(self, "by_head") else y
         if self.bias:
             y += self.param("bias", nn.initializers.zeros, (F,), dtype).astype(x.dtype).reshape(outer)
         return y

@@ -55,9 +55,9 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
         c, std, dtype = self.config, self.model.init.kernel_std, self.model.param_dtype
         activation = Xielu(dtype, name="xielu") if c.activation == "xielu" else ACTIVATIONS[c.activation]
-        up = Linear(c.width, c.bias, std, dtype, name="up")(x)
+        up = tap(self, "up", Linear(c.width, c.bias, std, dtype, name="up")(x))
         if isinstance(c, cfg.GatedMlp):
-            hidden = activation(Linear(c.width, c.bias, std, dtype, name="gate")(x)) * up
+            hidden = activation(tap(self, "gate", Linear(c.width, c.bias, std, dtype, name="gate")(x))) * up
         else:
             hidden = activation(up)
         return Linear(x.shape[-1], c.bias, std, dtype, self.output_scale, name="down")(tap(self, "hidden", hidden))

@@ -150,18 +150,17 @@ class Recurrent(Mixer):
 
     def finish(self, x: Float[Array, "B T C"], heads: Float[Array, "B H T E"]) -> Float[Array, "B T C"]:
         """Applies norm, gate and output projection to the heads' outputs."""
-        c, (B, T, C) = self.config, x.shape
+        c, C = self.config, x.shape[-1]
         out = tap(self, "heads", heads).swapaxes(1, 2)
-        out = (
-            make_norm(c.output_norm, self.model.param_dtype, name="output_norm")(out).astype(x.dtype).reshape(B, T, -1)
-        )
+        out = make_norm(c.output_norm, self.model.param_dtype, name="output_norm")(out).astype(x.dtype)
         if c.gate is not None:
-            out *= GATES[c.gate](self._linear("gate", out.shape[-1])(x))
-        return self._linear("output", C, self.output_scale)(out)
+            gate = GATES[c.gate](self._linear("gate", out.shape[2] * out.shape[3])(x))
+            out *= tap(self, "gate", gate.reshape(out.shape))
+        return self._linear("output", C, self.output_scale, heads=True)(out)
 
-    def _linear(self, name: str, features: int, size: float = 1.0) -> Linear:
+    def _linear(self, name: str, features: int, size: float = 1.0, heads: bool = False) -> Linear:
         model, bias = self.model, name in self.config.bias
-        return Linear(features, bias, model.init.kernel_std, model.param_dtype, size, name=name)
+        return Linear(features, bias, model.init.kernel_std, model.param_dtype, size, heads, name=name)
 
 
 def non_padding(row: Row) -> Bool[Array, "B T"] | None:

@@ -19,14 +19,13 @@ from jaxtyping import Array, Float
 
 from gpt_jax import config as cfg
 from gpt_jax.config.errors import ConfigError, nearest
-from gpt_jax.model import splash
+from gpt_jax.model import splash, taps
 from gpt_jax.model.adapter import projections
 from gpt_jax.model.block import Block
 from gpt_jax.model.mixer import Carry
 from gpt_jax.model.paths import matches
 from gpt_jax.model.row import Row
 from gpt_jax.model.slots import LayerCache
-from gpt_jax.model.taps import COLLECTION, tapped
 
 Params = dict[str, Any]
 POLICIES = jax.checkpoint_policies
@@ -40,16 +39,15 @@ REMAT_POLICIES = {"full": None, "dots": DOTS}
 class Blocks(nn.Module):
     """x (B, T, C) → x (B, T, C) through all L layers.
 
-    Also returns the extended caches of all layers (None without caches), and the values that the blocks tap, by name
-    (an empty dict unless `capture`).
+    Also returns the extended caches of all layers (None without caches).
     """
 
     config: cfg.ModelConfig
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T C"], row: Row, caches: tuple[LayerCache, ...] | None, train: bool, capture: bool
-    ) -> tuple[Float[Array, "B T C"], tuple[LayerCache, ...] | None, dict[str, Array]]:
+        self, x: Float[Array, "B T C"], row: Row, caches: tuple[LayerCache, ...] | None, train: bool
+    ) -> tuple[Float[Array, "B T C"], tuple[LayerCache, ...] | None]:
         model = self.config
         if self.is_initializing():
             for name, params in _init(model, self.make_rng("params"), x, row).items():
@@ -59,13 +57,15 @@ class Blocks(nn.Module):
         key = self.make_rng("dropout") if train and self.has_rng("dropout") else None
 
         def run(
-            block: cfg.BlockConfig, x: Array, shared: Carry, params: Params, cache: LayerCache | None, layer: Any
+            layers: tuple[int, ...], x: Array, shared: Carry, params: Params, cache: LayerCache | None, layer: Any
         ) -> tuple:
+            """One of the like `layers`, which `layer` names. Returns also what it captures."""
             rngs = None if key is None else {"dropout": jax.random.fold_in(key, layer)}
-            apply = partial(Block(block, model).apply, rngs=rngs, mutable=[COLLECTION] if capture else [])
-            here = row._replace(layer=layer)
-            (x, cache, shared), variables = apply({"params": params}, x, here, cache, shared, train)
-            return x, shared, cache, tapped(variables, "")
+            block, here = Block(model.blocks[layers[0]], model), row._replace(layer=layer)
+            with taps.in_block(layers, layer) as taken:
+                after: Any = block.apply({"params": params}, x, here, cache, shared, train, rngs=rngs)
+            x, cache, shared = after
+            return x, shared, cache, taken
 
         if model.remat is not None:
             # In a scan XLA can't undo it. Elsewhere barriers keep it from doing so, which cost copies.
@@ -73,16 +73,14 @@ class Blocks(nn.Module):
             run = jax.checkpoint(run, policy=policy, static_argnums=0, prevent_cse=not is_scanned)
         if is_scanned:
             return _scan(model, run, x, params, row)
-        layers = canonical_layers(model, params)
         extended: list[Any] = []
-        captured: dict[str, Array] = {}
         shared: Carry = {}
-        for layer, block in enumerate(model.blocks):
+        for layer, own in enumerate(canonical_layers(model, params)):
             cache = None if caches is None else caches[layer]
-            x, shared, cache, taps = run(block, x, shared, layers[layer], cache, layer)
+            x, shared, cache, taken = run((layer,), x, shared, own, cache, layer)
             extended.append(cache)
-            captured |= {f"blocks/{layer}{path}": value for path, value in taps.items()}
-        return x, None if caches is None else tuple(extended), captured
+            taps.add(layer, taken)
+        return x, None if caches is None else tuple(extended)
 
 
 def _init(model: cfg.ModelConfig, key: Array, x: Float[Array, "B T C"], row: Row) -> Params:
@@ -139,29 +137,29 @@ def _initial_shared(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row) 
             (_, _, shared), _ = Block(block, model).init_with_output(jax.random.key(0), *arguments)
         return shared
 
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(last_shared))
+    with taps.without():
+        shapes = jax.eval_shape(last_shared)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def _scan(model: cfg.ModelConfig, run: Any, x: Array, params: Params, row: Row) -> tuple[Array, None, dict[str, Array]]:
+def _scan(model: cfg.ModelConfig, run: Any, x: Array, params: Params, row: Row) -> tuple[Array, None]:
     """The blocks as a scan over repetitions of the pattern; returns what `Blocks` returns without caches."""
-    groups = _groups(model)
-    blocks = [model.blocks[layers[0]] for layers in groups.values()]
+    groups = {name: tuple(layers) for name, layers in _groups(model).items()}
 
     def body(carry: tuple[Array, Carry], xs: Any) -> tuple[tuple[Array, Carry], list[dict[str, Array]]]:
         x, shared = carry
-        taps = []
-        for block, (block_params, layer) in zip(blocks, xs, strict=True):
-            x, shared, _, captured = run(block, x, shared, block_params, None, layer)
-            taps.append(captured)
-        return (x, shared), taps
+        taken = []
+        for layers, (block_params, layer) in zip(groups.values(), xs, strict=True):
+            x, shared, _, captured = run(layers, x, shared, block_params, None, layer)
+            taken.append(captured)
+        return (x, shared), taken
 
     xs = [(params[name], jnp.array(layers)) for name, layers in groups.items()]
-    (x, _), taps = jax.lax.scan(body, (x, _initial_shared(model, x, row)), xs)
-    place = {
-        layer: (group, i) for group, layers in zip(taps, groups.values(), strict=True) for i, layer in enumerate(layers)
-    }
-    by_layer = [(layer, *place[layer]) for layer in range(model.layers)]
-    return x, None, {f"blocks/{layer}{path}": value[i] for layer, group, i in by_layer for path, value in group.items()}
+    (x, _), taken = jax.lax.scan(body, (x, _initial_shared(model, x, row)), xs)
+    for layers, captured in zip(groups.values(), taken, strict=True):
+        for i, layer in enumerate(layers):
+            taps.add(layer, {path: value[i] for path, value in captured.items()})
+    return x, None
 
 
 def period(blocks: tuple[cfg.BlockConfig, ...]) -> int:

@@ -53,8 +53,8 @@ def _from_key(
     c = layer.config
     key, cache = layer.project("key", x, c.resolved_kv_heads, c.resolved_head_width(x.shape[-1]), row, cache)
     cache, seen, keys = extend(cache, {"key": key.swapaxes(1, 2)}, queries, row, c.mask)
-    value = seen["key"]
-    key = layer.place("key", value.swapaxes(1, 2), keys.positions, row.context).swapaxes(1, 2)
+    value = tap(layer, "values", seen["key"].swapaxes(1, 2)).swapaxes(1, 2)
+    key = tap(layer, "keys", layer.place("key", seen["key"].swapaxes(1, 2), keys.positions, row.context)).swapaxes(1, 2)
     return (key, value, keys), cache, shared
 
 
