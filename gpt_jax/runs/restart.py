@@ -40,9 +40,10 @@ def move_aside(folder: RunFolder) -> None:
     """Moves all that a run has written to a new folder in `aside/`, on every process together. Deletes nothing."""
     if folder.writes:
         found = [name for name in OF_A_RUN if folder.exists(name)]
-        place = _new_place()
-        for name in found:
-            folder.file(name).rename(folder.make(place) / name)
+        if found:
+            place = folder.make(_new_place())
+            for name in found:
+                folder.file(name).rename(place / name)
     consensus.meet("run moved aside")
 
 

@@ -33,7 +33,7 @@ def answered(step: int | None, path: str) -> Iterator[None]:
         raise SaveFailed(
             f"the checkpoint of step {step} could not be written to {path} ({reason(error)}): the checkpoints before it"
             " are intact; remove the cause, and the same command goes on from the newest one"
-        ) from None
+        ) from error  # which may be the end of another process
 
 
 def reason(error: BaseException) -> str:

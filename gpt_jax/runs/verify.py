@@ -81,7 +81,9 @@ def _checkpoints(folder: RunFolder, config: Config | None) -> list[Check]:
     if not steps:
         lost = record.has_progress(folder)
         return [Check(CHECKPOINTS, not lost, "none", RESTORE if lost else None)]
-    shapes = None if config is None else paths(pruned(trainable(parameter_shapes(config.model))))
+    shapes = None
+    if config is not None:  # checkpoints have per-layer names, also those of a scanned model
+        shapes = paths(pruned(trainable(parameter_shapes(dataclasses.replace(config.model, scan=False)))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # each finding has a line of its own
         with Checkpoints(folder, read_only=True) as checkpoints:

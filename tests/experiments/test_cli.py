@@ -80,3 +80,9 @@ def test_a_bug_keeps_its_traceback(bug: str, capsys: pytest.CaptureFixture) -> N
 
 def test_what_a_command_returns_comes_back() -> None:
     assert cli._answer(lambda a, b: a + b, 1, 2) == 3
+
+
+def test_a_command_to_go_on_with_does_not_start_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/x/train.py", "--config=a.py", "--workdir=run", "--restart", "--process_id=1"])
+    assert cli.command() == "python -m experiments.train --config=a.py --workdir=run"
+    assert cli.command("--config.train.steps=9").endswith(" --workdir=run --config.train.steps=9")

@@ -251,7 +251,7 @@ def test_verify_tells_good_from_damaged(
     shutil.copytree(run, damaged)
     (damaged / "checkpoints" / "12").rename(damaged / "checkpoints" / "11")
     flags = [["--help"], [], [f"--workdir={tmp_path}/none"], ["--workdir", str(run)]]
-    flags += [["--workdir", str(run), str(damaged), "--json"], [f"--workdir={damaged}"]]
+    flags += [[f"--workdir={run}", f"--workdir={damaged}", "--json"], [f"--workdir={damaged}"]]
     helped, missing, none, good, both, bad = many(place, tmp_path / "output", "verify", flags)
     assert helped[0] == 0 and "python -m experiments.verify" in helped[1]
     assert max(map(len, helped[1].splitlines())) <= 112

@@ -60,7 +60,7 @@ def neither_checkpoints_nor_metrics(run: Path) -> None:
 def an_earlier_version(run: Path) -> None:
     """It left no mark of its first checkpoint."""
     empty_checkpoints(run)
-    (run / ".saved").unlink()
+    (run / "saved.json").unlink()
 
 
 LOSSES = [
@@ -112,7 +112,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(tmp_path
     quietly(config, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
     (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp-0").mkdir(parents=True)
-    (tmp_path / ".saved").unlink()
+    (tmp_path / "saved.json").unlink()
     rows = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "metrics.jsonl").write_text("".join(rows[:5]))
     with pytest.warns(UserWarning, match="after step 5, before its first checkpoint: it starts again from step 0"):

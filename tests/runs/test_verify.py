@@ -111,6 +111,9 @@ def test_a_torn_last_line_is_what_a_crash_leaves(run: Path, tmp_path: Path) -> N
 def test_a_checkpoint_of_another_model_is_found(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     content = json.loads((tmp_path / "run" / "config.json").read_text())
+    content["resolved"]["model"]["scan"] = True  # another way to compute the same model
+    (tmp_path / "run" / "config.json").write_text(json.dumps(content))
+    assert found(tmp_path / "run") == WHOLE
     content["resolved"]["model"]["width"] = 32
     (tmp_path / "run" / "config.json").write_text(json.dumps(content))
     assert found(tmp_path / "run") == WHOLE | {"checkpoints/2": False, "checkpoints/4": False}
