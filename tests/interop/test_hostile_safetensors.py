@@ -74,6 +74,7 @@ CASES: dict[str, tuple[bytes, str]] = {
     "beyond": (content({"a": entry()}, 20), "not a complete safetensors file"),
     "trailing": (content({"a": entry()}, 25), "not a complete safetensors file"),
     "hashes": (content({METADATA: {HASHES: "[]"}, "a": entry()}), "are of other tensors"),
+    "hashes of another key": (content({METADATA: {"x": f'{{"a":"{"0" * 64}"}}'}, "a": entry()}), "the key of its"),
     "hash of another": (content({METADATA: {HASHES: '{"b": ""}'}, "a": entry()}), "are of other tensors"),
 }  # fmt: skip
 
