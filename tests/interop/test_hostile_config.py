@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_jax.config import Attention, BlockConfig, GatedMlp, ModelConfig, Rope
+from gpt_jax.config import Attention, BlockConfig, GatedMlp, Lora, ModelConfig, RmsNorm, Rope
 from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.interop.hf import load_pretrained, read_model, save_pretrained
 from gpt_jax.interop.settings import check_tree
@@ -104,6 +104,12 @@ def test_what_is_no_config_is_refused(tmp_path: Path, text: bytes, message: str)
     (tmp_path / CONFIG).write_bytes(text)
     with bounded(), pytest.raises(UserError, match=message):
         load_pretrained(tmp_path)
+
+
+def test_infinity_is_no_setting_of_our_own() -> None:
+    for make in (RmsNorm, lambda eps: Lora(alpha=eps), Rope):
+        with pytest.raises(ConfigError, match="must be finite, not inf"):
+            make(INF)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
