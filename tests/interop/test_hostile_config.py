@@ -73,6 +73,8 @@ INF, NAN = float("inf"), float("nan")
         ("granite_swa", {"layer_rope_theta": [NAN]}),
         ("mpt", {"attn_config": [1]}),
         ("smollm3", {"no_rope_layers": 3}),
+        ("smollm3", {"no_rope_layers": [1]}),
+        ("smollm3", {"no_rope_layers": [None] * 9}),
         ("smollm3", {"no_rope_layer_interval": 0, "no_rope_layers": None}),
     ],
 )  # fmt: skip
