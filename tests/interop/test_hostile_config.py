@@ -18,7 +18,7 @@ from gpt_jax.config import Attention, BlockConfig, GatedMlp, Lora, ModelConfig, 
 from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.interop.hf import load_pretrained, read_model, save_pretrained
 from gpt_jax.interop.settings import check_tree
-from gpt_jax.interop.weights import open_weights
+from gpt_jax.interop.weights import open_weights, write_weights
 from gpt_jax.model.paths import path_of
 from gpt_jax.model.shapes import canonical_shapes, parameter_shapes
 from tests.fuzz import bounded, damaged_json, few, read_or_refuse
@@ -128,6 +128,17 @@ def test_integers_are_no_weights(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b'"F32"', b'"I32"', 1))
     with pytest.raises(UserError, match="is of type int32, which is none of weights"):
         load_pretrained(tmp_path / "llama")
+
+
+def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
+    """GPT-NeoX has an older name of its head."""
+    tensors = open_weights(FIXTURES / "gpt_neox")
+    entries = {name: (x.dtype, x.shape, x.read) for name, x in tensors.items()}
+    both = entries | {"lm_head.weight": entries["embed_out.weight"], "embed_out.weight": entries["embed_out.weight"]}
+    write_weights(tmp_path / "model.safetensors", both)
+    shutil.copy(FIXTURES / "gpt_neox" / CONFIG, tmp_path)
+    with pytest.raises(UserError, match="older and its newer name"):
+        load_pretrained(tmp_path)
 
 
 def test_a_thousand_layers_take_seconds(tmp_path: Path) -> None:
