@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from gpt_jax.config.errors import ConfigError
 
 
@@ -17,8 +19,9 @@ def require_probability(value: int | float, name: str) -> None:
 
 
 def require_positive(value: int | float | None, name: str) -> None:
-    """Raises ConfigError unless value > 0. None, which means off or derived, is accepted."""
+    """Raises ConfigError unless 0 < value < ∞. None, which means off or derived, is accepted."""
     require(value is None or value > 0, f"{name} must be positive, not {value}")
+    require(value is None or value < math.inf, f"{name} must be finite, not {value}")
 
 
 def require_taps(taps: int | None, name: str) -> None:

@@ -169,7 +169,8 @@ def _check_types(settings: Mapping[str, Any]) -> None:
 def _check_file_type(values: Mapping[str, Any], tensors: Mapping[str, QuantizedTensor]) -> None:
     """Raises ConfigError if a file of one 16-bit type has a tensor of the other."""
     kind = values[FILE_TYPE] if FILE_TYPE in values else None
-    wrong = [name for name, x in tensors.items() if isinstance(kind, int) and FOREIGN.get(kind) == x.kind]
+    other = FOREIGN[kind] if isinstance(kind, int) and kind in FOREIGN else None
+    wrong = [name for name, x in tensors.items() if x.kind == other]
     if wrong:
         raise ConfigError(
             f'the file has "{FILE_TYPE}": {kind}, and {wrong[0]} is {tensors[wrong[0]].kind.name}: download it again,'

@@ -64,13 +64,25 @@ def load_pretrained(
         values, tokenizer = _read_config(path / CONFIG), read_pretrained(path, ignore)
         stored = open_weights(path)
         check_config(values, path, ignore)
+    family, config = read_model(values, stored, ignore)
+    model = GPT(replace(config, dtype=dtype, param_dtype=dtype))
+    return model, _read_params(family, model.config, stored, tuple(ignore)), tokenizer
+
+
+def read_model(
+    values: Mapping[str, Any], stored: Mapping[str, Tensor], ignore: Collection[str] = ()
+) -> tuple[Family, ModelConfig]:
+    """Returns the family and the model of the `values` of a config.json beside the tensors `stored`.
+
+    Raises:
+      ConfigError: a family or setting that gpt_jax does not have, or sizes beyond what the tensors hold.
+    """
     family = family_of(values)
     settings = family.settings(values, ignore)
     check_sizes(settings, stored)
     config = family.read(settings)
     settings.refuse_unknown()
-    model = GPT(replace(config, dtype=dtype, param_dtype=dtype))
-    return model, _read_params(family, model.config, stored, tuple(ignore)), tokenizer
+    return family, config
 
 
 def save_pretrained(

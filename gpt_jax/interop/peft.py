@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -237,6 +238,7 @@ def _read_config(values: Mapping[str, Any], file: Path) -> Lora:
     return Lora(rank=rank, alpha=alpha, dropout=dropout, targets=("**",))
 
 
+@functools.lru_cache(maxsize=8)
 def _their_names(model: ModelConfig) -> tuple[dict[str, str | None], bool]:
     """Returns our path → the family's name of each projection, and whether the family's kernels are (outputs, inputs).
 

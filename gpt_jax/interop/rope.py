@@ -85,6 +85,8 @@ def read_rope(
     Raises:
       ConfigError: an unknown type or key, a missing value, or a partial rotation that the family cannot do.
     """
+    if head_width < 1:
+        raise ConfigError('config.json has a "hidden_size" below its "num_attention_heads": restore the file')
     group = rope_group(s, kind)
     name = group["rope_type"]
     if not isinstance(name, str) or name not in OPTIONS:

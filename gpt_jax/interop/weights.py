@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BufferedIOBase
@@ -218,6 +219,8 @@ def _whole(value: Any) -> bool:
 def _read_hashes(metadata: Mapping[str, str], header: Mapping[str, Any], file: Path) -> dict[str, str] | None:
     """Returns name → SHA-256 of each tensor, or None if the file is not ours."""
     if HASHES not in metadata:
+        if any(re.search(r'":"[0-9a-f]{64}"', value) for value in metadata.values()):
+            raise UserError(f"{file} is damaged (the key of its {HASHES} has changed): restore it")
         return None
     hashes = parse_json(metadata[HASHES], file)
     texts = isinstance(hashes, dict) and all(isinstance(one, str) for one in hashes.values())

@@ -2,9 +2,11 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +16,7 @@ from gpt_jax.interop.hf import load_pretrained
 from gpt_jax.runs.evaluate import evaluate_run
 from gpt_jax.runs.load import load_run
 from tests.experiments.test_train_cli import ROOT, environment, many
-from tests.interop.gguf_files import TEXT, tensors, write
+from tests.interop.gguf_files import BPE, TEXT, tensors, write
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,44 @@ def test_in_and_out_and_all_that_works_on_it(place: Path, tmp_path: Path) -> Non
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(said["said"][1]) and len(done.stdout) > len(said["said"][1])
+
+
+def test_hostile_files_are_answered_in_one_line(place: Path, tmp_path: Path) -> None:
+    claims = b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 1) + b"a" + struct.pack("<I", 2**32 - 1)
+    files = {"claims.gguf": claims, "longer.gguf": (place / "model.gguf").read_bytes() + bytes(64)}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "pipe.gguf")
+    llama = ROOT / "tests" / "interop" / "fixtures" / "llama"
+    settings = json.loads((llama / "config.json").read_text())
+    negative = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}).encode()
+    outside = {"model.safetensors.index.json": json.dumps({"weight_map": {"a": "../x"}}).encode()}
+    folders: dict[str, tuple[dict[str, Any], dict[str, bytes]]] = {
+        "layers": (settings | {"num_hidden_layers": 10**9}, {}),
+        "eps": (settings | {"rms_norm_eps": float("inf")}, {}),
+        "start": (settings, {"model.safetensors": len(negative).to_bytes(8, "little") + negative}),
+        "outside": (settings, outside),
+    }
+    for name, (values, others) in folders.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(values))
+        (tmp_path / name / "tokenizer.json").write_text(BPE.to_hugging_face().to_str())
+        for file, content in (others or {"model.safetensors": (llama / "model.safetensors").read_bytes()}).items():
+            (tmp_path / name / file).write_bytes(content)
+    wanted = {
+        "claims.gguf": (1, "cannot follow"),
+        "longer.gguf": (1, "bytes follow its last tensor"),
+        "pipe.gguf": (1, "is not a file but"),
+        "layers": (2, '"num_hidden_layers": 1000000000'),
+        "eps": (2, '"rms_norm_eps" is inf'),
+        "start": (1, "differ in size"),
+        "outside": (1, "outside of it"),
+    }
+    lines = [[f"--from={tmp_path / name}", f"--workdir={tmp_path / 'run'}"] for name in wanted]
+    for name, (code, out, error) in zip(wanted, many(place, tmp_path / "out", "convert", lines), strict=True):
+        assert (code, out) == (wanted[name][0], "") and wanted[name][1] in error, (name, code, out, error)
+        assert len(error.splitlines()) == 1, error
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_of_ones_own_goes_out(place: Path, tmp_path: Path) -> None:

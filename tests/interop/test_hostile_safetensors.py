@@ -61,7 +61,7 @@ CASES: dict[str, tuple[bytes, str]] = {
     "negative": (content({"a": entry(shape=(-2, -3))}), "the shape"),
     "float": (content({"a": entry(shape=(6.0,))}), "the shape"),
     "truth": (content({"a": entry((1,), (0, True), "U8")}, 1), "differ in size"),
-    "axes": (content({"a": entry(shape=(1,) * 99)}), "the shape"),
+    "axes": (content({"a": entry((1,) * 99, (0, 4))}, 4), r"has the shape \[1"),
     "product": (content({"a": entry(shape=(2**62, 2**62, 2**62))}), "differ in size"),
     "wraps": (content({"a": entry(shape=(2**32, 2**32, 6))}), "differ in size"),
     "start": (content({"a": entry(span=(-24, 0))}), "differ in size"),
@@ -74,6 +74,7 @@ CASES: dict[str, tuple[bytes, str]] = {
     "beyond": (content({"a": entry()}, 20), "not a complete safetensors file"),
     "trailing": (content({"a": entry()}, 25), "not a complete safetensors file"),
     "hashes": (content({METADATA: {HASHES: "[]"}, "a": entry()}), "are of other tensors"),
+    "hashes of another key": (content({METADATA: {"x": f'{{"a":"{"0" * 64}"}}'}, "a": entry()}), "the key of its"),
     "hash of another": (content({METADATA: {HASHES: '{"b": ""}'}, "a": entry()}), "are of other tensors"),
 }  # fmt: skip
 

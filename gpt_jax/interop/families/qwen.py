@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpt_jax import config as cfg
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.interop.families.common import (
     DEFAULTS,
     FULL,
@@ -29,7 +30,7 @@ from gpt_jax.interop.families.common import (
 from gpt_jax.interop.families.llama import QKV, llama_like
 from gpt_jax.interop.family import TensorRow, by_name, plain
 from gpt_jax.interop.rope import read_rope, rope_group
-from gpt_jax.interop.settings import TINY, Settings, checked_number
+from gpt_jax.interop.settings import TINY, Settings, checked_number, checked_whole
 from gpt_jax.model.shapes import canonical_shapes
 
 
@@ -79,7 +80,9 @@ def read_smollm3(s: Settings) -> cfg.ModelConfig:
     L, every = s.integer("num_hidden_layers"), s.integer("no_rope_layer_interval")
     rotated = [(i + 1) % every != 0 for i in range(L)]
     if s["no_rope_layers"] is not None:
-        rotated = [bool(x) for x in s.listed("no_rope_layers")][:L]
+        rotated = [checked_whole("no_rope_layers", x, 0, 1) == 1 for x in s.listed("no_rope_layers")][:L]
+        if len(rotated) < L:
+            raise ConfigError(f'config.json has {len(rotated)} "no_rope_layers" for {L} layers')
     has_window = s.flag("use_sliding_window") and s["sliding_window"] is not None
     kinds = layer_types(s, [SLIDING if has_window and not has_rope else FULL for has_rope in rotated])
     rope = read_rope(s, head_width(s))
@@ -102,7 +105,7 @@ def read_hunyuan(s: Settings) -> cfg.ModelConfig:
     unused = frozenset("alpha beta_fast beta_slow mscale mscale_all_dim".split())
     if group["rope_type"] == "dynamic" and "alpha" in group and group["alpha"]:
         theta, alpha = (checked_number(key, group[key], TINY) for key in ("rope_theta", "alpha"))
-        theta *= alpha ** (D / max(D - 2, 1))
+        theta = checked_number("alpha", theta * alpha ** (D / max(D - 2, 1)), TINY)
         rope = replace(read_rope(s, D, extra=unused, theta=theta), scaling=None)
     else:
         rope = read_rope(s, D, extra=unused)
