@@ -21,6 +21,7 @@ from rich import console, progress
 from experiments import cli
 from gpt_jax.config import Bpe
 from gpt_jax.config.errors import MissingFile, UserError
+from gpt_jax.config.printable import printable
 from gpt_jax.data import tokenizer as tokenizers
 
 
@@ -142,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns 0 if it succeeded, 1 after a user error, 130 after Ctrl-C."""
     flags = parser().parse_args(arguments)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f"warning: {printable(str(message))}", file=sys.stderr)
     try:
         flags.run(flags)
     except KeyboardInterrupt:
