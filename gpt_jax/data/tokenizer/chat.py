@@ -7,6 +7,7 @@ memory (0.15 s for each new conversation), and receive plain strings only. Beyon
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import confined
@@ -32,7 +33,7 @@ def render_chat(
       UserError: the template is damaged, rejects these messages, or takes more than 3 s or 512 MB.
     """
     plain = [{str(key): str(value) for key, value in message.items()} for message in messages]
-    values = {**tokens, "messages": plain, "tools": None, "documents": None}
+    values: dict[str, Any] = {**tokens, "messages": plain, "tools": None, "documents": None}
     values["add_generation_prompt"] = add_generation_prompt
     try:
         if len(template) > MOST_CHARACTERS:

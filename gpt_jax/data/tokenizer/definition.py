@@ -119,7 +119,7 @@ def _check_steps(values: dict[str, Any], name: str) -> None:
 @functools.lru_cache(maxsize=64)
 def _try_out(parts: str, letters: tuple[str, ...]) -> None:
     model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
-    whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "model": model}
+    whole: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "model": model}
     # Patterns that take exponential time do so on runs of a character that they name.
     runs = [letter * 40 + "\0" for letter in (*letters, "a", "A", "0", " ", "\n", "é", "!")]
     texts = ["", *runs, "Here I am,\n\t don't 123 안 😉"]
@@ -135,6 +135,8 @@ def _steps(part: Any, name: str, depth: int = 0) -> Iterator[dict[str, Any]]:
         for step in part:
             yield from _steps(step, name, depth + 1)
     elif isinstance(part, dict):
+        if not isinstance(part.get("type"), str | None):
+            raise _damaged(name, f"the type of a step is {kind_of(part['type'])}")
         if inner := [part[key] for key in SEQUENCES if key in part]:
             yield from _steps(inner, name, depth + 1)
         if part.get("type") != "Sequence":
