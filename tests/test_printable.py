@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from experiments import cli, writing
 from gpt_jax.ablation.findings import Event
 from gpt_jax.ablation.records import from_json
-from gpt_jax.config.errors import UserError
+from gpt_jax.config.errors import ConfigError, MissingFile, UserError
 from gpt_jax.config.printable import printable
 from gpt_jax.data.tokenizer import ByteTokenizer
 from gpt_jax.data.tokenizer.show import describe
@@ -55,6 +55,8 @@ def test_samples_show_escapes_on_a_terminal_and_reach_a_pipe_as_they_are(
 
 
 def test_errors_warnings_tokens_and_names_are_neutral(capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in (UserError, MissingFile, ConfigError):
+        assert str(kind(HOSTILE)) == printable(HOSTILE)  # also where Python or a notebook shows it
     assert "\x1b" not in str(cli.explanation(UserError(f"a file says {HOSTILE}")))
     assert "\x1b" not in str(cli.explanation(FileNotFoundError(2, "none", HOSTILE)))
     from rich.console import Console
