@@ -18,10 +18,12 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
+from experiments import config_file
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import from_config_dict
 from gpt_jax.config.disk import disk_fault
 from gpt_jax.config.errors import ConfigError, UserError
+from gpt_jax.config.printable import printable
 from gpt_jax.runs import interrupt, processes, terminal
 from gpt_jax.runs.init_from import completed
 from gpt_jax.runs.lease import LeaseLost
@@ -180,7 +182,8 @@ def _parse(argv: list[str]) -> list[str]:
     # Settings that are None are removed here, because absl would fail to parse None as a number.
     _switched_off[:] = [m.group(1) for arg in argv if (m := re.fullmatch(r"--config\.([\w.]+)=None", arg))]
     try:
-        rest = flags.FLAGS([arg for arg in argv if not re.fullmatch(r"--config\.[\w.]+=None", arg)])
+        with config_file.faults(argv):
+            rest = flags.FLAGS([arg for arg in argv if not re.fullmatch(r"--config\.[\w.]+=None", arg)])
     except flags.UnrecognizedFlagError as error:
         if error.flagname.startswith("config."):
             raise UsageError("--config is required: a configuration file, such as configs/quickstart.py") from None
@@ -240,11 +243,11 @@ def explanation(error: Exception) -> str | None:
     """
     match error:
         case UserError():
-            return " ".join(str(error).split())
+            return printable(" ".join(str(error).split()))
         case _ if (fault := disk_fault(error)) is not None:
-            return " ".join(fault.split())
+            return printable(" ".join(fault.split()))
         case OSError(filename=name) if name is not None:  # without a name: a broken pipe or socket
-            return f"{name}: {error.strerror}"
+            return printable(f"{name}: {error.strerror}")
         case ModuleNotFoundError(name=str(name)) if name.partition(".")[0] not in OWN_PACKAGES:
             return f"the Python package {name} is missing: install it, for example with pip install {name}"
     return None
@@ -257,6 +260,6 @@ def quiet() -> None:
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, UserWarning) and processes.speaks():
-            print(f"warning: {message}", file=sys.stderr)
+            print(f"warning: {printable(str(message))}", file=sys.stderr)
 
     warnings.showwarning = show

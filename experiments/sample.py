@@ -37,6 +37,7 @@ Sample text from a trained model.
   --top_k=K              Sample from the K most likely tokens.
   --top_p=P              Sample from the smallest set of tokens whose probabilities add up to P.
   --min_p=P              Sample from tokens at least P times as probable as the most likely one.
+  On a terminal, control characters in the text are shown as escapes; a file or a pipe gets the text as it is.
   --helpfull             List all flags, including those of the libraries.
 
 Exit codes: 0 done, 1 failed, 2 wrong command line, 130 interrupted.

@@ -21,6 +21,7 @@ from rich import console, progress
 from experiments import cli
 from gpt_jax.config import Bpe
 from gpt_jax.config.errors import MissingFile, UserError
+from gpt_jax.config.printable import printable
 from gpt_jax.data import tokenizer as tokenizers
 from gpt_jax.runs import terminal
 
@@ -143,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns 0 if it succeeded, 1 after a user error, 128 + n after signal n."""
     flags = parser().parse_args(arguments)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f"warning: {printable(str(message))}", file=sys.stderr)
     try:
         flags.run(flags)
         terminal.flush()

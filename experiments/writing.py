@@ -1,4 +1,8 @@
-"""Printing sampled text on a terminal as it is generated, and conversing with a model."""
+"""Printing sampled text on a terminal as it is generated, and conversing with a model.
+
+On a terminal, control characters in the text appear as escapes: a model may have learned any. A file or a pipe gets the
+text as it is.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from gpt_jax.config.errors import UserError
+from gpt_jax.config.printable import printable
 from gpt_jax.data.tokenizer import Tokenizer
 
 # (ids of the conversation, turn) → new ids as they are generated
@@ -31,7 +36,7 @@ def talk(tokenizer: Tokenizer, answer: Answer, system: str | None) -> None:
         except UserError as error:
             if len(messages) == len(first_messages(system)) + 1:
                 raise
-            print(f"{error}; a new conversation starts", file=sys.stderr)
+            print(f"{printable(str(error))}; a new conversation starts", file=sys.stderr)
             messages = first_messages(system)
             continue
         messages.append({"role": "assistant", "content": answered})
@@ -52,11 +57,11 @@ def show(pieces: Iterable[list[list[int]]], tokenizer: Tokenizer, waiting: list[
     for piece in pieces:
         for i, ids in enumerate(piece):
             waiting[i] += decoders[i].push(visible(ids, tokenizer))
-        print(waiting[0], end="", flush=True)
+        _print(waiting[0], end="")
         waiting[0] = ""
     for i, decoder in enumerate(decoders):
         rule = f"{'─' * 24} {i + 1}\n" if i else ""
-        print(f"{rule}{waiting[i]}{decoder.flush()}")
+        _print(f"{rule}{waiting[i]}{decoder.flush()}")
 
 
 def write(pieces: Iterable[list[int]], tokenizer: Tokenizer) -> str:
@@ -64,16 +69,20 @@ def write(pieces: Iterable[list[int]], tokenizer: Tokenizer) -> str:
     decoder, text = tokenizer.stream(), ""
     for ids in pieces:
         new = decoder.push(visible(ids, tokenizer))
-        print(new, end="", flush=True)
+        _print(new, end="")
         text += new
     rest = decoder.flush()
-    print(rest)
+    _print(rest)
     return text + rest
 
 
 def visible(ids: list[int], tokenizer: Tokenizer) -> list[int]:
     """`ids` without stop tokens, and without ids of the model that are outside the tokenizer's vocabulary."""
     return [token for token in ids if token not in tokenizer.stop and token < tokenizer.vocab_size]
+
+
+def _print(text: str, end: str = "\n") -> None:
+    print(printable(text) if sys.stdout.isatty() else text, end=end, flush=True)
 
 
 def _read_line() -> str | None:

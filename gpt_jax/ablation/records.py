@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from gpt_jax.ablation.schema import STUDY, StudyRecord
 from gpt_jax.config.errors import ConfigError, nearest
+from gpt_jax.config.printable import printable
 from gpt_jax.runs.folder import RunFolder
 
 R = TypeVar("R")
@@ -117,7 +118,7 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         return float(value)
     if type(value) is not hint:
         raise _Mismatch(f'"{path}" is {value!r}')
-    return value
+    return printable(value) if isinstance(value, str) else value  # names and sentences, which are shown on terminals
 
 
 def _finite(value: Any) -> Any:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from gpt_jax.config.printable import printable
+
 
 class UserError(ValueError):
-    """A mistake of the user. Its message is "what is wrong: what to do", lower-case and without a final period."""
+    """A mistake of the user. Its message is "what is wrong: what to do", lower-case and without a final period.
+
+    Control characters in it, which names and values in files can have, are shown as escapes.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(UserError):

@@ -56,7 +56,12 @@ def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
     """
     with contextlib.suppress(MissingFile, Damaged):
         return _opened(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the cache {folder.parent} cannot be made ({error.strerror}): name another folder in GPT_JAX_CACHE"
+        ) from None
     with _lock(folder):
         try:
             return _opened(folder)

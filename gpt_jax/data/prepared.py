@@ -85,7 +85,7 @@ class PreparedDataset:
         from tensorflow_datasets.core import read_only_builder, registered
 
         folder = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-        if not (folder / self.name.split(":")[0].split("/")[0]).is_dir():
+        if not os.path.isdir(folder / self.name.split(":")[0].split("/")[0]):
             raise UserError(self._unknown(folder))
         with damage_of(f"{self.name} in {folder}"):
             try:

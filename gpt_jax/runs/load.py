@@ -147,7 +147,7 @@ def reopen_base(workdir: RunFolder, config: Config, mesh: Mesh | None = None, ab
       MissingFile: it is in neither place.
       UserError: its parameters have changed.
     """
-    began = record.read_environment(workdir)["base"]
+    began = record.read_environment(workdir).get("base")
     if began is None:
         raise UserError(f"{workdir.file(ENVIRONMENT)} does not say which run this one began with: restore the file")
     places = [began["folder"], *([] if began["relative"] is None else [str(workdir.path / began["relative"])])]

@@ -128,7 +128,7 @@ def record_start(folder: RunFolder, data: Data, step: int, base: Mapping[str, An
 
 
 def read_environment(folder: RunFolder) -> dict[str, Any]:
-    """The content of `environment.json`.
+    """The content of `environment.json`; that of a converted run has no `base`.
 
     Raises:
       MissingFile: the folder has none.
@@ -140,8 +140,7 @@ def read_environment(folder: RunFolder) -> dict[str, Any]:
         and isinstance(found.get("hashes"), dict)
         and all(isinstance(found["hashes"].get(name, 0), str | None) for name in ("data", "tokenizer"))
         and isinstance(found.get("starts"), list)
-        and "base" in found
-        and _is_base(found["base"])
+        and _is_base(found.get("base"))
     ):
         raise UserError(f"{folder.file(ENVIRONMENT)} is damaged: restore it from a backup, or start in another folder")
     return found

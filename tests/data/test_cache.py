@@ -7,15 +7,20 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gpt_jax.config import Bpe, Characters, Text
 from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.data import cache, check_data, corpus, open_data, tokenized
 from gpt_jax.data.cache import build_once, cache_folder
+from gpt_jax.data.files import find_files, read_documents
+from tests.fuzz import damaged, examples, read_or_refuse
 
 
 def build_with(log: list[str], content: str = "whole"):
@@ -273,3 +278,50 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("GPT_JAX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder(None) == tmp_path / "xdg" / "gpt_jax"
+
+
+def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be made .*GPT_JAX_CACHE"):
+        build_once(tmp_path / "file" / "cache", build_with([]))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("built")
+    (folder / "a.txt").write_text("words to merge, wörds to learn " * 50)
+    open_data(Text(path=str(folder / "a.txt"), tokenizer=Characters()), 8, 0, folder / "cache", progress=False)
+    return folder
+
+
+@examples(6)
+@given(st.data())
+def test_fuzz_cache(built: Path, data: st.DataObject) -> None:
+    """Whatever happens to a file of the cache, the same tokens come back."""
+
+    def read() -> list[object]:
+        opened = open_data(
+            Text(path=str(built / "a.txt"), tokenizer=Characters()), 8, 0, built / "cache", progress=False
+        )
+        return [opened.content_hash, *(opened.batch(step, 4).tokens.tobytes() for step in range(3))]
+
+    first = read()
+    files = sorted(str(file) for file in (built / "cache" / "tokens").rglob("*") if file.suffix != ".lock")
+    file = Path(data.draw(st.sampled_from([name for name in files if Path(name).is_file()])))
+    file.write_bytes(data.draw(damaged(file.read_bytes())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert read_or_refuse(read, lambda found: found == first) is None
+
+
+@examples(10)
+@given(damaged("Text, é 안 😉\n\n--\nmore\0 text\r\n".encode() * 8))
+def test_fuzz_text(built: Path, content: bytes) -> None:
+    (built / "b.txt").write_bytes(content)
+    read_or_refuse(
+        lambda: list(read_documents(find_files(str(built / "b.txt")), "--", skip_undecodable=False)),
+        lambda found: (
+            "".join(document.text for document in found).encode()
+            == content.removeprefix(b"\xef\xbb\xbf").replace(b"--", b"")
+        ),
+    )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,9 +15,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 from gpt_jax.config import Bpe, Bytes, Characters, Text, TokenizerConfig, TokenizerFile
-from gpt_jax.config.errors import ConfigError, UserError
+from gpt_jax.config.errors import ConfigError, MissingFile, UserError
 from gpt_jax.data import Data, builders, open_data
-from gpt_jax.data.files import find_files, python_files
+from gpt_jax.data.files import find_files, python_files, read_documents
+from gpt_jax.data.tokenizer import read_chunks
+from tests.fuzz import bounded
 
 END = 256
 
@@ -409,7 +412,7 @@ class TestPrepared:
         good = read(folder / "cache", corpus="mine", validation_fraction=0.4).content_hash
         (records,) = folder.rglob("*.array_record*")
         for file, where in (
-            (records, len(records.read_bytes()) - 60),
+            (records, 100),
             (folder / "mine" / "1.2.3" / "features.json", 9),
         ):
             content = bytearray(file.read_bytes())
@@ -463,3 +466,29 @@ def test_no_tensorflow_no_noise_and_a_second_run_ready_in_two_seconds(tmp_path: 
     for limit in ("60", "2"):
         result = subprocess.run([sys.executable, "-c", script, limit], capture_output=True, text=True, timeout=120)
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_what_is_no_text_is_refused_within_bounds(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (str(tmp_path / "pipe"), "/dev/zero"):
+        with bounded(), pytest.raises(UserError, match="is not a file but"):
+            find_files(path)
+        with bounded(), pytest.raises(UserError, match="is not a file but"):
+            list(read_chunks([path], lambda size: None))
+    for path in ("a\0b", "\ud800"):
+        with pytest.raises(UserError, match="is not a path"):
+            find_files(path)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in ("x" * 5000, str(tmp_path / "loop"), str(tmp_path / "[")):
+        with pytest.raises(MissingFile, match="there is no text"):
+            find_files(path)
+    write(tmp_path / "a.txt", "text")
+    assert [file.name for file in find_files(str(tmp_path))] == ["a.txt"]  # pipes in a folder are passed over
+    assert [file.name for file in find_files(str(tmp_path / "*"))] == ["a.txt"]
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    files = find_files(write(tmp_path / "a.txt", "text"))
+    write(tmp_path / "a.txt", "text and more")
+    with pytest.raises(UserError, match="changes while it is read"):
+        list(read_documents(files, None, skip_undecodable=False))

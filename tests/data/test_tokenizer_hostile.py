@@ -73,6 +73,7 @@ HOSTILE = {
     "added tokens that are null": (changed(added_tokens=None), "added_tokens are null"),
     "an added token that is null": (changed(added_tokens=[None]), "has no text"),
     "steps in a list": (changed(normalizer=[]), "normalizer is a list"),
+    "a type that is a list": (changed(normalizer={"type": []}), "type of a step is a list"),
     "a step too deep": (changed(normalizer=nested(20)), "nested more than 8 deep"),
     "forty doublings": (
         changed(normalizer={"type": "Sequence", "normalizers": 40 * [replace({"String": "a"}, "aa")]}),

@@ -11,6 +11,7 @@ from types import ModuleType
 import jinja2
 import numpy as np
 import pytest
+from hypothesis import given
 
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import confined
@@ -27,7 +28,7 @@ from gpt_jax.data.tokenizer import (
 )
 from gpt_jax.data.tokenizer import template as templates
 from gpt_jax.data.tokenizer.chat import render_chat
-from tests.fuzz import bounded
+from tests.fuzz import bounded, damaged, examples, read_or_refuse
 
 TEXT = "the quick brown fox\n jumps wörld " * 4
 BPE = BpeTokenizer.train([TEXT], 290, "gpt2", ["<|endoftext|>", "<s>", "<end>"])
@@ -250,3 +251,10 @@ def test_transformers_renders_and_encodes_alike(tmp_path: Path) -> None:
         ids = theirs.apply_chat_template(TURNS, add_generation_prompt=prompt)["input_ids"]
         np.testing.assert_array_equal(ids, chatting().chat(TURNS, add_generation_prompt=prompt))
     assert theirs.eos_token == "<end>" and theirs.bos_token == "<s>"
+
+
+@examples(4)
+@given(damaged(TEMPLATE.encode()))
+def test_fuzz_template(content: bytes) -> None:
+    template = content.decode("utf-8", "replace")
+    read_or_refuse(lambda: render_chat(template, TURNS, ROLES.tokens, add_generation_prompt=True))

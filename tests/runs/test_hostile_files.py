@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from experiments.launch import store
 from experiments.launch.description import Launch
-from gpt_jax.ablation import records
+from gpt_jax.ablation import records, rows
 from gpt_jax.ablation.claim import CLAIM, open_claim, read_claim, study_from_claim
 from gpt_jax.ablation.endpoint import FinalLoss
 from gpt_jax.ablation.log import LOG, read_log
@@ -152,10 +152,11 @@ def test_another_tokenizer_than_the_runs_is_refused(place: Path) -> None:
         ByteTokenizer().save(place / "tokenizer")
 
 
-def test_rows_that_unpack_to_gigabytes_are_refused(place: Path) -> None:
+def test_rows_that_unpack_to_more_than_the_bound_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "MOST_BYTES", 1 << 20)
     whole = (place / ROWS).read_bytes()
     with (place / ROWS).open("wb") as file:
-        np.savez_compressed(file, of=np.array("x"), sums=np.zeros(70_000_000, np.float32), weights=np.zeros(1))
+        np.savez_compressed(file, of=np.array("x"), sums=np.zeros(1 << 20, np.float32), weights=np.zeros(1))
     try:
         with bounded(), pytest.raises(UserError, match="is damaged .it is too large"):
             row_sums(RunFolder(place), FinalLoss())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from etils import epath
 
 from gpt_jax.config.errors import UserError
+from gpt_jax.config.foreign import open_regular
 
 # Bounds the stack of the regular expression that splits text into words.
 CHUNK_CHARACTERS = 1 << 16
@@ -49,11 +50,13 @@ def read_chunks(paths: Iterable[epath.PathLike], advance: Callable[[int], object
       advance: called with the size in bytes of each chunk before it is yielded.
 
     Raises:
-      UserError: a file is not UTF-8.
+      MissingFile: there is no such file.
+      UserError: a file is not UTF-8, or a folder, a pipe or a device.
     """
     for path in paths:
         # newline="" keeps line endings as they are in the file.
-        with io.TextIOWrapper(epath.Path(path).open("rb"), encoding="utf-8", newline="") as file:
+        opened = epath.Path(path).open("rb") if "://" in str(path) else open(open_regular(path), "rb")
+        with io.TextIOWrapper(opened, encoding="utf-8", newline="") as file:
             blocks = iter(functools.partial(file.read, CHUNK_CHARACTERS), "")
             try:
                 for chunk in chunks(blocks):

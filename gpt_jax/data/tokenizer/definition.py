@@ -135,6 +135,8 @@ def _steps(part: Any, name: str, depth: int = 0) -> Iterator[dict[str, Any]]:
         for step in part:
             yield from _steps(step, name, depth + 1)
     elif isinstance(part, dict):
+        if not isinstance(part.get("type"), str | None):
+            raise _damaged(name, f"the type of a step is {kind_of(part['type'])}")
         if inner := [part[key] for key in SEQUENCES if key in part]:
             yield from _steps(inner, name, depth + 1)
         if part.get("type") != "Sequence":

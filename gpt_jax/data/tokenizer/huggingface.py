@@ -88,7 +88,7 @@ class HuggingFaceTokenizer(PieceTokenizer):
                 f" its encoder gives it {vocab.get(wrong['content'])}): download it again"
             )
         special = {content: token["id"] for content, token in added.items() if token["special"]}
-        self._bytewise = (self._definition["decoder"] or {"type": None})["type"] == "ByteLevel"
+        self._bytewise = (self._definition["decoder"] or {}).get("type") == "ByteLevel"
         pieces = {
             index: _piece(token) if self._bytewise and token not in added else token.encode()
             for token, index in vocab.items()
@@ -122,8 +122,8 @@ class HuggingFaceTokenizer(PieceTokenizer):
     @functools.cached_property
     def prefix(self) -> list[int]:  # type: ignore[override]
         """The ids that the post-processor of the file puts before a text."""
-        plain: list[int] = self._guarded(lambda: self._decoder.encode("a", add_special_tokens=False).ids)
-        whole: list[int] = self._guarded(lambda: self._decoder.encode("a", add_special_tokens=True).ids)
+        plain = self._guarded(lambda: self._decoder.encode("a", add_special_tokens=False).ids)
+        whole = self._guarded(lambda: self._decoder.encode("a", add_special_tokens=True).ids)
         return next(
             (whole[:start] for start in range(len(whole) - len(plain) + 1) if whole[start:][: len(plain)] == plain), []
         )
