@@ -68,7 +68,12 @@ def run(main: Callable[[], int | None], page: str, several: str | None = None, f
         return _answer(_parse, argv if several is None else _spread(argv, several))
 
     begin()
-    app.run(lambda _: sys.exit(_answer(_together, main)), flags_parser=parse)
+    app.run(lambda _: sys.exit(_ended(_answer(_together, main))), flags_parser=parse)
+
+
+def _ended(code: int | None) -> int | None:
+    interrupt.finish()
+    return code
 
 
 def begin() -> None:
@@ -227,6 +232,7 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
 def interrupted(error: KeyboardInterrupt) -> tuple[int, str]:
     """Says on stderr that a command is interrupted; its exit code, and the reason for its other processes."""
     terminal.end()
+    interrupt.finish()
     print("\ninterrupted", file=sys.stderr)
     return error.code if isinstance(error, interrupt.Interrupted) else 128 + signal.SIGINT, "interrupted"
 

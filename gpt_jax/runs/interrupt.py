@@ -96,7 +96,10 @@ class Interrupts:
 
             # Not `step`: where a process trains several runs, a point after the end of one lies in the next.
             Interrupts._asked += 1
-            return multihost_utils.reached_preemption_sync_point(Interrupts._asked)
+            is_reached = multihost_utils.reached_preemption_sync_point(Interrupts._asked)
+            if is_reached and _deadline is not None:
+                _deadline.start(signal.SIGTERM)  # which JAX has taken
+            return is_reached
         return self._received
 
     def receive(self, number: int, frame: FrameType | None) -> None:
@@ -139,6 +142,13 @@ def begin(name: str) -> None:
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # by nohup, or in the background of a shell
             signal.signal(number, _raise)
+
+
+def finish() -> None:
+    """The command has come to its end: from now on a signal ends the process at once."""
+    for number in SIGNALS:
+        if signal.getsignal(number) in (_raise, _note_again):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def wait_for_others() -> None:

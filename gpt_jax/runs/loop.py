@@ -165,8 +165,8 @@ class RunObserver:
         self._pending = None
         now = time.perf_counter()
         self._skipped_in_row = values.pop("skipped_in_row")
-        is_timed = self._clock is not None and now > self._clock  # a coarse clock may stand still
-        rate = values["tokens"] / (now - self._clock) if is_timed else None
+        seconds = 0.0 if self._clock is None else now - self._clock
+        rate = values["tokens"] / seconds if seconds > 0 else None  # a coarse clock may stand still
         self._clock = now
         loss = values["loss"]
         if self.step % self.config.train.log_every == 0 or self._is_last():
