@@ -163,8 +163,8 @@ def lose_output() -> None:
         _deadline.start(OUTPUT_GONE)
     if _loop is not None:
         _loop.receive(OUTPUT_GONE, None)
-    elif threading.current_thread() is threading.main_thread():
-        _raise(OUTPUT_GONE, None)
+    elif _first is None and threading.current_thread() is threading.main_thread():
+        _raise(OUTPUT_GONE, None)  # else the command is about to end already
 
 
 def survives_terminal() -> bool:
