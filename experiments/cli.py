@@ -23,6 +23,7 @@ from gpt_jax.config.conversion import from_config_dict
 from gpt_jax.config.disk import disk_fault
 from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.runs import interrupt, processes, terminal
+from gpt_jax.runs.folder import FolderGone
 from gpt_jax.runs.init_from import completed
 from gpt_jax.runs.lease import LeaseLost
 
@@ -219,6 +220,8 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
             code = USAGE_ERROR if isinstance(error, UsageError | ConfigError) else FAILURE
             if isinstance(error, LeaseLost):  # at once: threads still write a checkpoint
                 processes.quit(SAVED, sentence)
+            if isinstance(error, FolderGone) or disk_fault(error) is not None:  # these threads can't end in order
+                processes.quit(code, sentence)
             reason = sentence
         elif processes.are_several():
             traceback.print_exc()
@@ -256,8 +259,12 @@ def explanation(error: Exception) -> str | None:
 
 
 def quiet() -> None:
-    """Hides the log messages of libraries, and shows each UserWarning as one line."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    """Hides the log messages of libraries, and shows each UserWarning as one line.
+
+    Orbax also logs, with tracebacks, the errors that it raises.
+    """
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("jax").setLevel(logging.ERROR)
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
