@@ -8,10 +8,12 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from absl import app, flags
@@ -272,3 +274,11 @@ def quiet() -> None:
             print(f"warning: {message}", file=sys.stderr)
 
     warnings.showwarning = show
+    sys.excepthook = _report
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's own, but for what tensorstore's threads say after a save has failed, which is reported by itself."""
+    is_left_over = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    if not is_left_over or threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(kind, error, trace)
