@@ -71,10 +71,12 @@ def _record(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or not {"step", "split", "loss"} <= record.keys():
+    if not isinstance(record, dict) or not {"step", "split"} <= record.keys():
         return None
     is_whole = type(record["step"]) is int and record["step"] >= 0 and isinstance(record["split"], str)
-    return record if is_whole and isinstance(record["loss"], int | float | None) else None
+    if is_whole and record["split"] in ("train", "validation"):
+        is_whole = "loss" in record and isinstance(record["loss"], int | float | None)
+    return record if is_whole else None
 
 
 def _not_a_record(number: int, lines: Sequence[bytes]) -> str:
