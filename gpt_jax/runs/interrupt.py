@@ -12,12 +12,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from types import FrameType, TracebackType
 from typing import Any
 
 import jax
+from etils import epath
 
 from gpt_jax.runs import processes
 from gpt_jax.runs.deadline import Deadline
@@ -211,7 +212,14 @@ def _newest(folder: RunFolder) -> int | None:
 def _written(folder: RunFolder) -> tuple[int, int]:
     """The number of files of all checkpoints, and their bytes."""
     sizes: list[int] = []
-    with contextlib.suppress(Exception):  # a file that was just renamed
-        for path in folder.file(CHECKPOINTS).rglob("*"):
-            sizes.append(path.stat().length)
+    with contextlib.suppress(Exception):  # a file that was just renamed, or an object store that is what is stuck
+        sizes.extend(_sizes(folder.file(CHECKPOINTS)))
     return len(sizes), sum(sizes)
+
+
+def _sizes(place: epath.Path) -> Iterator[int]:
+    for path in place.iterdir():
+        if path.is_dir():
+            yield from _sizes(path)
+        else:
+            yield path.stat().length

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt_jax.runs.folder import RunFolder
+from gpt_jax.runs.interrupt import Interrupts
 from tests.experiments.test_train_cli import ROOT
 from tests.places import run
 
@@ -57,6 +59,20 @@ def test_a_signal_while_it_trains_saves_whatever_it_does(place: Path, tmp_path: 
         one.check(code, sentence)
         assert one.saved()[-1] == one.recorded() > 0, case
         assert (one.recorded() == 12) == (code in (0, 143)), case
+
+
+def test_a_checkpoint_that_grows_is_progress(tmp_path: Path) -> None:
+    loop = Interrupts([RunFolder(tmp_path)])
+    assert "no checkpoint is complete yet" in loop.remaining() and loop.progress() == loop.progress()
+    partial = tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp" / "params"
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    partial.mkdir(parents=True)
+    assert "the newest checkpoint is of step 3" in loop.remaining()
+    seen = [loop.progress()]
+    for content in ("", "1", "12"):
+        (partial / "0").write_text(content)
+        seen.append(loop.progress())
+    assert len(set(map(repr, seen))) == 4
 
 
 @pytest.mark.slow
