@@ -8,12 +8,10 @@ import re
 import shlex
 import signal
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from absl import app, flags
@@ -274,11 +272,10 @@ def quiet() -> None:
             print(f"warning: {message}", file=sys.stderr)
 
     warnings.showwarning = show
-    sys.excepthook = _report
+    sys.unraisablehook = _report
 
 
-def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _report(found: Any) -> None:
     """Python's own, but for what tensorstore's threads say after a save has failed, which is reported by itself."""
-    is_left_over = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-    if not is_left_over or threading.current_thread() is threading.main_thread():
-        sys.__excepthook__(kind, error, trace)
+    if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(found)
