@@ -25,6 +25,7 @@ from gpt_jax.config.disk import disk_fault
 from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.config.printable import printable
 from gpt_jax.runs import interrupt, processes, terminal
+from gpt_jax.runs.folder import FolderGone
 from gpt_jax.runs.init_from import completed
 from gpt_jax.runs.lease import LeaseLost
 
@@ -70,7 +71,12 @@ def run(main: Callable[[], int | None], page: str, several: str | None = None, f
         return _answer(_parse, argv if several is None else _spread(argv, several))
 
     begin()
-    app.run(lambda _: sys.exit(_answer(_together, main)), flags_parser=parse)
+    app.run(lambda _: sys.exit(_ended(_answer(_together, main))), flags_parser=parse)
+
+
+def _ended(code: int | None) -> int | None:
+    interrupt.finish()
+    return code
 
 
 def begin() -> None:
@@ -218,6 +224,8 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
             code = USAGE_ERROR if isinstance(error, UsageError | ConfigError) else FAILURE
             if isinstance(error, LeaseLost):  # at once: threads still write a checkpoint
                 processes.quit(SAVED, sentence)
+            if isinstance(error, FolderGone) or disk_fault(error) is not None:  # these threads can't end in order
+                processes.quit(code, sentence)
             reason = sentence
         elif processes.are_several():
             traceback.print_exc()
@@ -231,6 +239,7 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
 def interrupted(error: KeyboardInterrupt) -> tuple[int, str]:
     """Says on stderr that a command is interrupted; its exit code, and the reason for its other processes."""
     terminal.end()
+    interrupt.finish()
     print("\ninterrupted", file=sys.stderr)
     return error.code if isinstance(error, interrupt.Interrupted) else 128 + signal.SIGINT, "interrupted"
 
@@ -254,8 +263,12 @@ def explanation(error: Exception) -> str | None:
 
 
 def quiet() -> None:
-    """Hides the log messages of libraries, and shows each UserWarning as one line."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    """Hides the log messages of libraries, and shows each UserWarning as one line.
+
+    Orbax also logs, with tracebacks, the errors that it raises.
+    """
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("jax").setLevel(logging.ERROR)
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -263,3 +276,10 @@ def quiet() -> None:
             print(f"warning: {printable(str(message))}", file=sys.stderr)
 
     warnings.showwarning = show
+    sys.unraisablehook = _report
+
+
+def _report(found: Any) -> None:
+    """Python's own, but for what tensorstore's threads say after a save has failed, which is reported by itself."""
+    if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(found)

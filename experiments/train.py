@@ -40,12 +40,14 @@ Train a GPT, or continue an interrupted run.
   --profile              Write a profiler trace of a few steps to DIR/profile.
   --helpfull             List all flags, including those of the libraries.
 
-Ctrl-C or SIGTERM saves a checkpoint and stops; a second Ctrl-C stops at once. The same command continues the
-run, with the same losses and parameters, bit for bit, as without the interruption, given the same hardware,
-versions and number of devices (on GPUs with XLA_FLAGS=--xla_gpu_deterministic_ops=true).
+Ctrl-C, SIGTERM, a closed terminal (except under nohup) and a closed output (as by | head) save a checkpoint
+and stop; a second Ctrl-C stops at once. The same command continues the run, with the same losses and
+parameters, bit for bit, as without the interruption, given the same hardware, versions and number of devices
+(on GPUs with XLA_FLAGS=--xla_gpu_deterministic_ops=true).
 
 Exit codes: 0 finished, 1 failed, 2 wrong command line or configuration, 70 hung and ended by the watchdog
-(--config.watchdog.abort=True), 75 interrupted and saved, 130 interrupted before the first step.
+(--config.watchdog.abort=True), 75 interrupted and saved, 129 so by a closed terminal, 141 by a closed output;
+before the first step 128 + N by signal N (130: Ctrl-C).
 """
 
 flags.DEFINE_string("workdir", None, "The run's folder.")

@@ -17,13 +17,23 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clock, which goes on while a laptop sleeps."""
+    """Seconds since 1970 by the machine's clock as it was at the start; from then on by one that never jumps, and that
+    goes on while a laptop sleeps.
+    """
+
+    def __init__(self) -> None:
+        self._began = time.time() - _steady()
 
     def now(self) -> float:
-        return time.time()
+        return self._began + _steady()
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+
+def _steady() -> float:
+    # On macOS, the monotonic clock of the system counts sleep, but not Python's own.
+    return time.clock_gettime(time.CLOCK_BOOTTIME if hasattr(time, "CLOCK_BOOTTIME") else time.CLOCK_MONOTONIC)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ the number of each signal to a pipe, and a thread reads it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -47,7 +48,8 @@ class Deadline:
 
     def start(self, number: int) -> None:
         """As if this signal had come."""
-        os.write(self._writes, bytes([number]))
+        with contextlib.suppress(BlockingIOError):  # so many have come that one more says nothing
+            os.write(self._writes, bytes([number]))
 
     def _run(self) -> None:
         while (number := os.read(self._reads, 1)[0]) not in (*self._numbers, signal.SIGPIPE):

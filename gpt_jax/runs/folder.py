@@ -51,6 +51,10 @@ MOST_BYTES = 4 << 30  # of a file of ours: the metrics of 10 million steps have 
 VISIBLE_SECONDS = 20.0  # until a file of another host shows in a network file system
 
 
+class FolderGone(UserError):
+    """The run folder was deleted or moved while this process wrote to it."""
+
+
 class RunFolder:
     """A run folder. All processes may read; methods that write do nothing on any process but process 0."""
 
@@ -61,6 +65,7 @@ class RunFolder:
             self.path = self.path.absolute()
         self._growing: dict[str, str] = {}
         self._rewritten: dict[str, float] = {}
+        self._appended: set[str] = set()
         self._lease: Lease | None = None
 
     def __str__(self) -> str:
@@ -148,12 +153,17 @@ class RunFolder:
 
         Raises:
           LeaseLost: another run has taken over the folder.
+          FolderGone: the folder, or the file after an earlier call, is not there any more.
         """
         if not self.writes:
             return
         if not self.is_remote:
+            if name in self._appended and not self.exists(name):
+                # Not made again: Orbax makes the folder again, and the run would go on in half a folder.
+                raise FolderGone(_gone(self.file(name)))
             if content:
                 self._append(self.file(name), content.encode(), force)
+                self._appended.add(name)
             return
         if self._lease is not None:
             self._lease.check(asks=False)
@@ -186,7 +196,7 @@ class RunFolder:
         """Names the file in an error of the disk.
 
         Raises:
-          UserError: the folder is not there any more.
+          FolderGone: the folder is not there any more.
         """
         try:
             with writing(path):
@@ -194,9 +204,7 @@ class RunFolder:
         except FileNotFoundError:
             if self.exists():
                 raise
-            raise UserError(
-                f"the folder {self} was deleted or moved while this process wrote to it: bring it back, or start again"
-            ) from None
+            raise FolderGone(_gone(self)) from None
 
     def truncate(self, name: str, content: str) -> None:
         """Replaces the content of a file that `append` writes to."""
@@ -268,3 +276,7 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+
+def _gone(path: object) -> str:
+    return f"{path} was deleted or moved while this process wrote to it: bring it back, or start again"

@@ -12,12 +12,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from types import FrameType, TracebackType
 from typing import Any
 
 import jax
+from etils import epath
 
 from gpt_jax.runs import processes
 from gpt_jax.runs.deadline import Deadline
@@ -96,7 +97,10 @@ class Interrupts:
 
             # Not `step`: where a process trains several runs, a point after the end of one lies in the next.
             Interrupts._asked += 1
-            return multihost_utils.reached_preemption_sync_point(Interrupts._asked)
+            is_reached = multihost_utils.reached_preemption_sync_point(Interrupts._asked)
+            if is_reached and _deadline is not None:
+                _deadline.start(signal.SIGTERM)  # which JAX has taken
+            return is_reached
         return self._received
 
     def receive(self, number: int, frame: FrameType | None) -> None:
@@ -141,6 +145,13 @@ def begin(name: str) -> None:
             signal.signal(number, _raise)
 
 
+def finish() -> None:
+    """The command has come to its end: from now on a signal ends the process at once."""
+    for number in SIGNALS:
+        if signal.getsignal(number) in (_raise, _note_again):
+            signal.signal(number, signal.SIG_DFL)
+
+
 def wait_for_others() -> None:
     """From now on this process may take its time to end: it waits for processes with deadlines of their own."""
     if _deadline is not None:
@@ -153,8 +164,8 @@ def lose_output() -> None:
         _deadline.start(OUTPUT_GONE)
     if _loop is not None:
         _loop.receive(OUTPUT_GONE, None)
-    elif threading.current_thread() is threading.main_thread():
-        _raise(OUTPUT_GONE, None)
+    elif _first is None and threading.current_thread() is threading.main_thread():
+        _raise(OUTPUT_GONE, None)  # else the command is about to end already
 
 
 def survives_terminal() -> bool:
@@ -201,7 +212,14 @@ def _newest(folder: RunFolder) -> int | None:
 def _written(folder: RunFolder) -> tuple[int, int]:
     """The number of files of all checkpoints, and their bytes."""
     sizes: list[int] = []
-    with contextlib.suppress(Exception):  # a file that was just renamed
-        for path in folder.file(CHECKPOINTS).rglob("*"):
-            sizes.append(path.stat().length)
+    with contextlib.suppress(Exception):  # a file that was just renamed, or an object store that is what is stuck
+        sizes.extend(_sizes(folder.file(CHECKPOINTS)))
     return len(sizes), sum(sizes)
+
+
+def _sizes(place: epath.Path) -> Iterator[int]:
+    for path in place.iterdir():
+        if path.is_dir():
+            yield from _sizes(path)
+        else:
+            yield path.stat().length

@@ -37,8 +37,9 @@ class LeaseLost(RunLocked):
 
 
 def now() -> float:
-    """Seconds by a clock that never jumps; where the system has one, it counts while the machine is suspended too."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+    """Seconds by a clock that never jumps, and that counts while the machine is suspended too."""
+    # On macOS, the monotonic clock of the system counts sleep, but not Python's own.
+    return time.clock_gettime(time.CLOCK_BOOTTIME if hasattr(time, "CLOCK_BOOTTIME") else time.CLOCK_MONOTONIC)
 
 
 @runtime_checkable

@@ -81,9 +81,9 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     if not isinstance(record, dict) or not {"step", "split"} <= record.keys():
         return None
     is_whole = type(record["step"]) is int and record["step"] >= 0 and isinstance(record["split"], str)
-    if not is_whole or (record["split"] in MEASURED and "loss" not in record):
-        return None
-    return record if isinstance(record.get("loss"), int | float | None) else None
+    if is_whole and record["split"] in MEASURED:
+        is_whole = "loss" in record and isinstance(record["loss"], int | float | None)
+    return record if is_whole else None
 
 
 def _not_a_record(number: int, lines: Sequence[bytes]) -> str:

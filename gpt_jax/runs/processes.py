@@ -32,6 +32,7 @@ TEMPORARY = 75  # sysexits' EX_TEMPFAIL: the exit code that says that the same c
 START_SECONDS = 300
 SHUTDOWN_SECONDS = 3600  # how long a process that has ended waits for those that write their part of a checkpoint still
 METADATA_SECONDS = 5.0
+QUIT_SECONDS = 5.0  # for the last words
 
 
 @dataclass(frozen=True)
@@ -264,11 +265,14 @@ def fail(code: int, reason: str) -> None:
 
 def quit(code: int, reason: str, last_words: str = "") -> NoReturn:
     """Ends this process at once, whatever its threads do, and the others with it; they say this `reason`."""
+    surely = threading.Timer(QUIT_SECONDS, os._exit, [code])  # the output may be what another thread is stuck with
+    surely.daemon = True
+    surely.start()
     if _joined is not None:
         _joined.watch.fail(code, reason)
+    with contextlib.suppress(OSError):
+        os.write(2, f"{last_words}\n".encode() if last_words else b"")
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
-    with contextlib.suppress(OSError):
-        os.write(2, f"{last_words}\n".encode() if last_words else b"")
     os._exit(code)

@@ -321,6 +321,21 @@ def test_a_failure_costs_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert status == "finished" and results["repeat"]["failures"] == []
 
 
+def test_a_full_disk_ends_the_study_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every further run would meet it, and its traceback has no place to go."""
+    tried = []
+
+    def fail(self: Runner, group: tuple[PlannedRun, ...]) -> bool:
+        tried.append(group)
+        raise OSError(28, "No space left on device", str(tmp_path / "metrics.jsonl"))
+
+    monkeypatch.setattr(Runner, "_finish", fail)
+    plan = make_plan(small_study(fresh_seeds=0, aa=False, seeds=(0, 1, 2)))
+    with pytest.raises(OSError, match="No space left on device"):
+        Runner(plan, tmp_path, Console(quiet=True), Programs()).run()
+    assert len(tried) == 1 and not list(tmp_path.rglob("failure*"))
+
+
 def test_a_changed_bit_fails_the_copy(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """The A/A comparison sees one last digit of one loss."""
     folder, _ = done

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt_jax.runs.folder import RunFolder
+from gpt_jax.runs.interrupt import Interrupts
 from tests.experiments.test_train_cli import ROOT
 from tests.places import run
 
@@ -59,10 +61,25 @@ def test_a_signal_while_it_trains_saves_whatever_it_does(place: Path, tmp_path: 
         assert (one.recorded() == 12) == (code in (0, 143)), case
 
 
+def test_a_checkpoint_that_grows_is_progress(tmp_path: Path) -> None:
+    loop = Interrupts([RunFolder(tmp_path)])
+    assert "no checkpoint is complete yet" in loop.remaining() and loop.progress() == loop.progress()
+    partial = tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp" / "params"
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    partial.mkdir(parents=True)
+    assert "the newest checkpoint is of step 3" in loop.remaining()
+    seen = [loop.progress()]
+    for content in ("", "1", "12"):
+        (partial / "0").write_text(content)
+        seen.append(loop.progress())
+    assert len(set(map(repr, seen))) == 4
+
+
 @pytest.mark.slow
 def test_what_is_stuck_does_not_outlive_a_signal(place: Path, tmp_path: Path) -> None:
     data, save, start = run(place, tmp_path, [("batch", "hang()"), ("write", "hang()"), ("data", "hang()")])
-    data.check(143, "but the batch of step 4 has not ended for 1 seconds; the newest checkpoint is of step 2")
-    save.check(143, "stopped by SIGTERM, but the checkpoint of step 12 has not ended for 1 seconds; the newest")
+    data.check(143, "stopped by SIGTERM, but the batch of step 4 has not ended for ")
+    assert "; the newest checkpoint is of step 2: the same command goes on from there" in data.err
+    save.check(143, "stopped by SIGTERM, but the checkpoint of step 12 has not ended for ")
     assert save.saved()
     start.check(143, "stopped by SIGTERM, but the command has not ended for 1 seconds")
