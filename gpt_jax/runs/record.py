@@ -21,6 +21,8 @@ from gpt_jax.data import Data
 from gpt_jax.runs.environment import git_revision, versions
 from gpt_jax.runs.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, RunFolder
 
+WATCHING = ("watchdog", "recompute_every")  # settings that change no number, and that a suspicion makes one change
+
 
 class ConfigChanged(ConfigError):
     """The run folder holds a run of another configuration."""
@@ -49,7 +51,8 @@ def has_progress(folder: RunFolder) -> bool:
 
 
 def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -> None:
-    """Checks that the run of `old` in the folder may go on as `new`: `mesh` may differ, and `train.steps` may grow.
+    """Checks that the run of `old` in the folder may go on as `new`: `mesh`, `watchdog` and `recompute_every` may
+    differ, and `train.steps` may grow.
 
     Raises:
       ConfigChanged: something else differs; the message names it.
@@ -61,13 +64,15 @@ def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -
         )
     changes = difference(old, new)
     changes.pop("mesh", None)  # checkpoints hold whole arrays, whatever divided them
+    for name in [key for key in changes if key.split(".")[0] in WATCHING]:
+        changes.pop(name)
     if new.train.steps > old.train.steps:
         changes.pop("train.steps", None)
     if changes:
         shown = ", ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in changes.items())
         raise ConfigChanged(
             f"{folder} holds a run of another configuration ({shown}): choose another --workdir, or take the change"
-            " back (only train.steps may grow, and mesh may change)"
+            " back (only train.steps may grow, and mesh, watchdog and recompute_every may change)"
         )
 
 

@@ -78,7 +78,8 @@ class Session:
         data = open_data(config.data, config.model.context_length, config.data_seed)
         consensus.check_same(configuration=config_hash(config), text_or_tokenizer=repr(record.hashes(data)))
         resolved, base = _resolved(folder, config, data) if earlier is None else (earlier[1], None)
-        resolved = dataclasses.replace(lengthened(resolved, config.train.steps), mesh=config.mesh)
+        todays = {name: getattr(config, name) for name in ("mesh", *record.WATCHING)}
+        resolved = dataclasses.replace(lengthened(resolved, config.train.steps), **todays)
         checkpoints = stack.enter_context(Checkpoints(folder, max(keep, resolved.checkpoint.keep)))
         return cls(folder, config, resolved, data, checkpoints, base)
 
@@ -124,7 +125,7 @@ class Session:
             data.tokenizer.save(folder.file(TOKENIZER))
         goodput = Goodput(stopwatch, metrics.read(folder, GOODPUT), start)
         show_banner(console, folder, config, data, environment, start, goodput)
-        earlier = [record for record in metrics.read(folder, "train") if record["step"] <= start]
+        before = [] if config.train.spikes is None else metrics.read(folder, "train")
         records = metrics.Metrics(folder, start, _sinks(folder, config, start, environment))
         display = make_display(console, config, data)
         rows, sums = config.evaluation.batch_size, programs.sums_by_row(config, mesh)
@@ -140,7 +141,7 @@ class Session:
                 interrupts=interrupts,
                 trace=Trace(str(folder.make(PROFILE)) if profile and folder.writes else None),
                 goodput=goodput,
-                spikes=SpikeWatch(config.train, data, earlier),
+                spikes=SpikeWatch(config.train, data, [r for r in before if r["step"] <= start]),
             )
         finally:
             display.stop()
