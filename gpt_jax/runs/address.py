@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from gpt_jax.config import Config, has_adapter
+from gpt_jax.config import Config, LogSpikes, has_adapter
 from gpt_jax.config.code import code_hashes, digest
 from gpt_jax.config.conversion import flatten, from_dict, to_dict
 from gpt_jax.runs.environment import versions
@@ -99,6 +99,8 @@ def base_content(init_from: str) -> str:
 
 def _settings(config: Config) -> dict[str, Any]:
     canonical = from_dict(Config, to_dict(config))  # 1 where a float belongs becomes 1.0
+    if isinstance(canonical.train.spikes, LogSpikes):  # which tells of spikes, and changes no number
+        canonical = dataclasses.replace(canonical, train=dataclasses.replace(canonical.train, spikes=None))
     settings = flatten(to_dict(canonical))
     return {k: v for k, v in settings.items() if not any(k == name or k.startswith(name + ".") for name in NEUTRAL)}
 

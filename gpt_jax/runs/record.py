@@ -22,6 +22,8 @@ from gpt_jax.data import Data
 from gpt_jax.runs.environment import git_revision, versions
 from gpt_jax.runs.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, SAVED, RunFolder
 
+WATCHING = ("watchdog", "recompute_every")  # settings that change no number, and that a suspicion makes one change
+
 
 class ConfigChanged(ConfigError):
     """The run folder holds a run of another configuration."""
@@ -70,8 +72,8 @@ def has_progress(folder: RunFolder) -> bool:
 
 
 def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -> None:
-    """Checks that the run of `old` in the folder may go on as `new`: `mesh` may differ, `train.steps` may grow, and if
-    it does, `schedule` may differ (`runs/longer.py` says how far).
+    """Checks that the run of `old` in the folder may go on as `new`: `mesh`, `watchdog` and `recompute_every` may
+    differ, `train.steps` may grow, and if it does, `schedule` may differ (`runs/longer.py` says how far).
 
     Raises:
       ConfigChanged: something else differs; the message names it.
@@ -84,6 +86,8 @@ def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -
         )
     changes = difference(old, new)
     changes.pop("mesh", None)  # checkpoints hold whole arrays, whatever divided them
+    for name in [key for key in changes if key.split(".")[0] in WATCHING]:
+        changes.pop(name)
     if new.train.steps > old.train.steps:
         may_change = ("train.steps", "schedule.")
         changes = {key: pair for key, pair in changes.items() if not key.startswith(may_change)}
@@ -91,7 +95,7 @@ def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -
         shown = ", ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in changes.items())
         raise ConfigChanged(
             f"{folder} holds a run of another configuration ({shown}): choose another --workdir, or take the change"
-            " back (only train.steps may grow, the schedule with it, and mesh may change)"
+            " back (only train.steps may grow, the schedule with it, and mesh, watchdog and recompute_every may change)"
         )
 
 

@@ -90,7 +90,8 @@ class Session:
         resolved, base = _resolved(folder, config, data) if earlier is None else (earlier[1], None)
         old, changed = resolved, earlier is not None and earlier[0].schedule != config.schedule
         resolved = lengthened(resolved, config.train.steps, config.schedule if changed else None)
-        resolved = dataclasses.replace(resolved, mesh=config.mesh)
+        todays = {name: getattr(config, name) for name in ("mesh", *record.WATCHING)}
+        resolved = dataclasses.replace(resolved, **todays)
         if earlier is not None:
             check_schedule(folder, old, resolved)
         keep = max(keep, resolved.checkpoint.keep)
@@ -140,7 +141,7 @@ class Session:
             data.tokenizer.save(folder.file(TOKENIZER))
         goodput = Goodput(stopwatch, metrics.read(folder, GOODPUT), start)
         show_banner(console, folder, config, data, environment, start, goodput)
-        earlier = [record for record in metrics.read(folder, "train") if record["step"] <= start]
+        before = [] if config.train.spikes is None else metrics.read(folder, "train")
         records = metrics.Metrics(folder, start, _sinks(folder, config, start, environment))
         display = make_display(console, config, data)
         rows, sums = config.evaluation.batch_size, programs.sums_by_row(config, mesh)
@@ -156,7 +157,7 @@ class Session:
                 interrupts=interrupts,
                 trace=Trace(str(folder.make(PROFILE)) if profile and folder.writes else None),
                 goodput=goodput,
-                spikes=SpikeWatch(config.train, data, earlier),
+                spikes=SpikeWatch(config.train, data, [r for r in before if r["step"] <= start]),
             )
         finally:
             display.stop()

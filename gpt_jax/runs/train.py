@@ -45,7 +45,7 @@ def train(
 
     Raises:
       RunLocked: another process writes to the folder.
-      ConfigChanged: the folder's run has another configuration; only `train.steps` may grow.
+      ConfigChanged: the folder's run has another configuration; `record.check_resumable` says what may change.
       Corrupted: with `recompute_every`, a step gave other bits when it was computed again; nothing of it is saved.
       TrainingDiverged: `train.max_skipped` updates in a row were not finite; the good parameters are saved.
       MissingFile: there is no run in `init_from`.

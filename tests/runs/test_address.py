@@ -16,7 +16,18 @@ import jax
 import pytest
 from rich.console import Console
 
-from gpt_jax.config import AttentionConfig, BlockConfig, Checkpoint, Config, Copy, DataConfig, Mlp
+from gpt_jax.config import (
+    AttentionConfig,
+    BlockConfig,
+    Checkpoint,
+    Config,
+    Copy,
+    DataConfig,
+    LogSpikes,
+    Mlp,
+    SkipSpikes,
+    Watchdog,
+)
 from gpt_jax.config import code as codes
 from gpt_jax.config.code import code_hashes
 from gpt_jax.model.mlp import ACTIVATIONS
@@ -276,3 +287,12 @@ def test_what_a_run_begins_with_counts_by_its_content(tmp_path: Path) -> None:
     train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3)), tmp_path / "moved",
           console=Console(quiet=True))  # fmt: skip
     assert said(before, address(here, base_content(str(tmp_path / "moved")))) == ["the content of init_from"]
+
+
+def test_what_watches_a_run_keeps_its_address_and_what_skips_updates_does_not() -> None:
+    before = address()
+    watched = tiny_config(watchdog=Watchdog(factor=3.0), recompute_every=2)
+    train = dataclasses.replace(watched.train, spikes=LogSpikes(window=7))
+    assert address(dataclasses.replace(watched, train=train)) == before
+    skipping = dataclasses.replace(watched.train, spikes=SkipSpikes(window=7))
+    assert "train.spikes.type" in str(said(before, address(dataclasses.replace(watched, train=skipping))))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gpt_jax.config import Checkpoint, Config, Evaluation
+from gpt_jax.config import Checkpoint, Config, Evaluation, Watchdog
 from gpt_jax.data import Batch
 from gpt_jax.runs import metrics
 from gpt_jax.runs.folder import RunFolder
@@ -72,6 +72,13 @@ def test_a_bit_that_flips_once_is_found_and_nothing_of_it_is_saved(tmp_path: Pat
     train(config(None), tmp_path / "plain", console=Console(file=io.StringIO()), programs=PROGRAMS)
     ours, theirs = (metrics.read(RunFolder(tmp_path / name), "train") for name in ("run", "plain"))
     assert [record["loss"] for record in ours] == [record["loss"] for record in theirs]
+    # A run that is under suspicion is looked at more closely.
+    plain = metrics.read(RunFolder(tmp_path / "plain"))
+    watched = dataclasses.replace(config(1), watchdog=Watchdog(abort=True))
+    longer = dataclasses.replace(watched, train=dataclasses.replace(watched.train, steps=8))
+    with pytest.raises(Corrupted, match="^step 7,"):
+        train(longer, tmp_path / "plain", console=quiet, programs=Faulty(7, device))
+    assert [r for r in metrics.read(RunFolder(tmp_path / "plain")) if r["step"] <= 6] == plain
     # Where it is not looked for, it is not found.
     train(config(5), tmp_path / "missed", console=quiet, programs=Faulty(4, device))
 

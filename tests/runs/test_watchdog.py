@@ -17,6 +17,7 @@ from gpt_jax.runs.goodput import CHECKPOINT, DATA, INIT, STEPS, Stopwatch
 from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.train import train
 from gpt_jax.runs.watchdog import HUNG, HangWatch
+from tests.runs.test_processes import BEFORE_A_BATCH, Processes
 from tests.tiny import PROGRAMS, tiny_config
 
 QUICK = Watchdog(factor=2.0, floor_seconds=1.0, pause_seconds=60.0)
@@ -118,3 +119,22 @@ def test_a_healthy_run_is_left_in_peace(tmp_path: Path, capfd: pytest.CaptureFix
     with HangWatch(Watchdog(factor=None), watch, RunFolder(tmp_path)) as off:
         assert off._thread is None
     assert not hangs(tmp_path) and capfd.readouterr().err == ""
+
+
+# The data of process 1 hangs, and so process 0 waits for it in a step; every process writes its stacks and ends.
+HANGING = BEFORE_A_BATCH.format("id == 1 and step == 10 and time.sleep(1000)") + (
+    "\nfrom gpt_jax.runs import watchdog\nwatchdog.GRACE_SECONDS = 4.0\n"
+)
+
+
+@pytest.mark.slow
+def test_all_processes_of_a_run_that_hangs_end_with_the_code_and_leave_their_stacks(tmp_path: Path) -> None:
+    knobs = ["--config.watchdog.floor_seconds=3.0", "--config.watchdog.abort=True", "--config.watchdog.factor=3.0"]
+    flags = ["--config=config.py", f"--workdir={tmp_path}/run", *knobs]
+    processes = Processes(tmp_path, 2, 1, "train", *flags, patch=HANGING)
+    codes = processes.wait()
+    assert codes == [HUNG, HUNG], processes.said(0) + processes.said(1)
+    first, second = (next((tmp_path / "run" / HANGS).glob(f"*-process-{i}.txt")).read_text() for i in (0, 1))
+    assert "(phase data, after step 10)" in second and "run_steps" in first and "run_steps" in second
+    said = processes.said(0) + processes.said(1)
+    assert "it hung" in said and "Traceback" not in said
