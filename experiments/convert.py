@@ -33,8 +33,8 @@ Import a published model as a run, or export a run as a folder for Hugging Face'
   --family=NAME          With --to: the model_type to write (default: the first that supports the model).
   --helpfull             List all flags, including those of the libraries.
 
-Nothing is dropped silently: a setting or tensor that gpt_jax does not know is an error that names it. Files from the
-Hugging Face Hub are compared with its hashes; the run's environment.json keeps those of all files.
+Nothing is dropped silently: a setting or tensor that gpt_jax does not know is an error that names it. Files
+from the Hugging Face Hub are compared with its hashes; environment.json of the run keeps those of all files.
 
 Exit codes: 0 done, 1 failed, 2 wrong command line.
 """
