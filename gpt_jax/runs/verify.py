@@ -173,9 +173,7 @@ def _data(config: Config | None, hashes: dict[str, Any]) -> Check:
         if not isinstance(config.data, Text):
             data = open_data(config.data, config.model.context_length, config.data_seed, progress=False)
             return _same(data.content_hash, hashes, "data")
-        # The content of the cache is checked where the cache can do so; nothing is built here.
-        check = getattr(tokenized, "check_tokens", None)
-        size = 0 if check is None else check(config.data, cache_folder(None))
+        size = tokenized.check_tokens(config.data, cache_folder(None))  # builds nothing
         return (True, f"{size:,} bytes of the cache are as written") if size else (None, "not in this machine's cache")
 
     return _guarded("data", advice, look)
