@@ -210,8 +210,9 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
         return interrupt.code_after_save(SAVED) if result == SAVED else result
     except KeyboardInterrupt as error:
         code, reason = interrupted(error)
-    except Exception as error:
+    except Exception as raised:
         terminal.end()
+        error = origin(raised)
         sentence = explanation(error)
         if sentence is None or error.__cause__ is not None:
             processes.explain_error()
@@ -230,6 +231,16 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
             raise
     processes.fail(code, reason)
     sys.exit(code)
+
+
+def origin(error: Exception) -> Exception:
+    """The loss of the folder, if the error came in its wake: saves that are under way then fail too."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, FolderGone | LeaseLost):
+            return link
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def interrupted(error: KeyboardInterrupt) -> tuple[int, str]:
