@@ -212,21 +212,21 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
         code, reason = interrupted(error)
     except Exception as raised:
         terminal.end()
-        error = origin(raised)
-        sentence = explanation(error)
-        if sentence is None or error.__cause__ is not None:
+        failure = origin(raised)
+        sentence = explanation(failure)
+        if sentence is None or failure.__cause__ is not None:
             processes.explain_error()
         if sentence is not None:
             print(f"{_name()}: {sentence}", file=sys.stderr)
-            code = USAGE_ERROR if isinstance(error, UsageError | ConfigError) else FAILURE
-            if isinstance(error, LeaseLost):  # at once: threads still write a checkpoint
+            code = USAGE_ERROR if isinstance(failure, UsageError | ConfigError) else FAILURE
+            if isinstance(failure, LeaseLost):  # at once: threads still write a checkpoint
                 processes.quit(SAVED, sentence)
-            if isinstance(error, FolderGone) or disk_fault(error) is not None:  # these threads can't end in order
+            if isinstance(failure, FolderGone) or disk_fault(failure) is not None:  # these threads can't end in order
                 processes.quit(code, sentence)
             reason = sentence
         elif processes.are_several():
             traceback.print_exc()
-            code, reason = FAILURE, " ".join(f"{type(error).__name__}: {error}".split())[:400]
+            code, reason = FAILURE, " ".join(f"{type(failure).__name__}: {failure}".split())[:400]
         else:
             raise
     processes.fail(code, reason)
