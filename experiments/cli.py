@@ -214,26 +214,37 @@ def _answer(call: Callable[..., Any], *args: Any) -> Any:
         return interrupt.code_after_save(SAVED) if result == SAVED else result
     except KeyboardInterrupt as error:
         code, reason = interrupted(error)
-    except Exception as error:
+    except Exception as raised:
         terminal.end()
-        sentence = explanation(error)
-        if sentence is None or error.__cause__ is not None:
+        failure = origin(raised)
+        sentence = explanation(failure)
+        if sentence is None or failure.__cause__ is not None:
             processes.explain_error()
         if sentence is not None:
             print(f"{_name()}: {sentence}", file=sys.stderr)
-            code = USAGE_ERROR if isinstance(error, UsageError | ConfigError) else FAILURE
-            if isinstance(error, LeaseLost):  # at once: threads still write a checkpoint
+            code = USAGE_ERROR if isinstance(failure, UsageError | ConfigError) else FAILURE
+            if isinstance(failure, LeaseLost):  # at once: threads still write a checkpoint
                 processes.quit(SAVED, sentence)
-            if isinstance(error, FolderGone) or disk_fault(error) is not None:  # these threads can't end in order
+            if isinstance(failure, FolderGone) or disk_fault(failure) is not None:  # these threads can't end in order
                 processes.quit(code, sentence)
             reason = sentence
         elif processes.are_several():
             traceback.print_exc()
-            code, reason = FAILURE, " ".join(f"{type(error).__name__}: {error}".split())[:400]
+            code, reason = FAILURE, " ".join(f"{type(failure).__name__}: {failure}".split())[:400]
         else:
             raise
     processes.fail(code, reason)
     sys.exit(code)
+
+
+def origin(error: Exception) -> Exception:
+    """The loss of the folder, if the error came in its wake: saves that are under way then fail too."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, FolderGone | LeaseLost):
+            return link
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def interrupted(error: KeyboardInterrupt) -> tuple[int, str]:

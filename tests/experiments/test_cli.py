@@ -7,6 +7,7 @@ import pytest
 from experiments import cli
 from gpt_jax.config.errors import ConfigError, MissingFile, Unreachable, UserError
 from gpt_jax.runs.checkpoint import CheckpointError
+from gpt_jax.runs.folder import FolderGone
 
 
 def fail(error: BaseException) -> None:
@@ -55,6 +56,19 @@ def test_a_user_error_is_one_sentence_and_an_exit_code(mistake: str, capsys: pyt
     assert (exit.value.code, told.out) == (code, "")
     assert sentence in told.err and len(told.err.strip().splitlines()) == 1
     assert mistake == "Ctrl-C" or told.err.startswith("train: ")
+
+
+def test_what_fails_in_the_wake_of_a_lost_folder_does_not_hide_it() -> None:
+    lost = FolderGone("it was deleted")
+    try:
+        try:
+            raise lost
+        finally:
+            raise KeyError("a save that was under way")
+    except KeyError as error:
+        assert cli.origin(error) is lost
+    bug = KeyError("widht")
+    assert cli.origin(bug) is bug
 
 
 BUGS = {
