@@ -27,9 +27,11 @@ from jaxtyping import install_import_hook
 
 install_import_hook("gpt_jax", "beartype.beartype")
 
-# In the background of a shell Ctrl-C is ignored, also by the processes that tests start and interrupt.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# In the background of a shell Ctrl-C is ignored, and under nohup the end of the terminal, also by the processes that
+# tests start and send such signals to.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # Tracing makes millions of objects that live long; with Python's own thresholds, searching them takes much of the time.
 gc.set_threshold(100_000, 20, 20)

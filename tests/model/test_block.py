@@ -81,14 +81,16 @@ def test_without_an_mlp_nothing_of_it_is_left(residual: Any) -> None:
 
 
 def test_dropout_acts_on_what_each_sublayer_adds() -> None:
-    block, params, _ = made("pre", dropout=0.5)
-    variables, options = {"params": params}, {"rngs": {"dropout": jax.random.key(0)}, "mutable": ["intermediates"]}
-    (out, _, _), taps = block.apply(variables, X, ROW, None, {}, True, **options)
-    changes = [taps["intermediates"][f"{name}_change"] for name in ("attention", "mlp")]
-    np.testing.assert_allclose(out, X + changes[0] + changes[1], atol=1e-6)
+    model = GPT(tiny(layers=1, block={"dropout": 0.5}))
+    variables, tokens = random_params(model), jnp.arange(16).reshape(2, 8)
+    options = {"train": True, "rngs": {"dropout": jax.random.key(0)}, "capture": "**"}
+    _, taps = model.apply(variables, tokens, **options)
+    changes = [taps[f"blocks/0/{name}_change"] for name in ("attention", "mlp")]
+    np.testing.assert_allclose(taps["blocks/0/output"], taps["embedding"] + changes[0] + changes[1], atol=1e-6)
     for change in changes:
         assert 0.2 < float((change == 0).mean()) < 0.8
     assert not np.array_equal(changes[0] == 0, changes[1] == 0)  # each has its own key
+    block, params, _ = made("pre", dropout=0.5)
     np.testing.assert_array_equal(apply(block, params), apply(made("pre")[0], params))
 
 
