@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from gpt_jax.analysis.walkthrough import Walkthrough, walk_through
+from gpt_jax.analysis.walkthrough import walk_through
 from gpt_jax.analysis.walkthrough_layer import Limits
 from gpt_jax.config.disk import writing
 from gpt_jax.config.errors import UserError
@@ -46,16 +46,15 @@ def main() -> int:
     out = cli.required("out", "the page to write, such as page.html")
     if len(workdirs) > 2:
         raise cli.UsageError(f"--workdir was given {len(workdirs)} times: a page shows one model, or two side by side")
-    arms: list[Walkthrough] = []
-    known: Tokenizer | None = None
-    for workdir in workdirs:
-        model, params, tokenizer = load_run(workdir)
-        if known is not None and tokenizer.content_hash() != known.content_hash():
-            raise UserError(f"the tokenizers of {' and '.join(workdirs)} differ: two arms must read the same tokens")
-        known = tokenizer
-        name = Path(workdir).name if len({Path(w).name for w in workdirs}) == len(workdirs) else workdir
-        limits, ids = Limits(bytes=Limits.bytes // len(workdirs)), ids_of(tokenizer)
-        arms.append(walk_through(model, params, tokenizer, ids, name=name, new_tokens=FLAGS.tokens, limits=limits))
+    opened = [load_run(workdir) for workdir in workdirs]
+    if len({tokenizer.content_hash() for _, _, tokenizer in opened}) > 1:
+        raise UserError(f"the tokenizers of {' and '.join(workdirs)} differ: two arms must read the same tokens")
+    ids, limits = ids_of(opened[0][2]), Limits(bytes=Limits.bytes // len(workdirs))
+    short = [Path(workdir).name for workdir in workdirs]
+    arms = [
+        walk_through(*run, ids, name=name, new_tokens=FLAGS.tokens, limits=limits)
+        for name, run in zip(short if len(set(short)) == len(short) else workdirs, opened, strict=True)
+    ]
     title = f"A walk through {' and '.join(arm.name for arm in arms)}"
     page = walkthrough_page(title, FLAGS.prompt, arms, cli.command())
     with writing(out):

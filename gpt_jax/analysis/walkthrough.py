@@ -33,7 +33,7 @@ NEW_TOKENS = 16  # how many tokens continue the prompt, where the context has ro
 TOP, NEIGHBOURS, LENS = 8, 6, 3
 NAMED = 48  # of the most probable tokens of each step, the page knows the texts
 WHOLE_LOGITS = 1 << 18  # up to so many logits of all steps together, those of the whole vocabulary are kept,
-KEPT_LOGITS = 4096  # and beyond, so many of each step
+KEPT_LOGITS = 2048  # and beyond, so many of each step
 
 
 @dataclass(frozen=True)

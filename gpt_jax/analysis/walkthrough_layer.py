@@ -27,7 +27,7 @@ class Limits:
     layers: int = 8
     heads: int = 8
     channels: int = 64
-    bytes: int = 9_500_000
+    bytes: int = 9_000_000
 
 
 @dataclass(frozen=True)

@@ -188,4 +188,4 @@ def test_two_arms_fit_a_phone(page: Path) -> None:
     both.write_text(walkthrough_page("Two arms", lines, arms, "python " + "x" * 300), "utf-8")
     seen = probe(framed(both, 390), FITS, 600)
     assert seen["lanes"] == 2 and seen["out"] == []
-    assert seen["depths"] == {"picture": 390, "numbers": 390, "tensors": 390}, "the page must not scroll sideways"
+    assert len(seen["depths"]) == 3 and max(seen["depths"].values()) <= 390, "the page must not scroll sideways"
