@@ -122,7 +122,7 @@ def walk_through(
         raise UserError(f"the page shows from 0 to {limits.positions - 1} new tokens, not {new_tokens}")
     ids = [*map(int, prompt), *_continuation(model, params, tokenizer, prompt, new_tokens)]
     tokens, new = jnp.asarray([ids]), len(ids) - P
-    options = {"prefix": jnp.asarray([P])} if has_prefix(c) else {}
+    options: dict[str, Any] = {"prefix": jnp.asarray([P])} if has_prefix(c) else {}
     first = max(0, len(ids) - limits.positions)
     shown, channels = slice(first, None), sampled_channels(c.width, limits)
 

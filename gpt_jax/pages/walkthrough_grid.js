@@ -76,7 +76,7 @@ class Grid {
       }
     }
     context.putImageData(image, 0, 0);
-    this.cell ??= Math.max(4, Math.min(14, Math.floor(320 / rows)));
+    this.cell ??= Math.max(3, Math.min(14, Math.floor((this.width < 200 ? 224 : 320) / rows)));
     this.height = Math.round(this.cell * rows);
   }
 

@@ -60,12 +60,33 @@ const KINDS = {
   state: () => "a state, which does not grow",
 };
 
-function held(arm, entry) {
-  const n = arm.first + lengthOf(arm);
-  const slots = entry.kind === "state" ? 1 : Math.min(n, entry.kind === "ring" ? entry.slots : n);
-  const most = Math.min(slots, 64), newest = entry.kind === "ring" ? (n - 1) % entry.slots : slots - 1;
-  const boxes = Array.from({ length: most }, (_, i) => make("span", {
-    class: `slot ${entry.kind}${entry.kind !== "state" && i === Math.min(newest, most - 1) ? " newest" : ""}` }));
+const sumOf = (entries, get) => entries.reduce((sum, entry) => sum + get(entry), 0);
+
+// The bytes that one token takes in one layer, at most, of all arms: areas of pictures of caches are in proportion.
+const widest = Math.max(1, ...arms.flatMap((arm) => arm.layers.map(({ index }) => sumOf(
+  arm.cache.filter((entry) => entry.layer === index && entry.kind !== "state"), (entry) => entry.most / entry.slots))));
+const SLOT = { width: 9, gap: 2, height: 26 };
+
+// What one layer keeps: a box for each slot, the newest token's marked, and one for all states.
+function held(arm, own) {
+  const n = arm.first + lengthOf(arm), grown = own.filter((entry) => entry.kind !== "state");
+  const size = sumOf(own.filter((entry) => entry.kind === "state"), (entry) => entry.bytes[state.step]);
+  const boxes = [];
+  if (grown.length) {
+    const { kind, slots } = grown[0], there = kind === "ring" ? Math.min(n, slots) : n, drawn = Math.min(there, 64);
+    const newest = Math.min(kind === "ring" ? (n - 1) % slots : there - 1, drawn - 1);
+    const share = sumOf(grown, (entry) => entry.bytes[state.step]) / there / widest;
+    for (let i = 0; i < drawn; i++) {
+      const box = make("span", { class: `slot ${kind}${i === newest ? " newest" : ""}` });
+      box.style.height = `${Math.max(4, SLOT.height * share)}px`;
+      boxes.push(box);
+    }
+  }
+  if (size) {
+    const box = make("span", { class: "slot state" });
+    box.style.width = `${Math.max(3, size / widest * (SLOT.width + SLOT.gap))}px`;
+    boxes.push(box);
+  }
   return make("div", { class: "held", "aria-hidden": true }, ...boxes);
 }
 
@@ -81,10 +102,9 @@ function panelLoop(arm) {
     const label = make("p", { class: "kept" }, make("strong", {}, `Layer ${index} `),
       own.length ? `${own.map((entry) => entry.name.replaceAll("_", " ")).join(", ")}: ${bytes(size)}`
         : "keeps nothing: it reads what an earlier layer keeps");
-    const main = own.find((entry) => entry.kind !== "state") ?? own[0];
     const detail = state.depth === "picture" || !own.length ? null : make("p", { class: "note" }, own.map((entry) =>
       `${entry.name} [${entry.shape.join(", ")}] ${bytes(entry.bytes[state.step])}, ${KINDS[entry.kind](entry)}`).join("; "));
-    return make("li", {}, label, main ? held(arm, main) : null, detail);
+    return make("li", {}, label, own.length ? held(arm, own) : null, detail);
   });
   const sum = make("p", { class: "sum" }, `Cache: ${bytes(total)} for ${arm.first + lengthOf(arm)} tokens; `
     + `${bytes(most)} for a full context of ${arm.context_length.toLocaleString("en")}.`);

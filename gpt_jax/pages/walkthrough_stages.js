@@ -37,6 +37,9 @@ function vectors(arm, a, name, label, width, { layer = null, head = null, channe
   });
 }
 
+// The width of pictures that stand in a row: `wanted`, or half of a narrow column.
+function fit(width, wanted) { return Math.min(wanted, width < 700 ? (width - 24) / 2 : width); }
+
 function shown(pictures) { return make("div", { class: "row" }, ...pictures.filter(Boolean).map((g) => g.element)); }
 
 // The values of the chosen token's row, of each picture that there is.
@@ -72,7 +75,7 @@ function panelTokens(arm) {
 }
 
 function panelEmbedding(arm, a, width) {
-  const own = arm.embedding, w = Math.min(width, 400), channels = arm.layers[0].channels;
+  const own = arm.embedding, w = fit(width, 400), channels = arm.layers[0].channels;
   const pictures = [
     vectors(arm, a, "embedding/rows", "Rows of the table", w, { channels, formula: (i) => `table[${arm.tokens[i].id}]` }),
     vectors(arm, a, "embedding/positions", "Rows of positions", w, {
@@ -94,7 +97,7 @@ function panelEmbedding(arm, a, width) {
 const NORM = (x) => `${x} brought to one size, times a learned scale`;
 
 function panelNorm(arm, a, width) {
-  const layer = layerOf(arm), w = Math.min(width, 400), { channels } = layer;
+  const layer = layerOf(arm), w = fit(width, 400), { channels } = layer;
   const name = ["attention_norm/output", "norm/output"].find((each) => layer.values[each]);
   const before = arm.layers.indexOf(layer) === 0 && layer.index === 0 ? "the embedding" : `layer ${layer.index - 1}'s output`;
   const pictures = [
@@ -108,7 +111,7 @@ function panelNorm(arm, a, width) {
 }
 
 function panelMlp(arm, a, width) {
-  const layer = layerOf(arm), w = Math.min(width, 300), { channels } = layer;
+  const layer = layerOf(arm), w = fit(width, 300), { channels } = layer;
   if (layer.rules.mlp === null) return [make("p", { class: "note" }, "This layer has no MLP.")];
   const isGated = layer.values["mlp/gate"] !== undefined;
   const of = (name, label, formula, from, own = true) =>
