@@ -27,7 +27,7 @@ PARTS = (
 )
 
 
-def walkthrough_page(title: str, prompt: str, arms: Sequence[Any], command: str) -> str:
+def walkthrough_page(title: str, prompt: str, arms: Sequence[Any], command: str, asks: bool = False) -> str:
     """A self-contained page of one model, or of several side by side.
 
     Args:
@@ -35,6 +35,7 @@ def walkthrough_page(title: str, prompt: str, arms: Sequence[Any], command: str)
       prompt: the text that was read.
       arms: for each model the records of `gpt_jax.analysis.walkthrough`; all of the same prompt.
       command: the command line that made the page.
+      asks: whether the page asks for another prompt, which a server answers.
     """
     facts = "".join(_facts(arm) for arm in arms)
     notes = "".join(
@@ -44,11 +45,27 @@ def walkthrough_page(title: str, prompt: str, arms: Sequence[Any], command: str)
     )
     head = (
         f'<p class="eyebrow">Look inside</p><h1>{escape(title)}</h1>'
-        f'<p class="line asked"><bdi>{escape(prompt)}</bdi></p>{facts}{notes}'
+        f'<p class="line asked"><bdi>{escape(prompt)}</bdi></p>{_question(prompt) if asks else ""}{facts}{notes}'
     )
     made = f"<h2>Made by</h2><pre>{escape(command)}</pre>"
     data = f'<script type="application/json" id="walk">{embedded(arms)}</script>'
     return render(title, f"{head}{read_part('walkthrough.html')}{made}{data}", PARTS)
+
+
+def question_page(title: str, prompt: str, problem: str) -> str:
+    """The page that says why there is none of `prompt`, and asks for another one."""
+    warning = f'<p class="warning">{escape(problem)}</p>'
+    return render(
+        title, f'<p class="eyebrow">Look inside</p><h1>{escape(title)}</h1>{warning}{_question(prompt)}', PARTS[:1]
+    )
+
+
+def _question(prompt: str) -> str:
+    return (
+        '<form class="ask" method="get" action="/"><label for="prompt">Another text</label>'
+        f'<textarea id="prompt" name="prompt" rows="2">\n{escape(prompt)}</textarea>'
+        "<button>Walk through it</button></form>"
+    )
 
 
 def _facts(arm: Any) -> str:

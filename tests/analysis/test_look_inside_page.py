@@ -37,10 +37,10 @@ def test_the_commands_and_limits_of_the_page_are_those_there_are() -> None:
     root, limits = Path(__file__).resolve().parents[2], Limits()
     helped = (root / "experiments" / "inspect.py").read_text("utf-8")
     commands = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-    assert len(commands) == 2
+    assert len(commands) == 3
     for command in commands:
         assert command.startswith("python -m experiments.inspect ")
-        assert all(f"  {flag}=" in helped for flag in re.findall(r"--\w+", command))
+        assert all(re.search(rf"^  {flag}[= ]", helped, re.MULTILINE) for flag in re.findall(r"--\w+", command))
     said = f"the last {limits.positions} tokens, up to {limits.layers} layers and {limits.heads} heads of each"
     assert said.replace(" and ", "\nand ") in PAGE and f"past {limits.bytes / 1e6:g} MB" in PAGE
     assert f"{walkthrough.WHOLE_LOGITS:,}" in PAGE and f"the {walkthrough.KEPT_LOGITS:,} likeliest" in PAGE

@@ -121,6 +121,7 @@ def test_the_page_shows_what_sample_prints(place: Path, tmp_path: Path) -> None:
         "help": ["--help"],
         "no workdir": [text, page],
         "no page": [run, text],
+        "both": [run, text, page, "--serve"],
         "three": [run, run, run, text, page],
         "tokenizers": [run, characters, "--prompt=the ", page],
         "no prompt": [characters, page],
@@ -138,11 +139,12 @@ def test_the_page_shows_what_sample_prints(place: Path, tmp_path: Path) -> None:
     pieces = [bytes(token["bytes"]) for token in arms[0]["tokens"]]
     assert greedy[0][0] == 0 and b"".join(pieces).decode("utf-8", "replace") + "\n" == greedy[0][1]
     assert "&lt;/script&gt;" in source
-    for flag in ("workdir", "prompt", "tokens", "out"):
+    for flag in ("workdir", "prompt", "tokens", "out", "serve", "port"):
         assert f"--{flag}" in results["help"][1]
     for name, code, message in [
         ("no workdir", 2, "--workdir is required"),
-        ("no page", 2, "--out is required"),
+        ("no page", 2, "give either --out"),
+        ("both", 2, "give either --out"),
         ("three", 2, "--workdir was given 3 times"),
         ("tokenizers", 1, "differ: two arms must read the same tokens"),
         ("no prompt", 2, "--prompt is required"),

@@ -184,7 +184,7 @@ def test_a_prompt_is_shown_and_not_run_and_the_console_stays_empty(page: Path, s
 def test_two_arms_fit_a_phone(page: Path) -> None:
     both = page.with_name("both.html")
     lines = "\n".join(["many", *["lines"] * 63])
-    arms = [walk(), dataclasses.replace(walk(), name="the other arm with a long name " * 3)]
+    arms = [walk(), dataclasses.replace(walk(), name="the other arm</script> with a long name " * 3)]
     both.write_text(walkthrough_page("Two arms", lines, arms, "python " + "x" * 300), "utf-8")
     seen = probe(framed(both, 390), FITS, 600)
     assert seen["lanes"] == 2 and seen["out"] == []
