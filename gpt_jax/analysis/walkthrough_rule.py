@@ -10,8 +10,8 @@ from gpt_jax import config as cfg
 
 @dataclass(frozen=True)
 class Rules:
-    """What kind of mixer a layer has, in words; how scores, logits and weights are made, as formulas (None for mixers
-    without them); which keys a query sees; how positions enter; and the residual arrangement.
+    """What kind of mixer a layer has, in words; how scores, logits, weights and heads' outputs are
+    made, as formulas (None for mixers without them); which keys a query sees; how positions enter; and the residual arrangement.
     """
 
     kind: str
@@ -19,6 +19,7 @@ class Rules:
     score: str | None
     logit: str | None
     weight: str
+    output: str
     mask: str
     position: str
     residual: str
@@ -59,6 +60,7 @@ def rules_of(model: cfg.ModelConfig, layer: int) -> Rules:
         score="score = factor · Σ q·k" if has_scores else None,
         logit=_logit(attention) if has_scores else None,
         weight=_weight(attention.score) if has_scores else EFFECTIVE,
+        output="the difference of the pair, normed" if isinstance(attention, cfg.Differential) else "Σ weight · value",
         mask=_mask(getattr(attention, "mask", cfg.Causal())),
         position=_position(model, getattr(attention, "position", None)),
         residual=RESIDUALS.get(block.residual, block.residual),
@@ -67,6 +69,12 @@ def rules_of(model: cfg.ModelConfig, layer: int) -> Rules:
 
 
 def _about(attention: Any) -> str:
+    if isinstance(attention, cfg.Differential):
+        H = attention.heads
+        return (
+            f"{H} heads form {H // 2} pairs, h and h + {H // 2}: the weights of one minus λ times those of the"
+            " other, over the values of both, are normed."
+        )
     if isinstance(attention, cfg.Attention):
         H, K = attention.heads, attention.resolved_kv_heads
         if isinstance(attention.value, cfg.Shared):

@@ -20,7 +20,7 @@ function frames(layer, content) {
 
 function panelProjections(arm, a, width) {
   const layer = layerOf(arm), h = headOf(layer), k = layer.keys_of[h], q = layer.queries_of[h];
-  const w = fit(width, 260), norm = ["attention_norm/output", "norm/output"].find((n) => layer.values[n]) ?? "input";
+  const w = fit(width, 260), norm = normOf(layer) ?? "input";
   const of = (name, label, head, formula, from) => layer.values[name]
     ? vectors(arm, a, name, label, w, { layer, head, formula: () => formula, from }) : null;
   const fromNorm = (i) => [{ name: norm, row: i }];
@@ -128,10 +128,10 @@ function rowOf(arm, layer, h, i) {
 }
 
 function panelMixed(arm, a, width) {
-  const layer = layerOf(arm), h = headOf(layer), w = fit(width, 300), { channels } = layer;
+  const layer = layerOf(arm), h = headOf(layer), w = fit(width, 290), { channels } = layer;
   const pictures = [
     layer.values["attention/heads"] ? vectors(arm, a, "attention/heads", `Output of head ${h}`, w, {
-      layer, head: h, formula: () => "Σ weight · value",
+      layer, head: h, formula: () => layer.rules.output,
       from: (i, j) => [{ name: "map", row: i }, { name: "attention/values", col: j }] }) : null,
     layer.values["attention/gate"] ? vectors(arm, a, "attention/gate", `Gate of head ${h}`, w, {
       layer, head: h, formula: () => "multiplies the head's output" }) : null,

@@ -94,11 +94,15 @@ function panelEmbedding(arm, a, width) {
     ...facts("embedding", tensor(own.output).values, tensor(own.output).shape)];
 }
 
+// The norm on the input of attention; null where it has none.
+const isPost = (layer) => layer.rules.residual.startsWith("norm(");
+const normOf = (layer) => isPost(layer) ? null
+  : ["attention_norm/output", "norm/output"].find((name) => layer.values[name]) ?? null;
 const NORM = (x) => `${x} brought to one size, times a learned scale`;
 
 function panelNorm(arm, a, width) {
   const layer = layerOf(arm), w = fit(width, 400), { channels } = layer;
-  const name = ["attention_norm/output", "norm/output"].find((each) => layer.values[each]);
+  const name = normOf(layer);
   const before = arm.layers.indexOf(layer) === 0 && layer.index === 0 ? "the embedding" : `layer ${layer.index - 1}'s output`;
   const pictures = [
     vectors(arm, a, "input", `Into layer ${layer.index}`, w, { layer, channels, formula: () => before }),
@@ -106,18 +110,19 @@ function panelNorm(arm, a, width) {
       layer, channels, formula: () => NORM("the row"), from: (i) => [{ name: "input", row: i }] }) : null,
   ];
   const about = [make("p", { class: "formula" }, `Residual stream: ${layer.rules.residual}`)];
+  if (!name) about.push(make("p", { class: "note" }, "In this arrangement attention reads the stream itself."));
   return [...about, shown(pictures), numbers(arm, pictures),
     ...(name ? facts(`blocks/${layer.index}/${name}`, tensor(layer.values[name]).values, layer.values[name].shape) : [])];
 }
 
 function panelMlp(arm, a, width) {
-  const layer = layerOf(arm), w = fit(width, 300), { channels } = layer;
+  const layer = layerOf(arm), w = fit(width, 290), { channels } = layer;
   if (layer.rules.mlp === null) return [make("p", { class: "note" }, "This layer has no MLP.")];
   const isGated = layer.values["mlp/gate"] !== undefined;
   const of = (name, label, formula, from, own = true) =>
     layer.values[name] ? vectors(arm, a, name, label, w, { layer, channels: own ? channels : null, formula, from }) : null;
   const pictures = [
-    of("mlp_norm/output", "After the norm", () => NORM("the row"), (i) => [{ name: "attention_residual", row: i }]),
+    isPost(layer) ? null : of("mlp_norm/output", "After the norm", () => NORM("the row"), (i) => [{ name: "attention_residual", row: i }]),
     of("mlp/hidden", "Hidden units", () => isGated ? "activation(gate) · up" : "activation(up)",
       (i, j) => [{ name: "mlp/up", row: i, col: j }, { name: "mlp/gate", row: i, col: j },
         { name: "mlp_norm/output", row: i }], false),

@@ -8,7 +8,9 @@ import pytest
 from gpt_jax import init_cache
 from gpt_jax.analysis.walkthrough import walk_through
 from gpt_jax.analysis.walkthrough_layer import Limits, read_layers
+from gpt_jax.analysis.walkthrough_rule import rules_of
 from gpt_jax.analysis.walkthrough_token import tokens_of, visible
+from gpt_jax.config import Alibi, Attention, Average, BlockConfig, Chunk, Differential, ModelConfig, Score, T5Bias
 from gpt_jax.config.errors import UserError
 from gpt_jax.data.tokenizer import BpeTokenizer, ByteTokenizer
 from gpt_jax.decoding.generate import generate
@@ -91,6 +93,30 @@ def test_impossible_requests_are_refused_in_a_sentence() -> None:
     for ids, new, message in (([], 1, "has 0"), ([1] * 65, 1, "has 65"), ([1], 64, "from 0 to 63 new tokens")):
         with pytest.raises(UserError, match=message):
             walk_through(made, params, ByteTokenizer(), ids, name="", new_tokens=new)
+
+
+def test_the_rules_of_a_layer_are_those_of_its_configuration() -> None:
+    score = Score(softcap=5.0, normalizer="sinks")
+    mixers = (
+        Attention(4, 1, mask=Chunk(3), position=Alibi(), score=score, forget_gate=True),
+        Attention(4, 4, score=Score(normalizer="sigmoid"), position=T5Bias()),
+        Differential(4),
+        Average(4),
+    )
+    blocks = tuple(BlockConfig(mixer, None, residual="sandwich") for mixer in mixers)
+    config = ModelConfig(vocab_size=8, context_length=8, width=8, blocks=blocks)
+    first, second, third, last = (rules_of(config, layer) for layer in range(4))
+    assert first.logit == "logit = 5 · tanh(score / 5) − slope · distance + Σ log forget, −∞ where masked"
+    assert "exp(sink)" in first.weight and "chunk of 3" in first.mask and "share one head" in first.about
+    assert second.logit == "logit = score + bias[distance] + log(1 / context), −∞ where masked"
+    assert "exp(−logit)" in second.weight and "4 query heads has keys and values of its own" in second.about
+    assert "2 pairs" in third.about and "normed" in third.output
+    assert (
+        last.score is None
+        and last.logit is None
+        and last.mlp is None
+        and "x + norm(sublayer(norm(x)))" == last.residual
+    )
 
 
 def test_tokens_show_their_bytes_merges_and_what_is_invisible() -> None:
