@@ -10,8 +10,8 @@ from gpt_jax import config as cfg
 
 @dataclass(frozen=True)
 class Rules:
-    """What kind of mixer a layer has, in words; how scores, logits, weights and heads' outputs are
-    made, as formulas (None for mixers without them); which keys a query sees; how positions enter; and the residual arrangement.
+    """What kind of mixer a layer has, in words; how scores, logits, weights and heads' outputs are made, as formulas
+    (None for mixers without them); which keys a query sees; how positions enter; and the residual arrangement.
     """
 
     kind: str
