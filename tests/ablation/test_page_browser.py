@@ -1,21 +1,15 @@
 """A report in a real browser, headless Chromium: it sorts, tells values, fits a phone, and nothing lies on anything."""
 
-import html
 import json
-import re
-import shutil
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gpt_jax.ablation.report import write_report
 from tests.ablation import made_up
+from tests.browser import browse, framed, needs_chromium, probe
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+pytestmark = needs_chromium
 
 SORT = """
 const head = (name) => [...document.querySelectorAll("#arms th")].find((th) => th.textContent === name);
@@ -82,42 +76,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study["arms"][3]["versus_baseline"] = None
     (folder / "results.json").write_text(json.dumps(study))
     return Path(write_report(str(folder)))
-
-
-def browse(path: Path, width: int = 1280) -> tuple[str, str]:
-    """The page's document after its scripts ran, and what the browser logged."""
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-    options += [
-        f"--user-data-dir={path.parent / 'profile'}",
-        f"--window-size={width},900",
-        "--virtual-time-budget=3000",
-    ]
-    line = [str(CHROMIUM), *options, "--enable-logging=stderr", "--dump-dom", path.as_uri()]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
-
-
-def probe(path: Path, script: str, width: int = 1280) -> dict[str, Any]:
-    """What `script` leaves in `seen`, run in the page once it is there."""
-    code = f"addEventListener('load', () => {{ {script}\ndocument.body.dataset.seen = JSON.stringify(seen); }});"
-    source = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", path.read_text("utf-8"))
-    copy = path.with_name("probed.html")
-    copy.write_text(source.replace("</body>", f"<script>{code}</script></body>"), "utf-8")
-    found = re.search(r'data-seen="([^"]*)"', browse(copy, width)[0])
-    assert found is not None, "the script in the page failed"
-    return json.loads(html.unescape(found.group(1)))
-
-
-def framed(report: Path, width: int) -> Path:
-    """A page that holds the report in a frame as narrow as a phone, which a window can't be, and so high that no
-    scroll bar takes from its width.
-    """
-    page = report.with_name("framed.html")
-    source = html.escape(report.read_text("utf-8"))
-    style = f"border: 0; width: {width}px; height: 20000px"
-    page.write_text(f'<!doctype html><body><iframe style="{style}" srcdoc="{source}"></iframe></body>', "utf-8")
-    return page
 
 
 def test_the_console_stays_empty(report: Path) -> None:

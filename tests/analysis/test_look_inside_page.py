@@ -30,6 +30,24 @@ def test_the_code_runs_as_it_stands(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert place["effects"].keys() == place["guess"].keys() == {"blocks/0/output", "blocks/1/output"}
 
 
+def test_the_commands_and_limits_of_the_page_are_those_there_are() -> None:
+    from gpt_jax.analysis import walkthrough
+    from gpt_jax.analysis.walkthrough_layer import Limits
+
+    root, limits = Path(__file__).resolve().parents[2], Limits()
+    helped = (root / "experiments" / "inspect.py").read_text("utf-8")
+    commands = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    assert len(commands) == 3
+    for command in commands:
+        assert command.startswith("python -m experiments.inspect ")
+        assert all(re.search(rf"^  {flag}[= ]", helped, re.MULTILINE) for flag in re.findall(r"--\w+", command))
+    said = f"the last {limits.positions} tokens, up to {limits.layers} layers and {limits.heads} heads of each"
+    assert said.replace(" and ", "\nand ") in PAGE and f"past {limits.bytes / 1e6:g} MB" in PAGE
+    assert f"{walkthrough.WHOLE_LOGITS:,}" in PAGE and f"the {walkthrough.KEPT_LOGITS:,} likeliest" in PAGE
+    logits = 4 * max(walkthrough.WHOLE_LOGITS, 2 * walkthrough.KEPT_LOGITS * limits.positions)
+    assert 4 / 3 * (limits.bytes + 2 * logits) < 14.9e6, "base64 of what two arms embed at most"
+
+
 def test_the_table_names_every_tap_and_no_other() -> None:
     from gpt_jax.analysis.capture import tap_shapes
 

@@ -1,5 +1,6 @@
-"""`experiments.sample` as people and scripts call it."""
+"""`experiments.sample` and `experiments.inspect` as people and scripts call them."""
 
+import json
 import re
 from pathlib import Path
 
@@ -107,3 +108,50 @@ def test_a_process_of_its_own(place: Path) -> None:
     arguments = f"--workdir={place / 'characters'}", "--prompt=the ", "--max_new_tokens=5"
     done = command(place, "sample", *arguments)
     assert done.returncode == 0 and re.fullmatch(r"the [a-z \n]{5}\n", done.stdout), done.stderr
+
+
+def test_the_page_shows_what_sample_prints(place: Path, tmp_path: Path) -> None:
+    run, characters = f"--workdir={place / 'bytes'}", f"--workdir={place / 'characters'}"
+    text, page = "--prompt=the </script>", f"--out={tmp_path / 'page.html'}"
+    greedy = many(
+        place, tmp_path / "sample", "sample", [[run, text, "--max_new_tokens=6", "--temperature=0"], ["--help"]]
+    )
+    lines = {
+        "two arms": [run, run, text, "--tokens=6", page],
+        "help": ["--help"],
+        "no workdir": [text, page],
+        "no page": [run, text],
+        "both": [run, text, page, "--serve"],
+        "three": [run, run, run, text, page],
+        "tokenizers": [run, characters, "--prompt=the ", page],
+        "no prompt": [characters, page],
+        "too long": [run, f"--prompt={'x' * 33}", page],
+        "too many": [run, text, "--tokens=64", page],
+        "folder": [run, text, "--tokens=0", f"--out={tmp_path / 'none' / 'page.html'}"],
+    }
+    results = dict(zip(lines, many(place, tmp_path / "out", "inspect", list(lines.values())), strict=True))
+    code, printed, error = results["two arms"]
+    assert code == 0 and re.fullmatch(r".*page\.html  0\.\d MB\n", printed), error
+    source = (tmp_path / "page.html").read_text("utf-8")
+    (data,) = re.findall(r'<script type="application/json" id="walk">(.*?)</script>', source)
+    arms = json.loads(data)
+    assert len(arms) == 2 and arms[0]["tokens"] == arms[1]["tokens"]
+    pieces = [bytes(token["bytes"]) for token in arms[0]["tokens"]]
+    assert greedy[0][0] == 0 and b"".join(pieces).decode("utf-8", "replace") + "\n" == greedy[0][1]
+    assert "&lt;/script&gt;" in source
+    for flag in ("workdir", "prompt", "tokens", "out", "serve", "port"):
+        assert f"--{flag}" in results["help"][1]
+    for name, code, message in [
+        ("no workdir", 2, "--workdir is required"),
+        ("no page", 2, "give either --out"),
+        ("both", 2, "give either --out"),
+        ("three", 2, "--workdir was given 3 times"),
+        ("tokenizers", 1, "differ: two arms must read the same tokens"),
+        ("no prompt", 2, "--prompt is required"),
+        ("too long", 1, "a prompt has from 1 to 32 tokens, and this one has 33"),
+        ("too many", 1, "from 0 to 63 new tokens"),
+        ("folder", 1, "page.html"),
+    ]:
+        actual, printed, error = results[name]
+        assert (actual, printed) == (code, ""), (name, actual, printed, error)
+        assert message in error and len(error.splitlines()) == 1 and "Traceback" not in error, (name, error)

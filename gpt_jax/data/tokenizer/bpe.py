@@ -169,6 +169,28 @@ class BpeTokenizer(PieceTokenizer):
         )
         return library
 
+    def merges(self, index: int) -> list[list[bytes]]:
+        """How token `index` is merged: its bytes, its pieces after each merge, and last the whole token alone. Empty
+        for special tokens, which are never merged.
+
+        Raises:
+          UserError: there is no such id.
+        """
+        piece = self.decode_bytes([index])
+        if self._ranks.get(piece) != index:
+            return []
+        parts = [bytes([value]) for value in piece]
+        steps = [list(parts)]
+        while len(parts) > 1:
+            pairs = [self._ranks.get(left + right, index + 1) for left, right in zip(parts, parts[1:], strict=False)]
+            best = min(range(len(pairs)), key=pairs.__getitem__)
+            if pairs[best] > index:  # a rank file may hold tokens that no merge of two others makes
+                parts = [piece]
+            else:
+                parts[best : best + 2] = [parts[best] + parts[best + 1]]
+            steps.append(list(parts))
+        return steps
+
     def _parts(self, piece: bytes, rank: int) -> list[bytes]:
         """Returns the two tokens whose merge is `piece`, found by merging it with lower ranks only."""
         parts = [bytes([value]) for value in piece]
