@@ -89,12 +89,12 @@ def _init(model: cfg.ModelConfig, key: Array, x: Float[Array, "B T C"], row: Row
     Equal blocks share one compiled body, in a loop on the device (`vmap` would give the same bits, and take XLA three
     times as long to compile).
     """
-    shared = _initial_shared(model, x, row)
+    shared = _shared_zeros(model, x, row)
     _check_targets(model, x, row, shared)
 
     def init_layer(block: cfg.BlockConfig, layer: Array) -> Params:
         here = row._replace(layer=layer)
-        return Block(block, model).init(jax.random.fold_in(key, layer), x, here, None, shared, False)["params"]
+        return Block(block, model).init(jax.random.fold_in(key, layer), x, here, None, shared[block], False)["params"]
 
     if model.scan:
         return {
@@ -109,14 +109,14 @@ def _init(model: cfg.ModelConfig, key: Array, x: Float[Array, "B T C"], row: Row
     return params
 
 
-def _check_targets(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row, shared: Carry) -> None:
+def _check_targets(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row, shared: dict[Any, Carry]) -> None:
     """Refuses an adapter target that matches no projection in any of the layers that have it."""
     blocks = [block for block in dict.fromkeys(model.blocks) if block.adapter is not None]
     found: dict[str, set[str]] = {}  # target → projections of the layers that have it
     for block in blocks:
         assert block.adapter is not None
         every = dataclasses.replace(block, adapter=cfg.Lora(targets=("**",)))
-        arguments = (x, row._replace(layer=model.blocks.index(block)), None, shared, False)
+        arguments = (x, row._replace(layer=model.blocks.index(block)), None, shared[block], False)
         params = jax.eval_shape(
             lambda every=every, arguments=arguments: Block(every, model).init(jax.random.key(0), *arguments)
         )
@@ -127,19 +127,41 @@ def _check_targets(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row, s
             raise ConfigError(f'adapter.targets has "{target}", which names no projection{nearest(target, names)}')
 
 
-def _initial_shared(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row) -> Carry:
-    """Zeros of the shapes of what layers share: the carry of a scan has one structure from the first step on."""
+def _shared_zeros(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row) -> dict[Any, Carry]:
+    """Zeros of the shapes of what each kind of block gets from the layers below, and of what the last one leaves (by
+    the key None).
+    """
+    blocks = list(dict.fromkeys(model.blocks))
 
-    def last_shared() -> Carry:
-        shared: Carry = {}
-        for block in dict.fromkeys(model.blocks):
-            arguments = (x, row._replace(layer=model.blocks.index(block)), None, shared, False)
+    def each_shared() -> list[Carry]:
+        found: list[Carry] = [{}]
+        for block in blocks:
+            arguments = (x, row._replace(layer=model.blocks.index(block)), None, found[-1], False)
             (_, _, shared), _ = Block(block, model).init_with_output(jax.random.key(0), *arguments)
-        return shared
+            found.append(shared)
+        return found
 
     with taps.without():
-        shapes = jax.eval_shape(last_shared)
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        shapes = jax.eval_shape(each_shared)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return dict(zip([*blocks, None], zeros, strict=True))
+
+
+def _initial_carry(model: cfg.ModelConfig, x: Float[Array, "B T C"], row: Row) -> Carry:
+    """What layers share, as zeros: the carry of a scan has one structure from the first step on.
+
+    Raises:
+      ConfigError: layers leave values of different shapes under one name.
+    """
+    shared = _shared_zeros(model, x, row)
+    for carry in shared.values():
+        for name in carry:
+            if jax.tree.map(jnp.shape, carry[name]) != jax.tree.map(jnp.shape, shared[None][name]):
+                raise ConfigError(
+                    "layers share keys and values of different shapes, which a scan over layers cannot carry: set"
+                    " model.scan to False"
+                )
+    return shared[None]
 
 
 def _scan(model: cfg.ModelConfig, run: Any, x: Array, params: Params, row: Row) -> tuple[Array, None]:
@@ -155,7 +177,7 @@ def _scan(model: cfg.ModelConfig, run: Any, x: Array, params: Params, row: Row) 
         return (x, shared), taken
 
     xs = [(params[name], jnp.array(layers)) for name, layers in groups.items()]
-    (x, _), taken = jax.lax.scan(body, (x, _initial_shared(model, x, row)), xs)
+    (x, _), taken = jax.lax.scan(body, (x, _initial_carry(model, x, row)), xs)
     for layers, captured in zip(groups.values(), taken, strict=True):
         for i, layer in enumerate(layers):
             taps.add(layer, {path: value[i] for path, value in captured.items()})

@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from gpt_jax import GPT, init_cache
-from gpt_jax.config import Attention, BlockConfig, GatedMlp, Mlp, Window, pattern
+from gpt_jax.config import Attention, BlockConfig, GatedMlp, Mlp, Shared, Window, pattern
+from gpt_jax.config.errors import ConfigError
 from gpt_jax.model.stack import canonical, period, stacked, storage_names
 from tests.tiny import apply, random_params, tiny
 
@@ -120,3 +121,14 @@ def test_remat_recomputes_what_its_policy_says(remat: Any, kept: int) -> None:
     base = str(jax.make_jaxpr(jax.grad(lambda p: plain.apply(p, TOKENS).sum()))(shapes)).count("dot_general")
     assert (gradient > base + 4) == (kept == 2)
     assert ("remat" in str(jax.make_jaxpr(jax.grad(loss))(shapes))) == (remat is not None)
+
+
+def test_layers_may_share_keys_of_several_shapes_where_no_scan_carries_them() -> None:
+    mixers = (Attention(4, kv_heads=2), Attention(4, kv_heads=2, value=Shared()), Attention(2, kv_heads=1))
+    blocks = tuple(BlockConfig(mixer, GatedMlp(12)) for mixer in mixers)
+    model = GPT(dataclasses.replace(tiny(), blocks=blocks))
+    params = model.init(jax.random.key(0), TOKENS)
+    assert apply(model, params, TOKENS).shape == (*TOKENS.shape, 32)
+    with pytest.raises(ConfigError, match="share keys and values of different shapes"):
+        scanned = GPT(dataclasses.replace(model.config, scan=True))
+        jax.eval_shape(scanned.apply, jax.eval_shape(scanned.init, jax.random.key(0), TOKENS), TOKENS)
