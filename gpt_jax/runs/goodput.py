@@ -82,7 +82,7 @@ class Stopwatch:
         """Moves the last `seconds` of the current phase to COMPILE, but none of it twice: tracing a program traces
         those that it calls.
         """
-        begin = max(now - seconds, self.since)
+        begin = min(max(now - seconds, self.since), now)  # JAX measures by the date, which may jump
         inside = 0.0
         while self._compiled and self._compiled[-1][0] >= begin:
             inside += self._compiled.pop()[1]

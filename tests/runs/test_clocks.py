@@ -10,6 +10,7 @@ from rich.console import Console
 
 from experiments.launch.clock import SystemClock
 from gpt_jax.config import Evaluation
+from gpt_jax.runs.goodput import GOODPUT, PHASES
 from gpt_jax.runs.train import train
 from tests.tiny import PROGRAMS, tiny_config
 
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STAMPS = {  # where the date is meant: what is shown to people, and stamps in files that others read
     "experiments/launch/clock.py": 1,
     "experiments/launch/worker.py": 2,
+    "gpt_jax/runs/goodput.py": 2,  # and for the time between starts, which no other clock tells
     "gpt_jax/runs/metrics.py": 1,
 }
 
@@ -40,13 +42,14 @@ def test_a_clock_that_jumps_changes_no_rate_and_no_file(tmp_path: Path, monkeypa
     """
     looks = iter(range(10**6))
     monkeypatch.setattr("time.time", lambda: 1.7e9 + 100.0 * (next(looks) % 3))
-    config = tiny_config(steps=4, evaluation=Evaluation(every=2, batch_size=8))
-    train(config, tmp_path, console=Console(quiet=True), programs=PROGRAMS)
-    (tmp_path / "checkpoints").joinpath("4").rename(tmp_path / "aside")
+    for steps in (4, 6):
+        config = tiny_config(steps=steps, evaluation=Evaluation(every=2, batch_size=8))
+        train(config, tmp_path, console=Console(quiet=True), programs=PROGRAMS)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rates = [line["tokens_per_second"] for line in lines if line["split"] == "train"]
-    assert all(rate is None or 0 < rate < math.inf for rate in rates)
-    train(config, tmp_path, console=Console(quiet=True), programs=PROGRAMS)
+    assert len(rates) == 6 and all(rate is None or 0 < rate < math.inf for rate in rates)
+    shares = [line[phase] for line in lines if line["split"] == GOODPUT for phase in PHASES]
+    assert shares and all(0 <= share <= 1 for share in shares)
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
 

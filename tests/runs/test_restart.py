@@ -11,6 +11,7 @@ from rich.console import Console
 
 from gpt_jax.config import Checkpoint, Config, Copy, Evaluation
 from gpt_jax.config.errors import UserError
+from gpt_jax.runs import metrics
 from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.load import load_run
 from gpt_jax.runs.restart import check_whole
@@ -94,9 +95,8 @@ def test_restart_begins_again_and_moves_aside(finished: Path, tmp_path: Path) ->
     (aside,) = (run / "aside").iterdir()
     moved = everything(aside)
     assert moved == {name: content for name, content in before.items() if name != ".lock"}
-    again = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    first = [json.loads(line) for line in (aside / "metrics.jsonl").read_text().splitlines()]
-    assert [(r["step"], r["loss"]) for r in again] == [(r["step"], r["loss"]) for r in first]
+    again, first = (metrics.read(RunFolder(folder)) for folder in (run, aside))
+    assert [(r["step"], r["loss"]) for r in again] == [(r["step"], r["loss"]) for r in first] and len(again) == 3
     assert [start["step"] for start in json.loads((run / "environment.json").read_text())["starts"]] == [0]
     assert quietly(tiny_config(2), run).status == "already finished"
 
@@ -114,7 +114,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(tmp_path
     (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp-0").mkdir(parents=True)
     (tmp_path / "saved.json").unlink()
     rows = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "metrics.jsonl").write_text("".join(rows[:5]))
+    (tmp_path / "metrics.jsonl").write_text("".join(row for row in rows if json.loads(row)["step"] <= 5))
     with pytest.warns(UserWarning, match="after step 5, before its first checkpoint: it starts again from step 0"):
         assert quietly(config, tmp_path).status == "finished"
     assert [json.loads(row)["step"] for row in (tmp_path / "metrics.jsonl").read_text().splitlines()][-1] == 6
