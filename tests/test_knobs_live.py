@@ -5,6 +5,7 @@ that can't be, or where it shows in nothing that is computed: neither in the pro
 nor in the data.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import re
@@ -33,6 +34,7 @@ from gpt_jax.runs.console import sample_text
 from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.goodput import INIT, STEPS, Stopwatch
 from gpt_jax.runs.metrics import check_wandb, read
+from gpt_jax.runs.rewind import TooManySpikes, read_left_out
 from gpt_jax.runs.spikes import SPIKE
 from gpt_jax.runs.train import train
 from gpt_jax.runs.watchdog import HangWatch
@@ -350,6 +352,13 @@ def spiking(config: Config, folder: Path) -> list[int]:
     return [record["step"] for record in read(RunFolder(folder), SPIKE)]
 
 
+def rewound(config: Config, folder: Path) -> int:
+    """How often the run goes back."""
+    with contextlib.suppress(TooManySpikes):
+        train(config, folder, console=Console(quiet=True), programs=PROGRAMS)
+    return len(read_left_out(RunFolder(folder)).records)
+
+
 def watched(config: Config, folder: Path) -> Any:
     """The bounds of phases, and how a hanging step ends."""
     ended: list[int] = []
@@ -378,6 +387,7 @@ DIVERGING = dataclasses.replace(BASE, optimizer=knobs.Sgd(learning_rate=1e25), s
 DIVERGING = dataclasses.replace(DIVERGING, train=dataclasses.replace(BASE.train, steps=30, clip_norm=None))
 
 SPIKING = PLACES[knobs.SpikesConfig](BASE, knobs.LogSpikes(window=2, sigmas=0.1))
+REWINDING = PLACES[knobs.SpikesConfig](BASE, knobs.RewindSpikes(window=2, sigmas=0.1, most=1))
 HANGING = dataclasses.replace(BASE, watchdog=knobs.Watchdog(floor_seconds=0.2))
 
 # Fields that show in what a run does, not in what it computes: where to start, another value, what to look at.
@@ -386,6 +396,9 @@ IN_THE_RUN: dict[str, tuple[Config, Any, Callable[[Config, Path], Any]]] = {
     "Train.log_every": (BASE, 2, written),
     "LogSpikes.window": (SPIKING, 6, spiking),
     "LogSpikes.sigmas": (SPIKING, 50.0, spiking),
+    "RewindSpikes.window": (REWINDING, 6, rewound),
+    "RewindSpikes.sigmas": (REWINDING, 50.0, rewound),
+    "RewindSpikes.most": (REWINDING, 2, rewound),
     "Watchdog.factor": (HANGING, 90.0, watched),
     "Watchdog.floor_seconds": (HANGING, 1.0, watched),
     "Watchdog.pause_seconds": (HANGING, 9.0, watched),

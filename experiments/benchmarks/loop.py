@@ -26,6 +26,7 @@ from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.loop import RunObserver, run_steps
 from gpt_jax.runs.metrics import Metrics, TensorBoard
 from gpt_jax.runs.profile import Trace
+from gpt_jax.runs.rewind import LeftOut
 from gpt_jax.runs.spikes import SpikeWatch
 from gpt_jax.runs.watchdog import HangWatch
 from gpt_jax.training.sharding import compile_step, make_mesh, replicate, shard_batch
@@ -88,7 +89,7 @@ def run(rounds: int) -> dict[str, Any]:
                 interrupts=interrupts,
                 trace=Trace(None),
                 goodput=Goodput(stopwatch, [], 0),
-                spikes=SpikeWatch(config.train, open_data(c.Sort(), size["context"], 0), []),
+                spikes=SpikeWatch(config.train, open_data(c.Sort(), size["context"], 0), [], LeftOut().batch),
             )
             display.start(0)
             watchdog = HangWatch(c.Watchdog(factor=20.0 if is_watched else None), stopwatch, folder)
@@ -120,7 +121,7 @@ def watch_cost(rounds: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"goodput_and_watchdog": [], "with_spikes": []}
     for _ in range(rounds):
         for name, timed in seconds.items():
-            stopwatch, found = Stopwatch(), SpikeWatch(train, open_data(c.Sort(), 64, 0), [])
+            stopwatch, found = Stopwatch(), SpikeWatch(train, open_data(c.Sort(), 64, 0), [], LeftOut().batch)
             goodput = Goodput(stopwatch, [], 0)
             with tempfile.TemporaryDirectory() as path, HangWatch(c.Watchdog(), stopwatch, RunFolder(path)):
                 start = time.perf_counter()

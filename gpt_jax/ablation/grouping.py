@@ -62,8 +62,8 @@ def choose(plan: StudyPlan, workdir: Workdir, asked: int | None, is_part: bool, 
     if asked is not None:
         if asked > 1 and not is_possible:
             raise ConfigError(
-                "runs can't train together by pmap, with wandb, or on a mesh that divides parameters: leave --together"
-                " out"
+                "runs can't train together by pmap, with wandb, if a spike sends one of them back, or on a mesh that"
+                " divides parameters: leave --together out"
             )
         how = "one after the other" if asked == 1 else f"{asked} in one program"
         return Grouping(asked, f"{how}, as asked", _hash(plan))

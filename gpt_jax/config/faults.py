@@ -53,3 +53,18 @@ class SkipSpikes(SpikesConfig):
 
     window: int = 100
     sigmas: float = 6.0
+
+
+@dataclass(frozen=True)
+class RewindSpikes(SpikesConfig):
+    """As LogSpikes; and the run goes back to its newest checkpoint, and leaves out the batches from there up to that of
+    the spike (PaLM: Chowdhery et al. 2022, arXiv:2204.02311, section 5.1). After `most` times the next spike ends it.
+    """
+
+    window: int = 100
+    sigmas: float = 6.0
+    most: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self.most, "train.spikes.most")

@@ -1,6 +1,6 @@
 """Batches as a pure function of (seed, step); each process takes its slice."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,12 +72,20 @@ class Data:
         return self._checked(self.train.gather(np.arange(first, first + share)))
 
     def batches(
-        self, start: int, stop: int, batch_size: int, process_index: int = 0, process_count: int = 1
+        self,
+        start: int,
+        stop: int,
+        batch_size: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        number: Callable[[int], int] = lambda step: step,
     ) -> Iterator[Batch]:
-        """Yields the batches of steps `start` to `stop` − 1, which a background thread prepares ahead."""
+        """Yields the batches `number(step)` of the steps `start` to `stop` − 1, which a background thread prepares
+        ahead.
+        """
         _share(batch_size, process_index, process_count)
         steps: Any = grain.MapDataset.range(start, stop)
-        made = steps.map(lambda step: self.batch(int(step), batch_size, process_index, process_count))
+        made = steps.map(lambda step: self.batch(number(int(step)), batch_size, process_index, process_count))
         # One thread keeps ahead of any training step; more would take CPU cores from the training step itself.
         return iter(made.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED)))
 

@@ -34,6 +34,7 @@ METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
 LOSS_PLOT = "loss.png"
 CHECKPOINTS = "checkpoints"
+LEFT_OUT = "left_out.json"  # the batches that rewinding after spikes left out
 HANGS = "hangs"  # stacks of all threads, one file for each hang and process
 DAMAGED = "damaged"  # checkpoints whose content is not what was saved
 SAVED = "saved.json"  # there since the first checkpoint was complete

@@ -92,6 +92,7 @@ class RunObserver:
     goodput: Goodput
     spikes: SpikeWatch
     has_ended: bool = field(default=False, init=False)
+    spike: dict[str, Any] | None = field(default=None, init=False)  # the record of one that sends the run back
     _pending: dict[str, jax.Array] | None = field(default=None, init=False)  # metrics of `step`, not fetched yet
     _skipped_in_row: int = field(default=0, init=False)
     _is_stopping: bool = field(default=False, init=False)
@@ -127,12 +128,14 @@ class RunObserver:
             self._record_goodput()
 
     def needs_state(self, step: int) -> bool:
-        return self._evaluates() or self._saves()
+        return self.spike is None and (self._evaluates() or self._saves())
 
     def take_state(self, step: int, state: TrainState) -> None:
         """Evaluates, saves or both, as this step requires. A checkpoint is never ahead of the records."""
         self._switch(STEPS)
         self._report()
+        if self.spike is not None:
+            return
         loss = self._evaluate(state) if self._evaluates() else None
         if self._saves():
             self._save(state, loss)
@@ -190,6 +193,8 @@ class RunObserver:
         if (wrong := self.spikes.look(self.step, values)) is not None:
             self.records.write(wrong)
             self.display.print(sentence(wrong))
+            if self.spikes.asks_to_rewind(values):
+                self.spike, self.has_ended = wrong, True
         if self.step % self.config.train.log_every == 0 or self._is_last():
             # The loss comes first in the line, for those who read it by eye.
             self.records.write({"step": self.step, "split": "train", "loss": loss, **values, "tokens_per_second": rate})

@@ -17,6 +17,7 @@ from gpt_jax.runs.folder import (
     DAMAGED,
     ENVIRONMENT,
     EVALUATION,
+    LEFT_OUT,
     LOSS_PLOT,
     METRICS,
     PROFILE,
@@ -28,7 +29,7 @@ from gpt_jax.runs.folder import (
 
 OF_A_RUN = (
     *(CONFIG, ENVIRONMENT, METRICS, EVALUATION, LOSS_PLOT, CHECKPOINTS, DAMAGED, SAVED, TOKENIZER),
-    *(TENSORBOARD, PROFILE),
+    *(TENSORBOARD, PROFILE, LEFT_OUT),
 )
 WAY_OUT = (
     "put it back, choose another --workdir, or give --restart once, which moves aside what is there and starts again"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from jax.sharding import Mesh
 from rich.console import Console
 
-from gpt_jax.config import Config, has_adapter
+from gpt_jax.config import Config, RewindSpikes, has_adapter
 from gpt_jax.config.conversion import config_hash, to_dict
 from gpt_jax.data import Batch, Data, open_data
 from gpt_jax.model.gpt import GPT
@@ -28,6 +28,7 @@ from gpt_jax.runs.loop import RunObserver
 from gpt_jax.runs.plot import plot_loss
 from gpt_jax.runs.profile import Trace
 from gpt_jax.runs.restart import check_whole, move_aside
+from gpt_jax.runs.rewind import LeftOut, check_count, read_left_out, write_left_out
 from gpt_jax.runs.spikes import SpikeWatch
 from gpt_jax.training.evaluate import make_evaluate
 from gpt_jax.training.programs import Programs
@@ -67,6 +68,7 @@ class Session:
     data: Data
     checkpoints: Checkpoints
     base: Base | None
+    left_out: LeftOut
 
     @classmethod
     def open(
@@ -97,7 +99,7 @@ class Session:
         keep = max(keep, resolved.checkpoint.keep)
         checkpoints = stack.enter_context(Checkpoints(folder, keep, before=stable_steps(resolved.schedule)))
         go_back(folder, old, resolved, checkpoints)
-        return cls(folder, config, resolved, data, checkpoints, base)
+        return cls(folder, config, resolved, data, checkpoints, base, read_left_out(folder))
 
     def newest_state(self, mesh: Mesh, programs: Programs) -> tuple[TrainState, int]:
         """The state of the newest good checkpoint or, without one, the initial state; and its number of updates."""
@@ -120,7 +122,19 @@ class Session:
     def batches(self, start: int, mesh: Mesh) -> Iterator[Batch]:
         """This process's rows of the batches after `start` updates."""
         train = self.config.train
-        return self.data.batches(start, train.steps, train.batch_size, *row_share(mesh))
+        return self.data.batches(start, train.steps, train.batch_size, *row_share(mesh), self.left_out.batch)
+
+    def rewind(self, spike: Mapping[str, Any]) -> None:
+        """Leaves out the batches from the newest checkpoint up to that of a spike, from the next `newest_state` on.
+
+        Raises:
+          TooManySpikes: the run has gone back `train.spikes.most` times.
+        """
+        assert isinstance(self.config.train.spikes, RewindSpikes)
+        check_count(self.left_out, self.config.train.spikes.most, spike)
+        self.checkpoints.wait()
+        self.left_out = self.left_out.added(spike, max(self.checkpoints.steps(), default=0))
+        write_left_out(self.folder, self.left_out)
 
     @contextmanager
     def observed(
@@ -157,7 +171,7 @@ class Session:
                 interrupts=interrupts,
                 trace=Trace(str(folder.make(PROFILE)) if profile and folder.writes else None),
                 goodput=goodput,
-                spikes=SpikeWatch(config.train, data, [r for r in before if r["step"] <= start]),
+                spikes=SpikeWatch(config.train, data, [r for r in before if r["step"] <= start], self.left_out.batch),
             )
         finally:
             display.stop()

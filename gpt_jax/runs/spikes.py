@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gpt_jax.config import LogSpikes, Train
+from gpt_jax.config import LogSpikes, RewindSpikes, Train
 from gpt_jax.data import Data
 from gpt_jax.data.sources import Span, sources
 
@@ -18,9 +18,13 @@ SHOWN = 4  # documents in a line; the record has all
 class SpikeWatch:
     """Looks at the loss of each step, and remembers those of the last updates that were applied."""
 
-    def __init__(self, train: Train, data: Data, earlier: Sequence[Mapping[str, Any]]) -> None:
-        """`earlier` are the training records of earlier starts up to the checkpoint, in their order."""
-        self._train, self._data = train, data
+    def __init__(
+        self, train: Train, data: Data, earlier: Sequence[Mapping[str, Any]], batch: Callable[[int], int]
+    ) -> None:
+        """`earlier` are the training records of earlier starts up to the checkpoint, in their order; `batch` gives the
+        number of the batch of a step, both from 0.
+        """
+        self._train, self._data, self._batch = train, data, batch
         window = 2 if train.spikes is None else train.spikes.window
         self._losses: deque[float] = deque(maxlen=window)
         self._skipped = 0
@@ -37,8 +41,15 @@ class SpikeWatch:
         self._add(values)
         if reason is None:
             return None
-        spans = [list(span) for span in sources(self._data, step - 1, self._train.batch_size)]
+        spans = [list(span) for span in sources(self._data, self._batch(step - 1), self._train.batch_size)]
         return {"step": step, "split": SPIKE, "loss": values["loss"], "reason": reason, "documents": spans}
+
+    def asks_to_rewind(self, values: Mapping[str, Any]) -> bool:
+        """Whether a step with these metrics, of which `look` gave a record, sends the run back: a spike does, a number
+        that is not finite does not.
+        """
+        is_finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
+        return isinstance(self._train.spikes, RewindSpikes) and is_finite
 
     def _add(self, values: Mapping[str, Any]) -> None:
         is_applied = values["skipped"] == self._skipped
@@ -51,7 +62,7 @@ class SpikeWatch:
         if not math.isfinite(loss) or not math.isfinite(values["grad_norm"]):
             return "the loss or gradient is not finite; the update is skipped"
         is_skipped = values["skipped"] != self._skipped
-        if not is_skipped and (not isinstance(spikes, LogSpikes) or len(self._losses) < spikes.window):
+        if not is_skipped and (not isinstance(spikes, LogSpikes | RewindSpikes) or len(self._losses) < spikes.window):
             return None
         if not self._losses:  # this start has none yet, and its earlier ones recorded none
             return f"the loss {loss:.4f} is a spike; the update is skipped"

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from gpt_jax.config import Config, divides_parameters, parse_mesh
+from gpt_jax.config import Config, RewindSpikes, divides_parameters, parse_mesh
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch
 from gpt_jax.runs.checkpoint import CheckpointError, Restored
@@ -134,14 +134,16 @@ def _check_alike(configs: Sequence[Config]) -> None:
         raise UserError("runs that train together may differ in seed and learning rate only")
     if not can_train_together(first):
         raise UserError(
-            "runs cannot train together with pmap, with wandb, or on a mesh that divides parameters: train them one"
-            " after the other"
+            "runs cannot train together with pmap, with wandb, if a spike sends one of them back, or on a mesh that"
+            " divides parameters: train them one after the other"
         )
 
 
 def can_train_together(config: Config) -> bool:
     """Whether several runs of this kind can share one program."""
-    return config.train.parallel == "jit" and config.wandb is None and not divides_parameters(parse_mesh(config.mesh))
+    goes_back = isinstance(config.train.spikes, RewindSpikes)
+    is_plain = config.train.parallel == "jit" and config.wandb is None and not goes_back
+    return is_plain and not divides_parameters(parse_mesh(config.mesh))
 
 
 def _with_luck_of(first: Config, config: Config) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+from jax.sharding import Mesh
 from rich.console import Console
 
 from gpt_jax.config import Config
@@ -47,6 +48,7 @@ def train(
       RunLocked: another process writes to the folder.
       ConfigChanged: the folder's run has another configuration; `record.check_resumable` says what may change.
       Corrupted: with `recompute_every`, a step gave other bits when it was computed again; nothing of it is saved.
+      TooManySpikes: the loss spikes again after the run went back `train.spikes.most` times.
       TrainingDiverged: `train.max_skipped` updates in a row were not finite; the good parameters are saved.
       MissingFile: there is no run in `init_from`.
       SaveFailed: a checkpoint cannot be written; those before it are intact.
@@ -58,14 +60,25 @@ def train(
     enable_compilation_cache()
     programs, mesh = Programs() if programs is None else programs, make_mesh(axes=config.mesh)
     with ExitStack() as held:
+        with stopwatch.compilation():
+            run = Session.open(config, workdir, resume, held, restart=restart)
+        shown = Console(quiet=not run.folder.writes) if console is None else console
+        while (outcome := _go_on(run, mesh, programs, shown, profile, stopwatch)) is None:
+            stopwatch, profile = Stopwatch(), False
+        return outcome
+
+
+def _go_on(
+    run: Session, mesh: Mesh, programs: Programs, shown: Console, profile: bool, stopwatch: Stopwatch
+) -> Outcome | None:
+    """Trains from the newest checkpoint on; None if a spike of the loss sends the run back to it."""
+    with ExitStack() as held:
         held.enter_context(stopwatch.compilation())
-        run = Session.open(config, workdir, resume, held, restart=restart)
         held.enter_context(HangWatch(run.config.watchdog, stopwatch, run.folder))
         state, start = run.newest_state(mesh, programs)
         if start >= run.config.train.steps:
             return run.outcome(start, was_done=True)
         interrupts = held.enter_context(Interrupts([run.folder]))
-        shown = Console(quiet=not run.folder.writes) if console is None else console
         observer = held.enter_context(run.observed(start, mesh, interrupts, shown, programs, profile, stopwatch))
         how = run.config.train
         batches = (shard_batch(batch, mesh, how.parallel, how.accumulate) for batch in run.batches(start, mesh))
@@ -73,5 +86,9 @@ def train(
         if run.config.recompute_every is not None:
             step = Recomputed(step, run.config.recompute_every, start)
         run_steps(step, state, batches, start, observer)
+        if observer.spike is not None:
+            observer.trace.end()
+            run.rewind(observer.spike)
+            return None
         observer.finish()
         return run.outcome(observer.step)

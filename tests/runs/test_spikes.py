@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gpt_jax.config import Checkpoint, Config, Evaluation, LogSpikes, SkipSpikes, SpikesConfig
+from gpt_jax.config import Checkpoint, Config, Evaluation, LogSpikes, RewindSpikes, SkipSpikes, SpikesConfig
+from gpt_jax.config.errors import UserError
 from gpt_jax.data import open_data
 from gpt_jax.data.sources import sources
 from gpt_jax.model.gpt import GPT
 from gpt_jax.runs import metrics
 from gpt_jax.runs.folder import METRICS, RunFolder
 from gpt_jax.runs.interrupt import Interrupts
+from gpt_jax.runs.rewind import LeftOut, TooManySpikes, read_left_out
 from gpt_jax.runs.spikes import SPIKE, SpikeWatch, sentence
 from gpt_jax.runs.train import train
 from gpt_jax.training.resolve import resolve
@@ -94,6 +96,42 @@ def test_the_record_of_a_spike_names_its_documents_and_changes_no_number(tmp_pat
     assert not metrics.read(RunFolder(tmp_path / "plain"), SPIKE)
 
 
+def test_a_run_goes_back_after_a_spike_and_leaves_out_what_led_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses are those of a run that never saw the batches, bit for bit, also across interrupts."""
+    choice = RewindSpikes(window=4, sigmas=3.0)
+    output = io.StringIO()
+    found = trained(tmp_path / "whole", choice, Console(file=output, width=200))
+    left_out = read_left_out(RunFolder(tmp_path / "whole"))
+    assert 0 < len(left_out.records) <= 10 and [record["step"] for record in found] == list(range(1, 13))
+    data = open_data(config(None).data, 16, 0)
+    for i, record in enumerate(left_out.records):
+        assert record["after"] % 3 == 0 and 0 < record["batches"] <= 4
+        seen = LeftOut(left_out.records[:i]).batch(record["step"] - 1)
+        assert record["documents"] == [list(span) for span in sources(data, seen, 8)]
+        assert f"step {record['step']}: {record['reason']}" in output.getvalue()
+
+    monkeypatch.setattr("gpt_jax.runs.session.read_left_out", lambda folder: left_out)
+    assert losses(trained(tmp_path / "without", None)) == losses(found)
+    monkeypatch.undo()
+    for stop in (4, 8):
+        monkeypatch.setattr(Interrupts, "requested", lambda self, step, stop=stop: step == stop)
+        trained(tmp_path / "parts", choice)
+    monkeypatch.undo()
+    trained(tmp_path / "parts", choice)
+    again = read_left_out(RunFolder(tmp_path / "parts"))
+    assert len(again.records) > 0  # an interrupt saves, and a checkpoint more is another place to go back to
+
+    often = dataclasses.replace(choice, most=1, sigmas=0.3)
+    with pytest.raises(TooManySpikes, match="after the run has gone back 1 times"):
+        trained(tmp_path / "often", often)
+    assert len(read_left_out(RunFolder(tmp_path / "often")).records) == 1
+    (tmp_path / "often" / "left_out.json").write_text('[{"after": 3}]')
+    with pytest.raises(UserError, match=r"left_out.json is damaged"):
+        trained(tmp_path / "often", often)
+
+
 def test_a_run_that_skips_spikes_goes_on_as_if_never_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,17 +158,17 @@ def test_a_run_that_skips_spikes_goes_on_as_if_never_interrupted(
 
 def test_a_step_that_is_not_finite_is_told_too(tmp_path: Path) -> None:
     data = open_data(config(None).data, 16, 0)
-    watch = SpikeWatch(config(None).train, data, [])
+    watch = SpikeWatch(config(None).train, data, [], LeftOut().batch)
     good = {"loss": 2.0, "grad_norm": 1.0, "skipped": 0}
     assert watch.look(1, good) is None
     record = watch.look(2, {"loss": float("nan"), "grad_norm": 1.0, "skipped": 1})
     assert record is not None and "not finite" in sentence(record) and "document 8 " in sentence(record)
     assert watch.look(3, {"loss": 2.0, "grad_norm": float("inf"), "skipped": 2}) is not None
     assert watch.look(4, {**good, "loss": 90.0, "skipped": 2}) is None  # nobody asked for spikes
-    later = SpikeWatch(config(SkipSpikes()).train, data, [])  # earlier starts recorded no step
+    later = SpikeWatch(config(SkipSpikes()).train, data, [], LeftOut().batch)  # earlier starts recorded no step
     later.begin(7)
     assert later.look(5, {**good, "skipped": 7}) is None
-    later = SpikeWatch(config(SkipSpikes()).train, data, [])
+    later = SpikeWatch(config(SkipSpikes()).train, data, [], LeftOut().batch)
     later.begin(7)
     skipped = later.look(5, {**good, "skipped": 8})
     assert skipped is not None and "is a spike" in sentence(skipped)
