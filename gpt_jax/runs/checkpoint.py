@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.runs import consensus
 from gpt_jax.runs.fingerprint import fingerprints
-from gpt_jax.runs.folder import CHECKPOINTS, DAMAGED, SAVED, RunFolder
+from gpt_jax.runs.folder import CHECKPOINTS, DAMAGED, SAVED, FolderGone, RunFolder
 from gpt_jax.runs.lease import LeaseLost
 from gpt_jax.runs.manager import LISTINGS, listed, open_manager
 from gpt_jax.runs.preserve import RECORD, NewestAndBest, known_losses, read_record
@@ -285,7 +285,7 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Waits as `wait`, unless another run has taken over the folder. Where another error ends the run, a failed
-        save is a warning.
+        save is a warning; where that error is the folder's end, it is no news.
         """
         if kind is not None and issubclass(kind, LeaseLost):
             return
@@ -295,7 +295,8 @@ class Checkpoints:
         except SaveFailed as error:
             if kind is None:
                 raise
-            warnings.warn(str(error), stacklevel=2)
+            if not issubclass(kind, FolderGone):
+                warnings.warn(str(error), stacklevel=2)
         finally:
             with nullcontext() if self._failure is None else suppress(Exception):  # which is said above
                 self._manager.close()

@@ -112,6 +112,7 @@ def record_start(folder: RunFolder, data: Data, step: int, base: Mapping[str, An
       UserError: the data differs from that of the run's first start.
     """
     environment: dict[str, Any] = {"id": uuid.uuid4().hex[:12], "hashes": hashes(data), "base": base, "starts": []}
+    environment["first_checkpoint"] = SAVED  # the file that says that there was one; earlier versions wrote none
     if has_progress(folder):
         check_data(folder, data)
         environment = read_environment(folder)

@@ -107,15 +107,16 @@ def saved_steps(folder: RunFolder) -> list[int]:
 
 
 def _had_checkpoint(folder: RunFolder, earlier: Config, last: int) -> bool:
-    """Whether a checkpoint was ever complete. Runs of earlier versions left no mark of it: there, the start of a
-    process after step 0, or metrics that reach the second save, which waits for the first, say so.
+    """Whether a checkpoint was ever complete. Runs of earlier versions left no mark of it, and say so: there, the start
+    of a process after step 0, or metrics that reach the second save, which waits for the first, are signs of one.
     """
     if folder.exists(SAVED):
         return True
-    if last == 0:
+    environment = folder.read_json(ENVIRONMENT) if folder.exists(ENVIRONMENT) else {"starts": []}
+    if last == 0 or "first_checkpoint" in environment:
         return False
     if not folder.is_remote and not folder.exists(CHECKPOINTS):
         return True  # it is made before the first step
-    if folder.exists(ENVIRONMENT) and any(start["step"] > 0 for start in folder.read_json(ENVIRONMENT)["starts"]):
+    if any(start["step"] > 0 for start in environment["starts"]):
         return True
     return last >= min(2 * earlier.checkpoint.every, earlier.train.steps)

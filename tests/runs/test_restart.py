@@ -62,6 +62,9 @@ def an_earlier_version(run: Path) -> None:
     """It left no mark of its first checkpoint."""
     empty_checkpoints(run)
     (run / "saved.json").unlink()
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment.pop("first_checkpoint") == "saved.json"
+    (run / "environment.json").write_text(json.dumps(environment))
 
 
 LOSSES = [
