@@ -69,31 +69,27 @@ class GPT(nn.Module):
         self.final_norm = make_norm(c.final_norm, c.param_dtype)
         self.head = LmHead(c)
 
-    def __call__(
-        self,
-        tokens: Int[Array, "B T"],
-        *,
-        capture: str | Sequence[str] | None = None,
-        edit: Mapping[str, Edit] | None = None,
-        **options: Any,
-    ) -> Any:
-        with tapping(self, capture, edit) as taps:
-            hidden, cache = self._hidden(tokens, **options)
-            logits = tap(self, "logits", self.logits(hidden))
-        return _unwrap(logits, cache, taps, capture)
+    def __call__(self, tokens: Int[Array, "B T"], **options: Any) -> Any:
+        return self._run(tokens, True, **options)
 
-    def backbone(
+    def backbone(self, tokens: Int[Array, "B T"], **options: Any) -> Any:
+        """Everything below the head: tokens (B, T) → hidden (B, T, C), with the same options as a plain call."""
+        return self._run(tokens, False, **options)
+
+    def _run(
         self,
         tokens: Int[Array, "B T"],
+        to_logits: bool,
         *,
         capture: str | Sequence[str] | None = None,
         edit: Mapping[str, Edit] | None = None,
         **options: Any,
     ) -> Any:
-        """Everything below the head: tokens (B, T) → hidden (B, T, C), with the same options as a plain call."""
         with tapping(self, capture, edit) as taps:
-            hidden, cache = self._hidden(tokens, **options)
-        return _unwrap(hidden, cache, taps, capture)
+            result, cache = self._hidden(tokens, **options)
+            if to_logits:
+                result = tap(self, "logits", self.logits(result))
+        return _unwrap(result, cache, taps, capture)
 
     def logits(self, hidden: Float[Array, "B T C"]) -> Float[Array, "B T V"]:
         """The head: hidden vectors of `backbone` → logits. It needs no parameters but its own, or the embedding's."""
