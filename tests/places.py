@@ -21,7 +21,7 @@ from gpt_jax.training.programs import Programs
 
 PLACES = {"parse": (cli, "config_from_flags"), "data": (session, "open_data"), "compile": (Programs, "step"),
           "banner": (session, "show_banner"), "evaluate": (Display, "evaluated"), "save": (Checkpoints, "save"),
-          "plot": (session, "plot_loss"), "write": (Checkpoints, "wait"), "end": (train, "show_end")}
+          "plot": (session, "plot_loss"), "end": (train, "show_end")}
 
 def at(place, call):
     owner, name = PLACES[place]
@@ -62,6 +62,15 @@ def before_batch(number, call):
             yield batch
     session.Session.batches = batches
 
+def before_last_write(call):
+    """The step 12 has been handed over, and is not known to be on disk."""
+    given = Checkpoints.wait
+    def wait(self):
+        if self._pending == 12:
+            call()
+        given(self)
+    Checkpoints.wait = wait
+
 results = []
 for i, (place, what, arguments) in enumerate(json.loads(sys.argv[1])):
     sys.stdout.flush()
@@ -74,6 +83,8 @@ for i, (place, what, arguments) in enumerate(json.loads(sys.argv[1])):
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if place in ("batch", "nohup"):
             before_batch(3, act)
+        elif place == "write":
+            before_last_write(act)
         else:
             at(place, act)
         sys.argv = ["experiments/train.py", *arguments]

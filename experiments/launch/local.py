@@ -48,6 +48,7 @@ class LocalMachines:
         self._launch, self._folder, self._clock, self._saving = launch, folder, clock, saving
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ended: dict[int, float] = {}
+        self._looks = 0  # a process that can be looked at is alive, however long ago the last look was
 
     def start(self, slice_: Slice, attempt: int, seconds: float | None) -> None:
         folder = self._folder / f"attempt-{attempt}"
@@ -68,13 +69,14 @@ class LocalMachines:
 
     def look(self, slice_: Slice, attempt: int) -> Observation:
         now, records = self._clock.now(), []
+        self._looks += 1
         for i, process in enumerate(self._processes):
             code = process.poll()
             if code is not None:
                 self._ended.setdefault(i, now)
                 code = 128 - code if code < 0 else code
             records.append(
-                Record(i, len(self._processes), int(now), code, self._ended[i] if i in self._ended else None)
+                Record(i, len(self._processes), self._looks, code, self._ended[i] if i in self._ended else None)
             )
         return Observation("running" if records else "absent", records=tuple(records))
 

@@ -20,7 +20,7 @@ from gpt_jax.config.errors import UserError
 from gpt_jax.interop.gguf import open_gguf
 from gpt_jax.interop.gguf_file import parse_header, read_header
 from gpt_jax.interop.hf import load_pretrained
-from tests.fuzz import bounded, damaged, few, read_or_refuse
+from tests.fuzz import bounded, damaged, examples, read_or_refuse
 from tests.interop.gguf_files import tensors, write
 
 STRING, ARRAY, BOOL, U32 = 8, 9, 7, 4
@@ -189,7 +189,7 @@ def same(found: Any) -> bool:
     return jax.tree.all(jax.tree.map(np.array_equal, params, kept))
 
 
-@few
+@examples(15)
 @given(st.data())
 def test_a_damaged_header_loads_the_same_weights_or_none(data: st.DataObject) -> None:
     content, size = original()
@@ -197,7 +197,7 @@ def test_a_damaged_header_loads_the_same_weights_or_none(data: st.DataObject) ->
     read_or_refuse(lambda: loaded(changed), same)
 
 
-@few
+@examples(15)
 @given(st.data())
 def test_a_damaged_file_with_a_tokenizer_is_read_or_refused(data: st.DataObject) -> None:
     content = original(True)[0]
