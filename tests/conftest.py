@@ -20,12 +20,21 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import hypothesis
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from jax._src import compiler
-from jaxtyping import install_import_hook
 
-install_import_hook("gpt_jax", "beartype.beartype")
+_checked = jaxtyping.jaxtyped
+
+
+def _checked_once_defined(**options: Any) -> Any:
+    """As `jaxtyping.jaxtyped`, but leaves alone functions within functions, which are made again at each call."""
+    return lambda given: given if "<locals>" in given.__qualname__ else _checked(**options)(given)
+
+
+jaxtyping.jaxtyped = _checked_once_defined  # which the hook calls in the modules that it changes
+jaxtyping.install_import_hook("gpt_jax", "beartype.beartype")
 
 # In the background of a shell Ctrl-C is ignored, and under nohup the end of the terminal, also by the processes that
 # tests start and send such signals to.
@@ -89,6 +98,18 @@ def _compile_options(*args: Any, **kwargs: Any) -> Any:
 compiler.get_compile_options = _compile_options  # JAX has no public default for a program's options
 
 
+# Here whole runs and commands are made, most of whose time the checks of shapes would take. The same functions are
+# checked where their own tests call them.
+TESTS = Path(__file__).parent
+WHOLE_RUNS = [
+    TESTS / name
+    for name in (
+        "runs", "experiments", "interop", "ablation/test_runner.py", "ablation/test_tuning.py",
+        "ablation/test_reproduce.py", "test_earlier_runs.py", "test_knobs_live.py",
+    )
+]  # fmt: skip
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Compiles what neither compares bits nor runs long at LLVM's level 0 and without XLA's fusion emitters.
@@ -96,6 +117,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     XLA's passes over the program stay the same. What is marked `optimized` or `slow`, and the processes that tests
     start, compile as users' programs do.
     """
+    jaxtyping.config.update("jaxtyping_disable", any(map(item.path.is_relative_to, WHOLE_RUNS)))
     cheap = _is_compiled_cheaply(item)
     if jax.config.values["jax_disable_most_optimizations"] != cheap:
         jax.clear_caches()  # no program of the other level is reused

@@ -20,6 +20,7 @@ from gpt_jax.ablation.combine import vary
 from gpt_jax.ablation.endpoint import RateSensitivity
 from gpt_jax.ablation.findings import StudyResults
 from gpt_jax.ablation.grouping import choose, time_both
+from gpt_jax.ablation.measure import Measure
 from gpt_jax.ablation.plan import make_plan
 from gpt_jax.ablation.planned import PlannedRun
 from gpt_jax.ablation.redone import redone
@@ -40,9 +41,10 @@ from gpt_jax.runs.interrupt import Interrupts
 from gpt_jax.runs.load import load_run
 from gpt_jax.runs.train import train
 from gpt_jax.training.programs import Programs
-from tests.tiny import tiny_config
+from tests.tiny import PROGRAMS, tiny_config
 
 KV = "model.attention.kv_heads"
+MEASURE = Measure()  # what the studies of this file compile alike
 
 
 def small_study(**changes: Any) -> Study:
@@ -68,7 +70,7 @@ def asked(plan: plans.StudyPlan, count: int = 1) -> Grouping:
 def run(study: Study, folder: Path, shard: tuple[int, int] = (0, 1), together: int = 1) -> tuple[str, dict[str, Any]]:
     plan = make_plan(study, together)
     write_plan(plan, folder, "python -m experiments.ablate", asked(plan, together), forced=False)
-    status = Runner(plan, folder, Console(quiet=True)).run(shard)
+    status = Runner(plan, folder, Console(quiet=True), PROGRAMS, MEASURE).run(shard)
     write_results(folder)
     return status, json.loads((folder / "results.json").read_text())
 

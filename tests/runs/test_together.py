@@ -19,8 +19,7 @@ from gpt_jax.runs.loop import TrainingDiverged
 from gpt_jax.runs.session import Outcome
 from gpt_jax.runs.together import train_together
 from gpt_jax.runs.train import train
-from gpt_jax.training.programs import Programs
-from tests.tiny import tiny_config
+from tests.tiny import PROGRAMS, tiny_config
 
 
 def configs(**changes: Any) -> list[Config]:
@@ -53,16 +52,15 @@ def equal(a: Path, b: Path) -> bool:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     places = folders(tmp_path_factory.mktemp("together"))
-    ends = train_together(configs(), places)
+    ends = train_together(configs(), places, programs=PROGRAMS)
     assert [end.status for end in ends if isinstance(end, Outcome)] == ["finished"] * 3
     return places
 
 
 def test_each_run_is_what_it_would_be_alone(done: list[Path], tmp_path: Path) -> None:
     """Seeds of parameters, data and dropout: losses, evaluations and parameters agree to rounding."""
-    programs = Programs()
     for config, place, alone in zip(configs(), done, folders(tmp_path), strict=True):
-        train(config, alone, programs=programs)
+        train(config, alone, programs=PROGRAMS)
         ours, theirs = records(place), records(alone)
         assert [(r["step"], r["split"]) for r in ours] == [(r["step"], r["split"]) for r in theirs]
         assert [r["loss"] for r in ours] == pytest.approx([r["loss"] for r in theirs], rel=1e-5)
@@ -76,9 +74,9 @@ def test_an_interrupted_group_goes_on_as_if_nothing_had_been(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(Interrupts, "_ask", lambda self, step: step == stop)
-        ends = train_together(configs(), folders(tmp_path))
+        ends = train_together(configs(), folders(tmp_path), programs=PROGRAMS)
     assert [(e.status, e.step) for e in ends if isinstance(e, Outcome)] == [("interrupted", stop)] * 3
-    train_together(configs(), folders(tmp_path))
+    train_together(configs(), folders(tmp_path), programs=PROGRAMS)
     assert all(equal(a, b) for a, b in zip(done, folders(tmp_path), strict=True))
 
 
@@ -89,12 +87,12 @@ def test_a_group_goes_on_from_what_all_of_it_have(
     kept = configs(checkpoint=Checkpoint(every=2, keep=9))
     with monkeypatch.context() as patched:
         patched.setattr(Interrupts, "_ask", lambda self, step: step == 5)
-        train_together(kept, folders(tmp_path))
+        train_together(kept, folders(tmp_path), programs=PROGRAMS)
     for part in (tmp_path / "1" / "checkpoints" / "5").rglob("*"):
         if part.is_file() and part.stat().st_size > 200:
             part.write_bytes(part.read_bytes()[:-100] + bytes(100))
     with pytest.warns(UserWarning, match="going back"):
-        ends = train_together(kept, folders(tmp_path))
+        ends = train_together(kept, folders(tmp_path), programs=PROGRAMS)
     assert all(isinstance(end, Outcome) and end.status == "finished" for end in ends)
     assert all(equal(a, b) for a, b in zip(done, folders(tmp_path), strict=True))
     assert list((tmp_path / "1" / "damaged").iterdir())
@@ -105,10 +103,10 @@ def test_a_crash_between_the_saves_of_two_runs_costs_what_came_after_the_one_bef
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(Interrupts, "_ask", lambda self, step: step == 4)
-        train_together(configs(), folders(tmp_path))
+        train_together(configs(), folders(tmp_path), programs=PROGRAMS)
     shutil.rmtree(tmp_path / "0")
     shutil.copytree(done[0], tmp_path / "0")  # the first run saved its last step, the others did not
-    train_together(configs(), folders(tmp_path))
+    train_together(configs(), folders(tmp_path), programs=PROGRAMS)
     assert all(equal(a, b) for a, b in zip(done, folders(tmp_path), strict=True))
     starts = [json.loads((place / "environment.json").read_text())["starts"] for place in folders(tmp_path)]
     assert [start[-1]["step"] for start in starts] == [4] * 3
@@ -128,11 +126,11 @@ def test_a_run_that_diverges_takes_no_other_with_it(
     """Nor does it go on, however often the group is interrupted and begun again."""
     with monkeypatch.context() as patched:
         patched.setattr(Interrupts, "_ask", lambda self, step: step == stop)
-        before = train_together(wild(configs()), folders(tmp_path))
+        before = train_together(wild(configs()), folders(tmp_path), programs=PROGRAMS)
     assert isinstance(before[1], TrainingDiverged) and "lower optimizer.learning_rate" in str(before[1])
     ended, environment = records(tmp_path / "1"), (tmp_path / "1" / "checkpoints").iterdir()
     steps = sorted(path.name for path in environment)
-    ends = train_together(wild(configs()), folders(tmp_path))
+    ends = train_together(wild(configs()), folders(tmp_path), programs=PROGRAMS)
     assert isinstance(ends[1], TrainingDiverged) and str(ends[1]) == str(before[1])
     assert records(tmp_path / "1") == ended
     assert sorted(path.name for path in (tmp_path / "1" / "checkpoints").iterdir()) == steps
@@ -146,7 +144,7 @@ def test_a_diverged_run_diverges_again_at_once(tmp_path: Path) -> None:
     config = wild(configs())[1]
     for _ in range(2):
         with pytest.raises(TrainingDiverged, match="up to step"):
-            train(config, tmp_path)
+            train(config, tmp_path, programs=PROGRAMS)
     assert len({r["step"] for r in records(tmp_path) if r["split"] == "train"}) < 6
 
 
@@ -162,7 +160,7 @@ def test_states_are_not_held_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     before = held()
     monkeypatch.setattr(together, "run_steps", measured)
-    train_together(configs(), folders(tmp_path))
+    train_together(configs(), folders(tmp_path), programs=PROGRAMS)
     assert found[0] < 1.2 * found[1]
 
 
@@ -170,12 +168,12 @@ def test_runs_that_differ_otherwise_are_refused(tmp_path: Path) -> None:
     first, second, _ = configs()
     other = dataclasses.replace(second, train=dataclasses.replace(second.train, steps=9))
     with pytest.raises(ValueError, match="seed and learning rate only"):
-        train_together([first, other], folders(tmp_path, 2))
+        train_together([first, other], folders(tmp_path, 2), programs=PROGRAMS)
     assert not list(tmp_path.glob("*/metrics.jsonl"))
 
 
 def test_a_finished_group_is_not_trained_again(done: list[Path]) -> None:
     before = [records(place) for place in done]
-    ends = train_together(configs(), done)
+    ends = train_together(configs(), done, programs=PROGRAMS)
     assert [end.status for end in ends if isinstance(end, Outcome)] == ["already finished"] * 3
     assert [records(place) for place in done] == before
