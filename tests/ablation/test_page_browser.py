@@ -7,8 +7,10 @@ import pytest
 
 from gpt_jax.ablation.report import write_report
 from tests.ablation import made_up
+from tests.ablation.rasters import no_pixels
 from tests.browser import browse, framed, needs_chromium, probe
 
+__all__ = ["no_pixels"]  # for every test here
 pytestmark = needs_chromium
 
 SORT = """

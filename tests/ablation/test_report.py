@@ -25,8 +25,11 @@ from gpt_jax.ablation.table import changes_text
 from gpt_jax.ablation.table_csv import to_csv
 from gpt_jax.ablation.verdict import compare_arms
 from gpt_jax.config.errors import ConfigError
+from gpt_jax.pages.standalone import ZOOM
 from tests.ablation import made_up
+from tests.ablation.rasters import PNG, as_pixels, no_pixels
 
+__all__ = ["no_pixels"]  # for every test here
 NASTY = "<script>alert(1)</script>\"'&|`*_$title ${body}"
 
 
@@ -480,6 +483,13 @@ def test_values_alone_make_a_page(tmp_path: Path) -> None:
     assert {"forest.svg", "forest.png", "table.tex", "table.csv", "methods.md", "methods.txt"} == {
         file.name for file in (tmp_path / "new" / "export").iterdir()
     }
+
+
+def test_a_picture_comes_as_pixels_too(tmp_path: Path) -> None:
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="30" height="20"><text y="9">Δ</text></svg>'
+    content = as_pixels(svg)
+    assert content.startswith(PNG) and content[16:24] == (30 * ZOOM).to_bytes(4) + (20 * ZOOM).to_bytes(4)
+    assert len(content) > len(as_pixels(svg.replace("Δ", "")))
 
 
 def test_published_pages_need_no_other_file(tmp_path: Path) -> None:
