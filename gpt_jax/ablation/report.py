@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from html import escape
 
-from gpt_jax.ablation import headline, records, sections, table
+from gpt_jax.ablation import headline, inside, records, sections, table
 from gpt_jax.ablation.arms_table import arms_html
 from gpt_jax.ablation.claim import CLAIM
 from gpt_jax.ablation.exports import links_html, write_exports
@@ -111,6 +111,8 @@ def _optional(results: StudyResults) -> list[str]:
     heads, rows = sections.tuning(results)
     if rows:
         parts += ["<h2>Tuning</h2>", plain_table(heads, rows, 3, "tuning-table")]
+    if found := inside.html(results):
+        parts += ["<h2>Inside the heads</h2>", found]
     if results.log:
         parts += ["<h2>How this study was looked at</h2>", sections.log_html(results)]
     return parts
@@ -143,6 +145,7 @@ def to_markdown(results: StudyResults) -> str:
         "Tuning": sections.tuning(results),
         "How this study was looked at": sections.log(results),
         "Diagnostics": sections.diagnostics(results),
+        "Inside the heads (secondary, corrected over all rows)": inside.table(results),
         "What the arms change": sections.settings(results),
     }
     for title, (heads, body) in titled.items():

@@ -10,7 +10,15 @@ from gpt_jax.config.faults import Watchdog
 from gpt_jax.config.mesh import ALL_DATA, SEQUENCE, check_positions, check_ring, parse_mesh
 from gpt_jax.config.model import ModelConfig
 from gpt_jax.config.questions import has_adapter, has_prefix
-from gpt_jax.config.training import Checkpoint, Constant, Evaluation, OptimizerConfig, ScheduleConfig, Train
+from gpt_jax.config.training import (
+    Checkpoint,
+    Constant,
+    Diagnostics,
+    Evaluation,
+    OptimizerConfig,
+    ScheduleConfig,
+    Train,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Config:
     mesh: str = ALL_DATA
     watchdog: Watchdog = Watchdog()
     recompute_every: int | None = None
+    diagnostics: Diagnostics = Diagnostics()
 
     def __post_init__(self) -> None:
         require(
