@@ -21,7 +21,8 @@ NOTE = (
 @dataclass(frozen=True)
 class Difference:
     """A score of an arm and of the baseline: their means over the `n` seeds that both have, the mean difference, and
-    its interval and p, corrected over all rows; None below two seeds, the interval also where all differences are equal.
+    its interval and p, corrected over all rows. Both are None below two seeds, and the interval where all differences
+    are equal.
     """
 
     arm: str
@@ -82,7 +83,7 @@ def table(results: StudyResults) -> tuple[list[str], list[list[str]]]:
 
 
 def _signed(value: float) -> str:
-    return f"{'−' if value < 0 else '+'}{compact(abs(value))}"
+    return f"+{compact(value)}" if value > 0 else compact(value)
 
 
 def html(results: StudyResults) -> str:

@@ -25,6 +25,13 @@ from gpt_jax.pages.tables import plain_table
 from gpt_jax.runs.folder import RunFolder
 
 REPORT, MARKDOWN, CSV = "report.html", "report.md", "results.csv"
+INSPECT = "inspect.html"  # two arms side by side, which `experiments.report --inspect` makes
+
+
+INSPECT_LINK = (
+    f'<a href="{INSPECT}">Look inside two arms</a>: models of the same seed read the same text, side by side, from'
+    " tokens to the next token."
+)
 
 
 def write_report(folder: str | os.PathLike[str]) -> str:
@@ -52,7 +59,7 @@ def write_pages(results: StudyResults, folder: str | os.PathLike[str]) -> str:
     write_exports(results, pictures(results)[0], place)
     place.write_text(CSV, to_csv(results))
     place.write_text(MARKDOWN, to_markdown(results))
-    place.write_text(REPORT, to_html(results))
+    place.write_text(REPORT, to_html(results, has_inspect=place.exists(INSPECT)))
     return str(place.file(REPORT))
 
 
@@ -74,8 +81,8 @@ def publish(folder: str | os.PathLike[str], to: str | os.PathLike[str]) -> str:
     return str(place.file(REPORT))
 
 
-def to_html(results: StudyResults, is_exported: bool = True) -> str:
-    """The page, with links to the files in `export/` if they are there."""
+def to_html(results: StudyResults, is_exported: bool = True, has_inspect: bool = False) -> str:
+    """The page, with links to the files in `export/` and to the page of two arms' insides if they are there."""
     drawn, missing = pictures(results)
     question = results.question
     body = [
@@ -87,6 +94,7 @@ def to_html(results: StudyResults, is_exported: bool = True) -> str:
         "<h2>Arms</h2>",
         arms_html(results),
         links_html() if is_exported else "",
+        f'<p class="note">{INSPECT_LINK}</p>' if has_inspect else "",
         "<h2>Pictures</h2>",
         pictures_html(drawn, missing, is_exported),
         *_optional(results),

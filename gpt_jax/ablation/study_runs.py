@@ -110,7 +110,7 @@ class StudyRun:
         """
         last = metrics.read(self.folder, metrics.DIAGNOSTICS)[-1:] if self.is_done else []
         return {
-            name: value
+            name: float(value)
             for record in last
             if record["step"] == self.planned.steps
             for name, value in record.items()
