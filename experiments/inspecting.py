@@ -73,10 +73,8 @@ def page_of(arms: Sequence[Arm], prompt: str, tokens: int | None, asks: bool = F
       UserError: as `walk_through`, or the prompt cannot be encoded.
     """
     ids, limits = _ids_of(arms[0].tokenizer, prompt), Limits(bytes=Limits.bytes // len(arms))
-    walks = [
-        walk_through(arm.model, arm.params, arm.tokenizer, ids, name=arm.name, new_tokens=tokens, limits=limits)
-        for arm in arms
-    ]
+    options: dict[str, Any] = {"new_tokens": tokens, "limits": limits, "shares_programs": asks}
+    walks = [walk_through(arm.model, arm.params, arm.tokenizer, ids, name=arm.name, **options) for arm in arms]
     return walkthrough_page(_title(arms), prompt, walks, cli.command(), asks)
 
 

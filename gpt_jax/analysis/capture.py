@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from gpt_jax.model.gpt import GPT
-from gpt_jax.model.taps import Edit
+from gpt_jax.model.taps import Edit, noting_heads_first
 from gpt_jax.training.sharding import replicated, traced_under
 
 Settings = tuple[tuple[str, Any], ...]
@@ -52,6 +52,15 @@ def read(
     program = (_shared if edit is None else _compiled)(model, globs, settings, edit, mesh)
     named = jax.device_get(program(params, tokens, given))
     return {name: np.asarray(value) for name, value in zip(named.names, named.values, strict=True)}
+
+
+def heads_first(model: GPT, params: Any, tokens: Int[Array, "B T"], **options: Any) -> frozenset[str]:
+    """The names of the taps with axes (B, H, T, …); those of all others are (B, T, …), with heads third where a value
+    has four axes.
+    """
+    with noting_heads_first() as noted:
+        tap_shapes(model, params, tokens, **options)
+    return frozenset(noted)
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:

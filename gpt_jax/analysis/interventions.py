@@ -1,6 +1,6 @@
 """Edits of tapped values, for `model.apply(..., edit={glob: edit})`: pure functions of the value.
 
-    model.apply(params, tokens, edit={"blocks/3/attention/heads": at(zero, heads=5)})       # ablates a head
+    model.apply(params, tokens, edit={"blocks/3/attention/heads": at(zero, heads=5, heads_first=True)})  # a head
     model.apply(params, tokens, edit={"blocks/6/mlp_residual": add(4.0 * direction)})       # steers
     model.apply(params, tokens, edit={"blocks/6/mlp_residual": at(replace(other), positions=-1)})  # patches
 

@@ -81,11 +81,16 @@ def check_sequence(config: Config) -> None:
     """Refuses rows that cannot be divided over the mesh's axis `sequence`.
 
     Raises:
-      ConfigError: see `check_positions` and `check_ring`.
+      ConfigError: see `check_positions` and `check_ring`; or the run asks for diagnostics.
     """
     sizes, model = parse_mesh(config.mesh), config.model
     if SEQUENCE not in sizes or sizes[SEQUENCE] == 1:
         return
+    require(
+        config.diagnostics.every is None,
+        "scores of heads need whole rows on a device: leave diagnostics.every at None, or leave the axis sequence out"
+        " of the mesh",
+    )
     if sizes[SEQUENCE] > 0 and isinstance(config.data, Text):  # the others are checked when a batch is placed
         check_positions(model.context_length, sizes[SEQUENCE])
     check_ring(model.kernel, any(getattr(attention, "dropout", 0.0) > 0 for attention in model.attentions))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import GPT
-from gpt_jax.analysis.capture import read
+from gpt_jax.analysis.capture import heads_first, read, tap_shapes
 from gpt_jax.analysis.effective import effective_attention
 from gpt_jax.analysis.heads import head_scores, head_table
 from gpt_jax.analysis.interventions import add, at, mean, replace, scale, zero
@@ -192,6 +192,52 @@ def test_the_loss_without_a_head_is_that_of_a_model_without_it() -> None:
     assert {name: values.shape for name, values in sublayers.items()} == {
         f"blocks/{i}/mlp_change": (1,) for i in (0, 1)
     }
+
+
+def test_each_tap_says_where_its_heads_are() -> None:
+    """Values of the same number of axes differ in their order: a head of each is found, and its positions."""
+    blocks = tuple(BlockConfig(m, GatedMlp(12)) for m in (Attention(4, forget_gate=True), LinearAttention(2)))
+    model = GPT(dataclasses.replace(tiny(), blocks=blocks))
+    shapes = tap_shapes(model, random_params(model), TOKENS)
+    first = heads_first(model, random_params(model), TOKENS)
+    B, T = TOKENS.shape
+    for name, shape in shapes.items():
+        if name.endswith("/state"):  # of all positions together
+            assert name in first
+        elif name in first:
+            assert shape.shape[:3] in {(B, 4, T), (B, 2, T)}, name
+        else:
+            assert shape.shape[:2] == (B, T), name
+    ends = {name.rpartition("/")[2] for name in first}
+    assert ends == {"heads", "scores", "logits", "probabilities", "log_decay", "state"}
+
+
+def test_calls_of_one_model_share_programs() -> None:
+    model = GPT(tiny(Attention(4, position=Rope())))
+    batch = Batch(TOKENS[:, :-1], TOKENS[:, 1:], jnp.ones((2, 7)))
+    compiled: list[str] = []
+
+    def metric(logits: jax.Array) -> jax.Array:
+        return logits[0, -1, 7] - logits[0, -1, 8]
+
+    def look(seed: int) -> None:
+        params = random_params(model, seed)
+        read(model, params, TOKENS, "blocks/*/output")
+        effective_attention(model, params, TOKENS, 1)
+        ablation_losses(model, params, batch, "blocks/1/attention/heads")
+        for patching in (activation_patching, attribution_patching):
+            patching(model, params, TOKENS[:1], TOKENS[1:], metric)
+        logit_lens(model, params, TOKENS)
+
+    look(0)
+    params_again = random_params(model, 1)
+    jax.block_until_ready(params_again)
+    jax.monitoring.register_event_duration_secs_listener(heard := lambda event, seconds, **_: compiled.append(event))
+    try:
+        look(1)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+    assert [event for event in compiled if "backend_compile" in event] == []
 
 
 def test_patching_the_stream_of_the_last_position_restores_the_answer() -> None:

@@ -100,6 +100,8 @@ def test_repeats_need_room() -> None:
     assert batch.tokens.shape == (2, 8)
     with pytest.raises(UserError, match="no room for two that repeat: leave diagnostics.every at None"):
         repeated_tokens(2, 3, 50)
+    with pytest.raises(ValueError, match="whole rows on a device: leave diagnostics.every at None"):
+        dataclasses.replace(CONFIG, mesh="data=2,sequence=2")
     with pytest.raises(ValueError, match="diagnostics.tokens must be at least 4"):
         Diagnostics(tokens=3)
 
