@@ -52,7 +52,10 @@ def open_study_arms(workdir: str, names: Sequence[str]) -> list[Arm]:
       UserError: the study has no such arms, or no seed of which both have finished.
     """
     results = collect(workdir)
-    runs = {arm.name: {run.seed: run for run in arm.runs if run.status == "finished"} for arm in results.arms}
+    runs = {
+        arm.name: {run.seed: run for run in arm.runs if run.seed is not None and run.status == "finished"}
+        for arm in results.arms
+    }
     chosen = [results.baseline, *names] if len(names) == 1 else list(names)
     if len(set(chosen)) != 2:
         raise UserError(f"give one arm, to stand beside the baseline {results.baseline}, or two of {', '.join(runs)}")

@@ -165,7 +165,7 @@ def _patched(model: GPT, axes: Axes, metric: Metric) -> Any:
     """
 
     def score(params: Any, tokens: Array, values: dict[str, Array], masks: dict[str, Array]) -> Array:
-        def patched(name: str, axis: int, value: Array) -> Array:
+        def patched(name: str, axis: int | None, value: Array) -> Array:
             mask = masks[name].reshape([-1 if i == axis else 1 for i in range(value.ndim)])
             return jnp.where(mask, values[name], value)
 

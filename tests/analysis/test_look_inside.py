@@ -12,7 +12,7 @@ from gpt_jax import GPT
 from gpt_jax.analysis.capture import heads_first, read, tap_shapes
 from gpt_jax.analysis.effective import effective_attention
 from gpt_jax.analysis.heads import head_scores, head_table
-from gpt_jax.analysis.interventions import add, at, mean, replace, scale, zero
+from gpt_jax.analysis.interventions import add, at, edited, mean, replace, scale, zero
 from gpt_jax.analysis.lens import direct_logit_attribution, logit_lens
 from gpt_jax.analysis.patching import ablation_losses, activation_patching, attribution_patching
 from gpt_jax.config import (
@@ -31,6 +31,8 @@ from gpt_jax.config import (
 )
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch
+from gpt_jax.decoding.generate import generate
+from gpt_jax.decoding.sampling import Greedy
 from tests.tiny import apply, random_params, tiny
 
 TOKENS = jnp.array([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
@@ -267,6 +269,21 @@ def test_patching_the_stream_of_the_last_position_restores_the_answer() -> None:
         activation_patching(model, params, clean, TOKENS[:1, :-1], metric)
     with pytest.raises(UserError, match="both prompts give the same metric"):
         attribution_patching(model, params, clean, clean, metric)
+
+
+def test_an_edited_model_generates_with_its_edits() -> None:
+    """The likeliest tokens of a forward pass with the edit, which differ from those without."""
+    model = GPT(tiny(Attention(4, head_width=4, position=Rope())))
+    params = random_params(model, size=0.5)
+    edit = {"blocks/0/attention/heads": at(zero, heads=[1, 2], heads_first=True)}
+    changed, ids = edited(model, edit), [3, 1, 4, 1, 5]
+    options: dict[str, Any] = {"key": jax.random.key(0), "max_new_tokens": 6, "sampler": Greedy()}
+    found, plain = (generate(m, params, [ids], **options).tokens[0].tolist() for m in (changed, model))
+    whole, mlp = jnp.array([[*ids, *found]]), {"blocks/1/mlp_change": zero}
+    likeliest = read(model, params, whole, "logits", edit)["logits"][0, len(ids) - 1 : -1].argmax(-1)
+    assert likeliest.tolist() == found != plain
+    both = (read(m, params, whole, "logits", e)["logits"] for m, e in ((changed, mlp), (model, edit | mlp)))
+    np.testing.assert_array_equal(*both)
 
 
 def test_edits_change_what_they_name_and_nothing_else() -> None:
