@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from experiments import cli
+from gpt_jax.ablation.results import collect
 from gpt_jax.analysis.walkthrough import walk_through
 from gpt_jax.analysis.walkthrough_layer import Limits
-from gpt_jax.config.errors import UserError
+from gpt_jax.config.errors import UserError, nearest
 from gpt_jax.data.tokenizer import Tokenizer
 from gpt_jax.model.gpt import GPT
 from gpt_jax.pages.walkthrough import question_page, walkthrough_page
@@ -43,6 +44,31 @@ def open_arms(workdirs: Sequence[str]) -> list[Arm]:
     return arms
 
 
+def open_study_arms(workdir: str, names: Sequence[str]) -> list[Arm]:
+    """The models of two arms of a study, trained from the first seed of which both have a finished run; of one name,
+    the baseline's and that one's.
+
+    Raises:
+      UserError: the study has no such arms, or no seed of which both have finished.
+    """
+    results = collect(workdir)
+    runs = {
+        arm.name: {run.seed: run for run in arm.runs if run.seed is not None and run.status == "finished"}
+        for arm in results.arms
+    }
+    chosen = [results.baseline, *names] if len(names) == 1 else list(names)
+    if len(set(chosen)) != 2:
+        raise UserError(f"give one arm, to stand beside the baseline {results.baseline}, or two of {', '.join(runs)}")
+    for name in chosen:
+        if name not in runs:
+            raise UserError(f'the study has no arm "{name}"{nearest(name, runs)}')
+    shared = sorted(set(runs[chosen[0]]) & set(runs[chosen[1]]))
+    if not shared:
+        raise UserError(f"no seed of {' and '.join(chosen)} has finished in both: let the study run on")
+    folders = [str(Path(workdir, str(runs[name][shared[0]].folder))) for name in chosen]
+    return [arm._replace(name=name) for name, arm in zip(chosen, open_arms(folders), strict=True)]
+
+
 def page_of(arms: Sequence[Arm], prompt: str, tokens: int | None, asks: bool = False) -> str:
     """The page of `prompt`, continued by `tokens` tokens; `asks` for another prompt, where a server answers.
 
@@ -50,10 +76,8 @@ def page_of(arms: Sequence[Arm], prompt: str, tokens: int | None, asks: bool = F
       UserError: as `walk_through`, or the prompt cannot be encoded.
     """
     ids, limits = _ids_of(arms[0].tokenizer, prompt), Limits(bytes=Limits.bytes // len(arms))
-    walks = [
-        walk_through(arm.model, arm.params, arm.tokenizer, ids, name=arm.name, new_tokens=tokens, limits=limits)
-        for arm in arms
-    ]
+    options: dict[str, Any] = {"new_tokens": tokens, "limits": limits, "shares_programs": asks}
+    walks = [walk_through(arm.model, arm.params, arm.tokenizer, ids, name=arm.name, **options) for arm in arms]
     return walkthrough_page(_title(arms), prompt, walks, cli.command(), asks)
 
 

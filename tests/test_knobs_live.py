@@ -28,12 +28,12 @@ from gpt_jax.config.variant import Variant
 from gpt_jax.data import open_data
 from gpt_jax.data.tokenizer import ByteTokenizer, CharacterTokenizer
 from gpt_jax.model.gpt import GPT
-from gpt_jax.runs import watchdog
+from gpt_jax.runs import diagnostics, watchdog
 from gpt_jax.runs.checkpoint import Checkpoints
 from gpt_jax.runs.console import sample_text
 from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.goodput import INIT, STEPS, Stopwatch
-from gpt_jax.runs.metrics import check_wandb, read
+from gpt_jax.runs.metrics import DIAGNOSTICS, check_wandb, read
 from gpt_jax.runs.rewind import TooManySpikes, read_left_out
 from gpt_jax.runs.spikes import SPIKE
 from gpt_jax.runs.train import train
@@ -96,6 +96,7 @@ PLACES: dict[type, Place] = {
     knobs.OptimizerConfig: lambda c, v: dataclasses.replace(c, optimizer=v),
     knobs.SpikesConfig: lambda c, v: dataclasses.replace(c, train=dataclasses.replace(c.train, spikes=v)),
     knobs.Watchdog: lambda c, v: dataclasses.replace(c, watchdog=v),
+    knobs.Diagnostics: lambda c, v: dataclasses.replace(c, diagnostics=v),
     knobs.AverageConfig: lambda c, v: dataclasses.replace(c, train=dataclasses.replace(c.train, average=v)),
     knobs.Score: lambda c, v: in_attention(c, score=v),
     knobs.BlockConfig: lambda c, v: dataclasses.replace(
@@ -383,11 +384,21 @@ def recomputed(config: Config, folder: Path) -> list[int]:
     return found
 
 
+def diagnosed(config: Config, folder: Path) -> Any:
+    """The steps at which the run scores its heads, and shapes of the rows that it reads."""
+    shapes: list[tuple[int, ...]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diagnostics, "head_table", lambda model, params, tokens, **_: shapes.append(tokens.shape) or {})
+        train(config, folder, console=Console(quiet=True), programs=PROGRAMS)
+    return [record["step"] for record in read(RunFolder(folder), DIAGNOSTICS)], shapes
+
+
 DIVERGING = dataclasses.replace(BASE, optimizer=knobs.Sgd(learning_rate=1e25), schedule=knobs.Constant())
 DIVERGING = dataclasses.replace(DIVERGING, train=dataclasses.replace(BASE.train, steps=30, clip_norm=None))
 
 SPIKING = PLACES[knobs.SpikesConfig](BASE, knobs.LogSpikes(window=2, sigmas=0.1))
 REWINDING = PLACES[knobs.SpikesConfig](BASE, knobs.RewindSpikes(window=2, sigmas=0.1, most=1))
+DIAGNOSED = dataclasses.replace(BASE, diagnostics=knobs.Diagnostics(every=4, rows=2, tokens=4))
 HANGING = dataclasses.replace(BASE, watchdog=knobs.Watchdog(floor_seconds=0.2))
 
 # Fields that show in what a run does, not in what it computes: where to start, another value, what to look at.
@@ -405,6 +416,10 @@ IN_THE_RUN: dict[str, tuple[Config, Any, Callable[[Config, Path], Any]]] = {
     "Watchdog.abort": (HANGING, True, watched),
     "Config.watchdog": (HANGING, knobs.Watchdog(), watched),
     "Config.recompute_every": (BASE, 2, recomputed),
+    "Diagnostics.every": (DIAGNOSED, 3, diagnosed),
+    "Diagnostics.rows": (DIAGNOSED, 3, diagnosed),
+    "Diagnostics.tokens": (DIAGNOSED, 6, diagnosed),
+    "Config.diagnostics": (DIAGNOSED, knobs.Diagnostics(), diagnosed),
     "Train.max_skipped": (DIVERGING, 3, written),
     "Train.parallel": (BASE, "pmap", placed),
     "Evaluation.every": (BASE, 3, written),
@@ -443,7 +458,15 @@ def test_changing_a_field_alone_changes_what_is_observed(name: str, tmp_path: Pa
     if name in IN_THE_RUN:
         base, value, look = IN_THE_RUN[name]
         place = next(place for holder, place in PLACES.items() if issubclass(kind, holder))
-        places = (base, base.train, base.evaluation, base.checkpoint, base.train.spikes, base.watchdog)
+        places = (
+            base,
+            base.train,
+            base.evaluation,
+            base.checkpoint,
+            base.train.spikes,
+            base.watchdog,
+            base.diagnostics,
+        )
         start = next(v for v in places if isinstance(v, kind))
         changed = place(base, dataclasses.replace(start, **{field: value}))
         assert look(base, tmp_path / "a") != look(changed, tmp_path / "b")

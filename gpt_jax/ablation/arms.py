@@ -81,6 +81,7 @@ def arm_results(
         extrapolation=_points([m.extrapolation for m in measured]),
         accuracy_by=_accuracy([m.accuracy_by for m in measured if m.accuracy_by is not None]),
         diagnostics=_diagnostics(done, measured),
+        inside={} if has_failures else _inside(arm, seeds),
         runs=tuple(r.described() for r in runs),
     )
 
@@ -145,3 +146,14 @@ def _diagnostics(runs: Sequence[StudyRun], measured: Sequence[Measurements]) -> 
         gradient_norm=median([r["grad_norm"] for run in runs for r in run.train]),
         skipped_steps=mean([run.train[-1]["skipped"] for run in runs if run.train]),
     )
+
+
+def _inside(arm: ArmRecord, seeds: Mapping[str, SeedRuns]) -> dict[str, dict[str, float]]:
+    """The scores of heads after the last step, by score and seed, of an arm whose runs record them."""
+    if "diagnostics" not in arm.config or arm.config["diagnostics"]["every"] is None:  # the first: of earlier studies
+        return {}
+    found: dict[str, dict[str, float]] = {}
+    for seed, runs in seeds.items():
+        for score, value in runs.own.scores().items():
+            found.setdefault(score, {})[seed] = value
+    return found

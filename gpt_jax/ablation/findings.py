@@ -123,7 +123,8 @@ class ArmResults(ArmPlan):
     None where the seed failed; `mean`, `std` and `interval` are of the values, None where a seed failed. `values` lacks
     seeds that make no pair with the baseline's. `losses`, `curves` and what is measured are of the runs at
     `learning_rate`; curves and means over the seeds are left out where a seed failed. `by_learning_rate` has the losses
-    of a sweep in the order of the seeds.
+    of a sweep in the order of the seeds. `inside` has the scores of attention heads after the last step, by score and
+    seed, of runs that record them.
     """
 
     measured_decode_tokens_per_second: float | None = None
@@ -145,6 +146,7 @@ class ArmResults(ArmPlan):
     extrapolation: Points | None = None
     accuracy_by: AccuracyBy | None = None
     diagnostics: Diagnostics | None = None
+    inside: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     runs: tuple[RunRecord, ...] = ()
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from html import escape
 
-from gpt_jax.ablation import headline, records, sections, table
+from gpt_jax.ablation import headline, inside, records, sections, table
 from gpt_jax.ablation.arms_table import arms_html
 from gpt_jax.ablation.claim import CLAIM
 from gpt_jax.ablation.exports import links_html, write_exports
@@ -25,6 +25,13 @@ from gpt_jax.pages.tables import plain_table
 from gpt_jax.runs.folder import RunFolder
 
 REPORT, MARKDOWN, CSV = "report.html", "report.md", "results.csv"
+INSPECT = "inspect.html"  # two arms side by side, which `experiments.report --inspect` makes
+
+
+INSPECT_LINK = (
+    f'<a href="{INSPECT}">Look inside two arms</a>: models of the same seed read the same text, side by side, from'
+    " tokens to the next token."
+)
 
 
 def write_report(folder: str | os.PathLike[str]) -> str:
@@ -52,7 +59,7 @@ def write_pages(results: StudyResults, folder: str | os.PathLike[str]) -> str:
     write_exports(results, pictures(results)[0], place)
     place.write_text(CSV, to_csv(results))
     place.write_text(MARKDOWN, to_markdown(results))
-    place.write_text(REPORT, to_html(results))
+    place.write_text(REPORT, to_html(results, has_inspect=place.exists(INSPECT)))
     return str(place.file(REPORT))
 
 
@@ -74,8 +81,8 @@ def publish(folder: str | os.PathLike[str], to: str | os.PathLike[str]) -> str:
     return str(place.file(REPORT))
 
 
-def to_html(results: StudyResults, is_exported: bool = True) -> str:
-    """The page, with links to the files in `export/` if they are there."""
+def to_html(results: StudyResults, is_exported: bool = True, has_inspect: bool = False) -> str:
+    """The page, with links to the files in `export/` and to the page of two arms' insides if they are there."""
     drawn, missing = pictures(results)
     question = results.question
     body = [
@@ -87,6 +94,7 @@ def to_html(results: StudyResults, is_exported: bool = True) -> str:
         "<h2>Arms</h2>",
         arms_html(results),
         links_html() if is_exported else "",
+        f'<p class="note">{INSPECT_LINK}</p>' if has_inspect else "",
         "<h2>Pictures</h2>",
         pictures_html(drawn, missing, is_exported),
         *_optional(results),
@@ -111,6 +119,8 @@ def _optional(results: StudyResults) -> list[str]:
     heads, rows = sections.tuning(results)
     if rows:
         parts += ["<h2>Tuning</h2>", plain_table(heads, rows, 3, "tuning-table")]
+    if found := inside.html(results):
+        parts += ["<h2>Inside the heads</h2>", found]
     if results.log:
         parts += ["<h2>How this study was looked at</h2>", sections.log_html(results)]
     return parts
@@ -143,6 +153,7 @@ def to_markdown(results: StudyResults) -> str:
         "Tuning": sections.tuning(results),
         "How this study was looked at": sections.log(results),
         "Diagnostics": sections.diagnostics(results),
+        "Inside the heads (secondary, corrected over all rows)": inside.table(results),
         "What the arms change": sections.settings(results),
     }
     for title, (heads, body) in titled.items():

@@ -104,6 +104,19 @@ class StudyRun:
         processes = f", {found['processes']} processes" if found["processes"] > 1 else ""
         return f"{found['count']} × {found['kind']} ({found['machine']}{processes})"
 
+    def scores(self) -> dict[str, float]:
+        """The scores of the model's heads after the last step, of all of it and not of single layers; {} where the run
+        has not ended, or records none.
+        """
+        last = metrics.read(self.folder, metrics.DIAGNOSTICS)[-1:] if self.is_done else []
+        return {
+            name: float(value)
+            for record in last
+            if record["step"] == self.planned.steps
+            for name, value in record.items()
+            if name not in metrics.UNPLOTTED and "/" not in name and value is not None
+        }
+
     def described(self) -> RunRecord:
         """The run as `results.json` holds it."""
         p = self.planned

@@ -7,26 +7,28 @@ the values a basis: a value vector has E channels, so one call of the model read
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from gpt_jax.analysis.capture import tap_shapes
+from gpt_jax.analysis.capture import Settings, compile_on, split_options, tap_shapes
 from gpt_jax.config import Differential
 from gpt_jax.config.errors import UserError
 from gpt_jax.model.gpt import GPT
 
 
 def effective_attention(
-    model: GPT, params: Any, tokens: Int[Array, "B T"], layer: int, **options: Any
+    model: GPT, params: Any, tokens: Int[Array, "B T"], layer: int, *, mesh: Mesh | None = None, **options: Any
 ) -> Float[np.ndarray, "B H T T"]:
     """Weights w with heads[b, h, t] = Σ_s w[b, h, t, s] · values[b, s, h], of the given layer.
 
     Of softmax attention they are the probabilities. Of linear, delta and average attention they may be negative, and a
-    row need not sum to 1. `options` are those of `model.apply`, such as `segments`.
+    row need not sum to 1. `options` are those of `model.apply`, such as `segments`; `mesh` is that of `read`. Calls of
+    one model and layer share a program.
 
     Raises:
       UserError: there is no such layer, it reads the values of another one, or its heads are not linear in its values
@@ -37,23 +39,30 @@ def effective_attention(
     attention = model.config.blocks[layer].attention
     if isinstance(attention, Differential):
         raise UserError("heads of differential attention are normalized, so no sums of values: read its probabilities")
-    place = f"blocks/{layer}/attention"
     shapes = tap_shapes(model, params, tokens, **options)
-    if f"{place}/values" not in shapes:
+    if f"blocks/{layer}/attention/values" not in shapes:
         raise UserError(f"layer {layer} makes no values of its own: choose the layer that it shares them with")
-    values, heads = shapes[f"{place}/values"], shapes[f"{place}/heads"]
-    T, E = tokens.shape[1], values.shape[-1]
+    T, E = tokens.shape[1], shapes[f"blocks/{layer}/attention/values"].shape[-1]
+    settings, given = split_options(options)
+    weights_of = _weights(model, layer, settings, mesh)
+    parts = [np.asarray(weights_of(params, tokens, given, np.int32(first))) for first in range(0, T, E)]
+    return np.concatenate(parts, axis=-1)[..., :T]
 
-    @jax.jit
-    def weights_of(params: Any, first: Array) -> Float[Array, "B H T E"]:
-        """The weights of E tokens from `first` on."""
-        basis = (jnp.arange(T)[:, None] == first + jnp.arange(E)).astype(values.dtype)  # (T, E)
 
+@lru_cache(maxsize=64)
+def _weights(model: GPT, layer: int, settings: Settings, mesh: Mesh | None) -> Any:
+    """The compiled weights (B, H, T, E) of E tokens from a `first` one on."""
+    place = f"blocks/{layer}/attention"
+
+    def weights_of(params: Any, tokens: Array, given: Any, first: Array) -> Float[Array, "B H T E"]:
         def unit(value: Array) -> Array:
+            T, E = value.shape[1], value.shape[-1]
+            basis = (jnp.arange(T)[:, None] == first + jnp.arange(E)).astype(value.dtype)  # (T, E)
             return jnp.broadcast_to(basis[:, None] if value.ndim == 4 else basis, value.shape)
 
-        result: Any = model.apply(params, tokens, capture=f"{place}/heads", edit={f"{place}/values": unit}, **options)
-        return result[-1][f"{place}/heads"]
+        edit = {f"{place}/values": unit}
+        result: Any = model.apply(params, tokens, capture=f"{place}/heads", edit=edit, **dict(settings), **given)
+        heads: Array = result[-1][f"{place}/heads"]
+        return heads
 
-    parts = [np.asarray(weights_of(params, jnp.int32(first))) for first in range(0, T, E)]
-    return np.concatenate(parts, axis=-1)[..., :T].reshape(*heads.shape[:3], T)
+    return compile_on(mesh, weights_of)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from gpt_jax.analysis.capture import read, tap_shapes
@@ -16,16 +17,18 @@ Table = dict[str, np.ndarray]  # column → values; `pandas.DataFrame` takes it 
 TINY = 1e-30
 
 
-def head_table(model: GPT, params: Any, tokens: Int[Array, "B T"], **options: Any) -> Table:
+def head_table(
+    model: GPT, params: Any, tokens: Int[Array, "B T"], *, mesh: Mesh | None = None, **options: Any
+) -> Table:
     """The `head_scores` of every layer and head, in the columns `layer`, `head` and one for each score.
 
     Softmax attention is read as probabilities, every other kind as its effective attention. Layers that mix positions
     in neither form, or read the values of another layer without probabilities of their own, are left out. `options` are
-    those of `model.apply`; with `segments`, scores of tokens are those within documents.
+    those of `model.apply`; with `segments`, scores of tokens are those within documents. `mesh` is that of `read`.
     """
     shapes = tap_shapes(model, params, tokens, **options)
     captured = [name for name in shapes if name.endswith(("/attention/probabilities", "/attention/logits"))]
-    found = read(model, params, tokens, captured, **options) if captured else {}
+    found = read(model, params, tokens, captured, mesh=mesh, **options) if captured else {}
     ids = np.asarray(tokens)
     segments = np.zeros_like(ids) if options.get("segments") is None else np.asarray(options["segments"])
     rows: list[Table] = []
@@ -34,7 +37,7 @@ def head_table(model: GPT, params: Any, tokens: Int[Array, "B T"], **options: An
         if f"{place}/probabilities" in found:
             weights, logits = found[f"{place}/probabilities"], found[f"{place}/logits"]
         elif f"{place}/values" in shapes:
-            weights, logits = effective_attention(model, params, tokens, layer, **options), None
+            weights, logits = effective_attention(model, params, tokens, layer, mesh=mesh, **options), None
         else:
             continue
         scores = head_scores(weights, ids, segments, logits)

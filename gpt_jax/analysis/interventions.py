@@ -1,6 +1,6 @@
 """Edits of tapped values, for `model.apply(..., edit={glob: edit})`: pure functions of the value.
 
-    model.apply(params, tokens, edit={"blocks/3/attention/heads": at(zero, heads=5)})       # ablates a head
+    model.apply(params, tokens, edit={"blocks/3/attention/heads": at(zero, heads=5, heads_first=True)})  # a head
     model.apply(params, tokens, edit={"blocks/6/mlp_residual": add(4.0 * direction)})       # steers
     model.apply(params, tokens, edit={"blocks/6/mlp_residual": at(replace(other), positions=-1)})  # patches
 
@@ -10,17 +10,45 @@ Of the tapped values, `heads`, `scores`, `logits` and `probabilities` have axes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from gpt_jax.config.errors import UserError
+from gpt_jax.model.gpt import GPT
 from gpt_jax.model.taps import Edit
 
 Index = int | Sequence[int] | slice
 EVERY = slice(None)
+
+
+class Edited(GPT):
+    """A model all of whose calls have these edits, glob and edit each; see `edited`."""
+
+    edits: tuple[tuple[str, Edit], ...] = ()
+
+    def _run(
+        self,
+        tokens: Int[Array, "B T"],
+        to_logits: bool,
+        *,
+        capture: str | Sequence[str] | None = None,
+        edit: Mapping[str, Edit] | None = None,
+        **options: Any,
+    ) -> Any:
+        every = {**dict(self.edits), **(edit or {})}
+        return super()._run(tokens, to_logits, capture=capture, edit=every, **options)
+
+
+def edited(model: GPT, edit: Mapping[str, Edit]) -> GPT:
+    """The model with edits that every call of it makes, for `generate` and all else that takes a model; its parameters
+    are those of `model`.
+
+    While text is generated, each call has one new token, so edits of a position do not find it; `logits` are no tap.
+    """
+    return Edited(model.config, edits=tuple(edit.items()))
 
 
 def zero(value: Array) -> Array:

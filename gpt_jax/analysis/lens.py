@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -41,18 +41,23 @@ def logit_lens(model: GPT, params: Any, tokens: Int[Array, "B T"], top: int = 5,
     if V is None or not 1 <= top <= V:
         raise UserError(f"top must lie in [1, {V}], the size of the vocabulary, not {top}")
     streams = read(model, params, tokens, ("embedding", "blocks/*/output"), **options)
+    values, program = list(streams.values()), _read_out(model, top)
+    found = [jax.device_get(program(params, tokens, x, values[-1])) for x in values]
+    return Lens(*(np.stack(parts) for parts in zip(*found, strict=True)))
 
-    @jax.jit
-    def read_out(params: Any, x: Array, last: Array) -> tuple[Array, ...]:
+
+@lru_cache(maxsize=16)
+def _read_out(model: GPT, top: int) -> Any:
+    """The compiled parts of `Lens` of one stream, given it and the last layer's."""
+
+    def read_out(params: Any, tokens: Array, x: Array, last: Array) -> tuple[Array, ...]:
         logits: Any = [model.apply(params, y, method="read_out") for y in (last, x)]
         log_p, log_q = (jax.nn.log_softmax(y) for y in logits)
         best, ids = jax.lax.top_k(log_q, top)
-        of_next = jnp.take_along_axis(log_q[:, :-1], jnp.asarray(tokens)[:, 1:, None], axis=-1)[..., 0]
+        of_next = jnp.take_along_axis(log_q[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
         return ids, best, of_next, jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
-    values = list(streams.values())
-    found = [jax.device_get(read_out(params, x, values[-1])) for x in values]
-    return Lens(*(np.stack(parts) for parts in zip(*found, strict=True)))
+    return jax.jit(read_out)
 
 
 class Attribution(NamedTuple):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gpt_jax.analysis.capture import read
-from gpt_jax.config.errors import UserError
+from gpt_jax.analysis.capture import Settings, heads_first, read, split_options, tap_shapes
+from gpt_jax.config.errors import UserError, nearest
 from gpt_jax.data import Batch
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.paths import matches
@@ -20,6 +20,7 @@ from gpt_jax.training.loss import cross_entropy
 from gpt_jax.training.step import model_arguments
 
 Metric = Callable[[Array], Array]  # logits (B, T, V) → a number
+Axes = tuple[tuple[str, int | None], ...]  # of values, by name
 
 
 def ablation_losses(
@@ -39,32 +40,47 @@ def ablation_losses(
       UserError: the glob matches nothing.
     """
     arguments = model_arguments(model, batch)
-    shapes = {name: value.shape for name, value in read(model, params, batch.tokens, capture, **arguments).items()}
-    axes = {name: _head_axis(name, len(shape)) for name, shape in shapes.items()}
-
-    def keep(name: str, mask: Array, value: Array) -> Array:
-        axis = axes[name]
-        others = tuple(i for i in range(value.ndim - 1) if i != axis)
-        instead = value.mean(others, keepdims=True) if by_mean else jnp.zeros_like(value)
-        shape = [value.shape[i] if i == axis else 1 for i in range(value.ndim)]
-        return jnp.where(mask.reshape(shape), value, instead)
-
-    @jax.jit
-    def loss(params: Any, masks: dict[str, Array]) -> Array:
-        edit = {name: partial(keep, name, mask) for name, mask in masks.items()}
-        logits: Any = model.apply(params, batch.tokens, edit=edit, **arguments)
-        nll, _, _ = cross_entropy(logits, jnp.asarray(batch.targets))
-        return jnp.sum(nll * batch.weights) / jnp.sum(batch.weights)
-
+    globs = (capture,) if isinstance(capture, str) else capture
+    every = tap_shapes(model, params, batch.tokens, **arguments)
+    for glob in globs:
+        if not any(matches(name, [glob]) for name in every):
+            raise UserError(f'capture="{glob}" matches nothing{nearest(glob, every)}')
+    shapes = {name: shape.shape for name, shape in every.items() if matches(name, globs)}
+    first = heads_first(model, params, batch.tokens, **arguments)
+    axes = {name: _head_axis(name in first, len(shape)) for name, shape in shapes.items()}
+    settings, given = split_options(arguments)
+    program = _loss_without(model, settings, tuple(axes.items()), by_mean)
+    loss = partial(program, params, batch._replace(segments=None, positions=None), given)
     whole = {name: np.ones(1 if axis is None else shapes[name][axis], bool) for name, axis in axes.items()}
-    base = float(loss(params, whole))
+    base = float(loss(whole))
     rises: dict[str, list[float]] = {name: [] for name in whole}
     for name, mask in whole.items():
         for i in range(mask.size):
             without = mask.copy()
             without[i] = False
-            rises[name].append(float(loss(params, whole | {name: without})) - base)
+            rises[name].append(float(loss(whole | {name: without})) - base)
     return {name: np.array(values) for name, values in rises.items()}
+
+
+@lru_cache(maxsize=16)
+def _loss_without(model: GPT, settings: Settings, axes: Axes, by_mean: bool) -> Any:
+    """The compiled loss of a batch in which the heads that masks leave out, by name, are ablated. `axes` has the axis
+    of heads of each value, None where it has none.
+    """
+
+    def keep(axis: int | None, mask: Array, value: Array) -> Array:
+        others = tuple(i for i in range(value.ndim - 1) if i != axis)
+        instead = value.mean(others, keepdims=True) if by_mean else jnp.zeros_like(value)
+        shape = [value.shape[i] if i == axis else 1 for i in range(value.ndim)]
+        return jnp.where(mask.reshape(shape), value, instead)
+
+    def loss(params: Any, batch: Batch, given: Any, masks: dict[str, Array]) -> Array:
+        edit = {name: partial(keep, axis, masks[name]) for name, axis in axes}
+        logits: Any = model.apply(params, batch.tokens, edit=edit, **dict(settings), **given)
+        nll, _, _ = cross_entropy(logits, jnp.asarray(batch.targets))
+        return jnp.sum(nll * batch.weights) / jnp.sum(batch.weights)
+
+    return jax.jit(loss)
 
 
 def activation_patching(
@@ -86,18 +102,8 @@ def activation_patching(
       UserError: the prompts differ in length, the glob matches nothing, or both runs have the same metric.
     """
     _check_prompts(clean, corrupted)
-    values = read(model, params, clean, capture)
-    length = clean.shape[1]
-
-    @jax.jit
-    def score(tokens: Array, values: dict[str, Array], masks: dict[str, Array]) -> Array:
-        def patched(name: str, value: Array) -> Array:
-            axis = _position_axis(name, value.ndim)
-            mask = masks[name].reshape([length if i == axis else 1 for i in range(value.ndim)])
-            return jnp.where(mask, values[name], value)
-
-        return metric(_logits(model, params, tokens, {name: partial(patched, name) for name in values}))
-
+    values, length = read(model, params, clean, capture), clean.shape[1]
+    score = partial(_patched(model, _axes(model, params, clean, values), metric), params)
     nowhere = {name: np.zeros(length, bool) for name in values}
     low, high = float(score(corrupted, values, nowhere)), float(score(clean, values, nowhere))
     _check_apart(low, high)
@@ -123,18 +129,14 @@ def attribution_patching(
     """
     _check_prompts(clean, corrupted)
     good, bad = (read(model, params, tokens, capture) for tokens in (clean, corrupted))
-
-    @jax.jit
-    def score(changes: dict[str, Array], tokens: Array) -> Array:
-        return metric(_logits(model, params, tokens, {n: partial(jnp.add, change) for n, change in changes.items()}))
-
+    score = _changed(model, metric)
     none = jax.tree.map(jnp.zeros_like, bad)
-    low, high = float(score(none, corrupted)), float(score(none, clean))
+    (low, gradients), (high, _) = (score(none, params, tokens) for tokens in (corrupted, clean))
+    low, high = float(low), float(high)
     _check_apart(low, high)
-    gradients = jax.grad(score)(none, corrupted)
     effects = {}
-    for name, gradient in gradients.items():
-        axis = _position_axis(name, gradient.ndim)
+    for name, axis in _axes(model, params, clean, good):
+        gradient = gradients[name]
         product = np.asarray(gradient, np.float64) * (good[name] - bad[name])
         effects[name] = product.sum(tuple(i for i in range(product.ndim) if i != axis)) / (high - low)
     return effects
@@ -145,16 +147,41 @@ def _logits(model: GPT, params: Any, tokens: Array, edit: dict[str, Any]) -> Arr
     return logits
 
 
-HEADS_FIRST = ("**/heads", "**/scores", "**/logits", "**/probabilities", "**/log_decay")
+def _axes(model: GPT, params: Any, tokens: Array, values: Mapping[str, Any]) -> Axes:
+    """The axis of positions of each value."""
+    first = heads_first(model, params, tokens)
+    return tuple((name, 2 if name in first else 1) for name in values)
 
 
-def _position_axis(name: str, ndim: int) -> int:
-    return 2 if matches(name, HEADS_FIRST) and ndim > 2 and name != "logits" else 1
-
-
-def _head_axis(name: str, ndim: int) -> int | None:
+def _head_axis(is_first: bool, ndim: int) -> int | None:
     """The axis of heads; None if the value has none."""
-    return None if ndim < 4 else 3 - _position_axis(name, ndim)
+    return 1 if is_first else None if ndim < 4 else 2
+
+
+@lru_cache(maxsize=8)
+def _patched(model: GPT, axes: Axes, metric: Metric) -> Any:
+    """The compiled metric of tokens with `values` in place of the run's own where the masks (T,) are true. `axes` has
+    the axis of positions of each value.
+    """
+
+    def score(params: Any, tokens: Array, values: dict[str, Array], masks: dict[str, Array]) -> Array:
+        def patched(name: str, axis: int | None, value: Array) -> Array:
+            mask = masks[name].reshape([-1 if i == axis else 1 for i in range(value.ndim)])
+            return jnp.where(mask, values[name], value)
+
+        return metric(_logits(model, params, tokens, {name: partial(patched, name, axis) for name, axis in axes}))
+
+    return jax.jit(score)
+
+
+@lru_cache(maxsize=8)
+def _changed(model: GPT, metric: Metric) -> Any:
+    """The compiled metric of tokens and its gradients by `changes` that are added to values."""
+
+    def score(changes: dict[str, Array], params: Any, tokens: Array) -> Array:
+        return metric(_logits(model, params, tokens, {n: partial(jnp.add, change) for n, change in changes.items()}))
+
+    return jax.jit(jax.value_and_grad(score))
 
 
 def _check_prompts(clean: Array, corrupted: Array) -> None:

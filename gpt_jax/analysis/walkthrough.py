@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from gpt_jax.analysis.capture import read
 from gpt_jax.analysis.embeddings import nearest_neighbours
@@ -25,7 +25,7 @@ from gpt_jax.analysis.walkthrough_token import Token, tokens_of, visible
 from gpt_jax.config import Learned, depends_on_length, has_prefix
 from gpt_jax.config.errors import UserError
 from gpt_jax.data.tokenizer import Tokenizer
-from gpt_jax.decoding.generate import generate
+from gpt_jax.decoding.generate import bucket, generate
 from gpt_jax.decoding.sampling import Greedy
 from gpt_jax.model.gpt import GPT
 
@@ -105,9 +105,14 @@ def walk_through(
     name: str,
     new_tokens: int | None = None,
     limits: Limits | None = None,
+    shares_programs: bool = False,
 ) -> Walkthrough:
     """Walks `prompt` and up to `new_tokens` greedily chosen tokens through the model; the text ends earlier at one of
     the tokenizer's stop ids. None: `NEW_TOKENS`, or as many as the context has room for.
+
+    Args:
+      shares_programs: pads the text on its right, where no token of it looks, so that texts of similar lengths share
+        compiled programs. Values agree to rounding. A model that depends on the length of the row is not padded.
 
     Raises:
       UserError: the prompt is empty or longer than the context, or there are more new tokens than `limits` shows.
@@ -121,16 +126,18 @@ def walk_through(
     if not 0 <= new_tokens < limits.positions:
         raise UserError(f"the page shows from 0 to {limits.positions - 1} new tokens, not {new_tokens}")
     ids = [*map(int, prompt), *_continuation(model, params, tokenizer, prompt, new_tokens)]
-    tokens, new = jnp.asarray([ids]), len(ids) - P
+    is_padded = shares_programs and not depends_on_length(c)
+    room = min(bucket(len(ids)), c.context_length) if is_padded else len(ids)
+    tokens, new = jnp.asarray([[*ids, *[0] * (room - len(ids))]]), len(ids) - P
     options: dict[str, Any] = {"prefix": jnp.asarray([P])} if has_prefix(c) else {}
     first = max(0, len(ids) - limits.positions)
-    shown, channels = slice(first, None), sampled_channels(c.width, limits)
+    shown, channels = slice(first, len(ids)), sampled_channels(c.width, limits)
 
-    layers, notes = read_layers(model, params, tokens, first, limits, options)
-    found = {key: value[0] for key, value in read(model, params, tokens, LEVELS, **options).items()}
+    layers, notes = read_layers(model, params, tokens, len(ids), first, limits, options)
+    found = {key: value[0, : len(ids)] for key, value in read(model, params, tokens, LEVELS, **options).items()}
     lens = logit_lens(model, params, tokens, top=min(LENS, found["logits"].shape[-1]), **options)
     predictions = _predictions(found["logits"][shown], new)
-    embedding = _embedding(model, params, ids, found["embedding"], first, channels)
+    embedding = _embedding(model, params, tokens[0], shown, found["embedding"], channels)
     lensed = Lens(lens.ids[:, 0, shown], lens.log_probabilities[:, 0, shown])
     return Walkthrough(
         name=name,
@@ -164,21 +171,21 @@ def _continuation(model: GPT, params: Any, tokenizer: Tokenizer, prompt: Sequenc
 
 
 def _embedding(
-    model: GPT, params: Any, ids: Sequence[int], output: np.ndarray, first: int, channels: Sequence[int]
+    model: GPT, params: Any, tokens: Array, shown: slice, output: np.ndarray, channels: Sequence[int]
 ) -> Embedding:
     place = params["params"]["embedding"]
-    rows = jnp.take(place["table"], jnp.asarray(ids[first:]), axis=0)
+    rows = jnp.take(place["table"], tokens, axis=0)
     count = min(NEIGHBOURS + 1, place["table"].shape[0])  # the first is the token itself
-    near, cosines = nearest_neighbours(rows, place["table"], count)
+    near, cosines = (np.asarray(found)[shown] for found in nearest_neighbours(rows, place["table"], count))
     code, positions = model.config.embedding.position, None
     if isinstance(code, Learned):
         whole = np.asarray(place["position"]["table"])
-        positions = _float(whole[np.arange(first, len(ids)) + code.offset][:, channels])
+        positions = _float(whole[np.arange(shown.start, shown.stop) + code.offset][:, channels])
     return Embedding(
-        rows=_float(rows)[:, channels],
+        rows=_float(rows)[shown][:, channels],
         positions=positions,
-        output=_float(output[first:][:, channels]),
-        neighbours=np.asarray(near, np.int32),
+        output=_float(output[shown][:, channels]),
+        neighbours=near.astype(np.int32),
         cosines=_float(cosines),
     )
 

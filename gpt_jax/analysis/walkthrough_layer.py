@@ -72,9 +72,17 @@ def sampled_channels(width: int, limits: Limits) -> tuple[int, ...]:
 
 
 def read_layers(
-    model: GPT, params: Any, tokens: Int[Array, "1 T"], first: int, limits: Limits, options: Mapping[str, Any]
+    model: GPT,
+    params: Any,
+    tokens: Int[Array, "1 N"],
+    length: int,
+    first: int,
+    limits: Limits,
+    options: Mapping[str, Any],
 ) -> tuple[tuple[Layer, ...], list[str]]:
-    """The layers that are shown, from position `first` on, and sentences on what is left out."""
+    """The layers that are shown, from position `first` on, and sentences on what is left out. The first `length` of the
+    N tokens are the text, the others padding.
+    """
     L = model.config.layers
     shapes = tap_shapes(model, params, tokens, **options)
     count = min(L, limits.layers)
@@ -85,6 +93,7 @@ def read_layers(
     for layer in chosen:
         if (weights := _effective(model, params, tokens, layer, shapes, options)) is not None:
             found[f"blocks/{layer}/attention/effective"] = weights
+    found = {name: _text_of(name, value, length) for name, value in found.items()}
 
     heads = limits.heads
     while True:
@@ -100,6 +109,14 @@ def read_layers(
         else:
             chosen = chosen[: len(chosen) // 2] + chosen[len(chosen) // 2 + 1 :]
     return layers, _left_out(L, layers)
+
+
+def _text_of(name: str, value: np.ndarray, length: int) -> np.ndarray:
+    """A value of one row without what it has of the padding."""
+    name = name.rpartition("/attention/")[2]
+    if name in MAPS:
+        return value[:, :length, :length]
+    return value[:, :length] if name in BY_HEAD else value[:length]
 
 
 def _left_out(L: int, layers: Sequence[Layer]) -> list[str]:

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpt_jax.data.tokenizer import BpeTokenizer, ByteTokenizer, CharacterTokenizer, Tokenizer
+from gpt_jax.data.tokenizer import BpeTokenizer, ByteTokenizer, CharacterTokenizer, HuggingFaceTokenizer, Tokenizer
 
 SIGNS = {"\n": "⏎", "\t": "⇥", "\r": "␍", " ": "␣", "\0": "␀"}
 
@@ -35,7 +35,7 @@ def _token(tokenizer: Tokenizer, index: int) -> Token:
         return Token(index, f"#{index}", (), None)
     piece = tokenizer.decode_bytes([index])
     merges: tuple[tuple[str, ...], ...] | None = None
-    if isinstance(tokenizer, BpeTokenizer):
+    if isinstance(tokenizer, BpeTokenizer | HuggingFaceTokenizer) and tokenizer.merges is not None:
         merges = tuple(tuple(visible(part) for part in step) for step in tokenizer.merges(index))
     elif isinstance(tokenizer, ByteTokenizer | CharacterTokenizer):
         merges = ()

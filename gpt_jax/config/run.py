@@ -10,7 +10,15 @@ from gpt_jax.config.faults import Watchdog
 from gpt_jax.config.mesh import ALL_DATA, SEQUENCE, check_positions, check_ring, parse_mesh
 from gpt_jax.config.model import ModelConfig
 from gpt_jax.config.questions import has_adapter, has_prefix
-from gpt_jax.config.training import Checkpoint, Constant, Evaluation, OptimizerConfig, ScheduleConfig, Train
+from gpt_jax.config.training import (
+    Checkpoint,
+    Constant,
+    Diagnostics,
+    Evaluation,
+    OptimizerConfig,
+    ScheduleConfig,
+    Train,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Config:
     mesh: str = ALL_DATA
     watchdog: Watchdog = Watchdog()
     recompute_every: int | None = None
+    diagnostics: Diagnostics = Diagnostics()
 
     def __post_init__(self) -> None:
         require(
@@ -72,11 +81,16 @@ def check_sequence(config: Config) -> None:
     """Refuses rows that cannot be divided over the mesh's axis `sequence`.
 
     Raises:
-      ConfigError: see `check_positions` and `check_ring`.
+      ConfigError: see `check_positions` and `check_ring`; or the run asks for diagnostics.
     """
     sizes, model = parse_mesh(config.mesh), config.model
     if SEQUENCE not in sizes or sizes[SEQUENCE] == 1:
         return
+    require(
+        config.diagnostics.every is None,
+        "scores of heads need whole rows on a device: leave diagnostics.every at None, or leave the axis sequence out"
+        " of the mesh",
+    )
     if sizes[SEQUENCE] > 0 and isinstance(config.data, Text):  # the others are checked when a batch is placed
         check_positions(model.context_length, sizes[SEQUENCE])
     check_ring(model.kernel, any(getattr(attention, "dropout", 0.0) > 0 for attention in model.attentions))

@@ -224,3 +224,20 @@ class Checkpoint:
     def __post_init__(self) -> None:
         require_positive(self.every, "checkpoint.every")
         require_positive(self.keep, "checkpoint.keep")
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Scores of every attention head, every `every` steps and after the last one (None: never), on the first `rows`
+    rows of the validation set and on as many of random tokens that repeat, cut to `tokens` tokens. They change no
+    number of the training.
+    """
+
+    every: int | None = None
+    rows: int = 4
+    tokens: int = 128
+
+    def __post_init__(self) -> None:
+        require_positive(self.every, "diagnostics.every")
+        require_positive(self.rows, "diagnostics.rows")
+        require(self.tokens >= 4, f"diagnostics.tokens must be at least 4, two that repeat, not {self.tokens}")

@@ -73,7 +73,8 @@ class MultiHeadAttention(Mixer):
         if cfg.is_kv_shared(self.model.attentions):
             shared = {**shared, "key_and_value": (key, value, keys)}
 
-        heads = tap(self, "heads", self.attend(query.swapaxes(1, 2), key, value, queries, keys, row, train))
+        heads = self.attend(query.swapaxes(1, 2), key, value, queries, keys, row, train)
+        heads = tap(self, "heads", heads, heads_first=True)
         out = heads.swapaxes(1, 2)
         if c.gate is not None:
             out *= tap(self, "gate", implementation(OUTPUT_GATES, c.gate)(self.linear, x, H, E).reshape(out.shape))
@@ -194,7 +195,7 @@ def _tap_of(layer: Mixer) -> Tap | None:
     """The taps of `layer` inside `attend`; None if the call neither captures nor edits one."""
     names = ("scores", "logits", "probabilities")
     edits = is_edited(layer, *names)
-    return Tap(partial(tap, layer), edits) if edits or is_captured(layer, *names) else None
+    return Tap(partial(tap, layer, heads_first=True), edits) if edits or is_captured(layer, *names) else None
 
 
 def scaled(

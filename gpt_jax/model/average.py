@@ -34,9 +34,10 @@ class AverageAttention(Mixer):
         one = zeros((B, 1, T, 1), jnp.float32) + 1  # a sum is linear attention whose queries and keys are 1
         past = part(cache, "state")
         total, state = linear_attention(one, one, value[:, None], segments=row.segments, state=past)
-        mean = tap(self, "heads", (total / (row.positions + 1)[:, None, :, None]).astype(x.dtype))[:, 0]
+        mean = (total / (row.positions + 1)[:, None, :, None]).astype(x.dtype)
+        mean = tap(self, "heads", mean, heads_first=True)[:, 0]
         y = Linear(C, False, std, dtype, self.output_scale, name="output")(mean)
-        state = {"state": tap(self, "state", state["state"])}
+        state = {"state": tap(self, "state", state["state"], heads_first=True)}
         return y, write(cache, **state), shared
 
     @staticmethod

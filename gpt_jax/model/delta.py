@@ -142,7 +142,7 @@ class GatedDeltaNet(Recurrent):
             row.segments,
             read(cache, "state"),
         )
-        return self.finish(x, out), write(cache, state=tap(self, "state", state)), shared
+        return self.finish(x, out), write(cache, state=tap(self, "state", state, heads_first=True)), shared
 
     @staticmethod
     def cache_shapes(config: cfg.Delta, model: cfg.ModelConfig, length: int) -> CacheShapes:

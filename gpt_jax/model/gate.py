@@ -40,7 +40,7 @@ def forget_sums(
     cache with the last of these sums (Lin et al. 2025, arXiv:2503.02130).
     """
     linear = Linear(layer.config.heads, True, layer.model.init.kernel_std, layer.model.param_dtype, name="forget")
-    log_f = tap(layer, "log_decay", jax.nn.log_sigmoid(linear(x).astype(jnp.float32)).swapaxes(1, 2))
+    log_f = tap(layer, "log_decay", jax.nn.log_sigmoid(linear(x).astype(jnp.float32)).swapaxes(1, 2), heads_first=True)
     if row.segments is None:
         sums = jnp.cumsum(log_f, axis=-1)
     else:

@@ -80,7 +80,7 @@ class LatentAttention(Mixer):
                 tap(self, name, y.swapaxes(1, 2)).swapaxes(1, 2) for name, y in (("keys", key), ("values", value))
             )
             heads = attended(self, c, query, key, value, queries, keys, row, train)
-        out = tap(self, "heads", heads).swapaxes(1, 2)
+        out = tap(self, "heads", heads, heads_first=True).swapaxes(1, 2)
         return Linear(C, c.bias, std, dtype, self.output_scale, heads=True, name="output")(out), cache, shared
 
     @staticmethod

@@ -119,7 +119,7 @@ class LinearAttention(Recurrent):
             key = jnp.where(kept[..., None, None], key, 0)
         query, key, value = tap(self, "queries", query), tap(self, "keys", key), tap(self, "values", value)
         out, state = self._mix(query, key, value, self.log_decay(x), row, cache)
-        state["state"] = tap(self, "state", state["state"])
+        state["state"] = tap(self, "state", state["state"], heads_first=True)
         return self.finish(x, out), write(cache, **state), shared
 
     def _mix(

@@ -146,12 +146,12 @@ class Recurrent(Mixer):
                 return jnp.broadcast_to(fixed_log_decay(H)[:, None], (B, H, T))
             case _:
                 log_decay = LogDecay(H, self.model.init.kernel_std, self.model.param_dtype, name="decay")(x)
-                return tap(self, "log_decay", log_decay.swapaxes(1, 2))
+                return tap(self, "log_decay", log_decay.swapaxes(1, 2), heads_first=True)
 
     def finish(self, x: Float[Array, "B T C"], heads: Float[Array, "B H T E"]) -> Float[Array, "B T C"]:
         """Applies norm, gate and output projection to the heads' outputs."""
         c, C = self.config, x.shape[-1]
-        out = tap(self, "heads", heads).swapaxes(1, 2)
+        out = tap(self, "heads", heads, heads_first=True).swapaxes(1, 2)
         out = make_norm(c.output_norm, self.model.param_dtype, name="output_norm")(out).astype(x.dtype)
         if c.gate is not None:
             gate = GATES[c.gate](self._linear("gate", out.shape[2] * out.shape[3])(x))

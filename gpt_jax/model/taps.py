@@ -105,6 +105,20 @@ class Taps:
 _TAPS: ContextVar[Taps | None] = ContextVar("taps", default=None)
 
 
+_HEADS_FIRST: ContextVar[set[str] | None] = ContextVar("heads_first", default=None)
+
+
+@contextmanager
+def noting_heads_first() -> Iterator[set[str]]:
+    """Yields a set that gets the names of the taps whose heads come before their positions, of calls traced in it."""
+    noted: set[str] = set()
+    token = _HEADS_FIRST.set(noted)
+    try:
+        yield noted
+    finally:
+        _HEADS_FIRST.reset(token)
+
+
 @contextmanager
 def tapping(
     module: nn.Module, capture: str | Sequence[str] | None, edit: Mapping[str, Edit] | None
@@ -146,10 +160,18 @@ def add(layer: int, taken: Mapping[str, Array]) -> None:
         taps.add(layer, taken)
 
 
-def tap(module: nn.Module, name: str, value: Array) -> Array:
-    """The value to go on with: `value`, or what the call's edit of `<path of module>/<name>` makes of it."""
+def tap(module: nn.Module, name: str, value: Array, *, heads_first: bool = False) -> Array:
+    """The value to go on with: `value`, or what the call's edit of `<path of module>/<name>` makes of it.
+
+    Axes are (B, T, …), with heads after the positions where there are some, or, `heads_first`, (B, H, T, …).
+    """
     taps = _TAPS.get()
-    return value if taps is None else taps.visit(taps.path(module, name), value)
+    if taps is None:
+        return value
+    path = taps.path(module, name)
+    if heads_first and (noted := _HEADS_FIRST.get()) is not None:
+        noted.update(taps.names(path))
+    return taps.visit(path, value)
 
 
 def is_captured(module: nn.Module, *names: str) -> bool:

@@ -17,10 +17,11 @@ from gpt_jax.config import Config
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch
 from gpt_jax.runs.checkpoint import Checkpoints
+from gpt_jax.runs.diagnostics import Diagnose
 from gpt_jax.runs.display import Display
 from gpt_jax.runs.goodput import CHECKPOINT, DATA, EVALUATION, STEPS, Goodput, describe
 from gpt_jax.runs.interrupt import Interrupts
-from gpt_jax.runs.metrics import Metrics
+from gpt_jax.runs.metrics import DIAGNOSTICS, Metrics
 from gpt_jax.runs.profile import Trace
 from gpt_jax.runs.spikes import SpikeWatch, sentence
 from gpt_jax.training.evaluate import Evaluate
@@ -84,6 +85,7 @@ class RunObserver:
     config: Config
     step: int  # updates done
     evaluate: Evaluate
+    diagnose: Diagnose | None  # None: never
     checkpoints: Checkpoints
     records: Metrics
     display: Display
@@ -109,6 +111,8 @@ class RunObserver:
         self.has_ended = self._has_diverged() or self._is_last()
         if not self._has_diverged() and self._evaluation_due() and not self.records.had(self.step, "validation"):
             self.checkpoints.evaluated(self.step, self._evaluate(state))
+        if not self._has_diverged() and self._diagnosis_due() and not self.records.had(self.step, DIAGNOSTICS):
+            self._diagnose(state)
 
     def before_step(self, step: int) -> None:
         self.interrupts.doing = f"step {step}"
@@ -128,15 +132,17 @@ class RunObserver:
             self._record_goodput()
 
     def needs_state(self, step: int) -> bool:
-        return self.spike is None and (self._evaluates() or self._saves())
+        return self.spike is None and (self._evaluates() or self._diagnoses() or self._saves())
 
     def take_state(self, step: int, state: TrainState) -> None:
-        """Evaluates, saves or both, as this step requires. A checkpoint is never ahead of the records."""
+        """Evaluates, diagnoses and saves, as this step requires. A checkpoint is never ahead of the records."""
         self._switch(STEPS)
         self._report()
         if self.spike is not None:
             return
         loss = self._evaluate(state) if self._evaluates() else None
+        if self._diagnoses():
+            self._diagnose(state)
         if self._saves():
             self._save(state, loss)
         self._switch(DATA)
@@ -174,6 +180,14 @@ class RunObserver:
     def _evaluates(self) -> bool:
         """An interrupted run puts its evaluation off to the next start, so that the process ends soon."""
         return self._is_last() or (self._evaluation_due() and not self._is_stopping)
+
+    def _diagnosis_due(self) -> bool:
+        every = self.config.diagnostics.every
+        return every is not None and (self.step % every == 0 or self._is_last())
+
+    def _diagnoses(self) -> bool:
+        """An interrupted run puts it off too."""
+        return self._diagnosis_due() and (self._is_last() or not self._is_stopping)
 
     def _saves(self) -> bool:
         return self._is_last() or self._is_stopping or self.step % self.config.checkpoint.every == 0
@@ -216,6 +230,13 @@ class RunObserver:
         self.display.evaluated(self.step, result)
         self._pause()
         return float(result["loss"])
+
+    def _diagnose(self, state: TrainState) -> None:
+        assert self.diagnose is not None
+        self.interrupts.doing = f"the diagnostics after step {self.step}"
+        self._switch(EVALUATION)
+        self.records.write({"step": self.step, "split": DIAGNOSTICS, **self.diagnose(state.model_params)})
+        self._pause()
 
     def _save(self, state: TrainState, validation_loss: float | None) -> None:
         self.interrupts.doing = f"the checkpoint of step {self.step}"

@@ -2,7 +2,8 @@
 
 A line is a JSON object with `step` (updates done, from 1), `split` (`train` or `validation`), `loss` (nats per token)
 and further metrics. A resumed run first drops the lines after its checkpoint, so that no step is recorded twice. Lines
-of the split `goodput` tell where the wall time went, and all of them stay.
+of the split `goodput` tell where the wall time went, and all of them stay. Those of the split `diagnostics` have scores
+of attention heads.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from gpt_jax.runs.goodput import GOODPUT
 FLUSH_SECONDS = 1.0
 EVENTS_SECONDS = 60.0  # between flushes of TensorBoard's file
 MEASURED = ("train", "validation")
-CURVES = (*MEASURED, GOODPUT)
+DIAGNOSTICS = "diagnostics"  # the split of the records of runs/diagnostics.py
+CURVES = (*MEASURED, GOODPUT, DIAGNOSTICS)
 UNPLOTTED = ("step", "split", "time")  # what TensorBoard and Weights & Biases get no curve of
 
 

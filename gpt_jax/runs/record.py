@@ -22,7 +22,8 @@ from gpt_jax.data import Data
 from gpt_jax.runs.environment import git_revision, versions
 from gpt_jax.runs.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, SAVED, RunFolder
 
-WATCHING = ("watchdog", "recompute_every")  # settings that change no number, and that a suspicion makes one change
+# Settings that change no number, and that a suspicion makes one change.
+WATCHING = ("watchdog", "recompute_every", "diagnostics")
 
 
 class ConfigChanged(ConfigError):
@@ -72,7 +73,7 @@ def has_progress(folder: RunFolder) -> bool:
 
 
 def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -> None:
-    """Checks that the run of `old` in the folder may go on as `new`: `mesh`, `watchdog` and `recompute_every` may
+    """Checks that the run of `old` in the folder may go on as `new`: `mesh` and the settings in `WATCHING` may
     differ, `train.steps` may grow, and if it does, `schedule` may differ (`runs/longer.py` says how far).
 
     Raises:
@@ -95,7 +96,8 @@ def check_resumable(folder: RunFolder, old: Config, new: Config, resume: bool) -
         shown = ", ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in changes.items())
         raise ConfigChanged(
             f"{folder} holds a run of another configuration ({shown}): choose another --workdir, or take the change"
-            " back (only train.steps may grow, the schedule with it, and mesh, watchdog and recompute_every may change)"
+            f" back (only train.steps may grow, the schedule with it, and mesh, {', '.join(WATCHING[:-1])} and"
+            f" {WATCHING[-1]} may change)"
         )
 
 

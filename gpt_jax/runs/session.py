@@ -18,6 +18,7 @@ from gpt_jax.model.gpt import GPT
 from gpt_jax.runs import consensus, metrics, record
 from gpt_jax.runs.checkpoint import Checkpoints, Restored
 from gpt_jax.runs.console import make_display, show_banner
+from gpt_jax.runs.diagnostics import make_diagnose
 from gpt_jax.runs.folder import PROFILE, TOKENIZER, RunFolder, Workdir
 from gpt_jax.runs.goodput import GOODPUT, Goodput, Stopwatch
 from gpt_jax.runs.init_from import changed_settings, check_base, with_vocabulary
@@ -165,6 +166,7 @@ class Session:
                 config=config,
                 step=start,
                 evaluate=make_evaluate(GPT(config.model), data, rows, mesh, sums),
+                diagnose=None if config.diagnostics.every is None else make_diagnose(config, data, mesh),
                 checkpoints=self.checkpoints,
                 records=records,
                 display=display,

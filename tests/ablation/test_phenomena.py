@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
@@ -16,8 +17,14 @@ from gpt_jax.ablation.results import write_results
 from gpt_jax.ablation.runner import Runner, write_plan
 from gpt_jax.ablation.schema import Grouping
 from gpt_jax.ablation.study import Study, change
+from gpt_jax.analysis.heads import head_table
+from gpt_jax.analysis.interventions import at, zero
 from gpt_jax.config import Config
 from gpt_jax.config.conversion import from_config_dict
+from gpt_jax.data import Batch, open_data
+from gpt_jax.model.gpt import GPT
+from gpt_jax.runs.load import load_run
+from gpt_jax.training.loss import cross_entropy
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +50,22 @@ def test_two_attention_layers_solve_induction_and_one_does_not(tmp_path: Path) -
     assert max(arms["two layers"].losses.values()) <= 0.1
     assert min(arms["one layer"].losses.values()) > 1.0
     assert arms["one layer"].versus_baseline.verdict == "worse"
+    runs = {name: load_run(str(tmp_path / str(arm.runs[0].folder))) for name, arm in arms.items()}
+    model, params, _ = runs["two layers"]
+    batch = next(open_data(base.data, base.model.context_length, 0, progress=False).validation(64))
+    table = head_table(model, params, jnp.asarray(batch.tokens))
+    found = table["induction"] > 0.5
+    assert set(table["layer"][found]) == {1}, "the score finds heads of the second layer alone"
+    assert (table["previous_token"][table["layer"] == 0] > 0.3).any(), "and in the first one, what feeds them"
+    edit = {"blocks/1/attention/heads": at(zero, heads=table["head"][found].tolist(), heads_first=True)}
+    assert loss_of(model, params, batch) < 0.1
+    # Not the same loss: what is left of two layers has not learned to do without the others, which one layer has.
+    assert loss_of(model, params, batch, edit) >= loss_of(*runs["one layer"][:2], batch) > 1.0
+
+
+def loss_of(model: GPT, params: Any, batch: Batch, edit: Any = None) -> float:
+    nll, _, _ = cross_entropy(model.apply(params, jnp.asarray(batch.tokens), edit=edit), jnp.asarray(batch.targets))
+    return float((nll * batch.weights).sum() / batch.weights.sum())
 
 
 def test_a_short_window_can_not_recall(tmp_path: Path) -> None:

@@ -119,6 +119,22 @@ def test_results_keep_the_contract(done: tuple[Path, dict[str, Any]]) -> None:
     json.dumps(results, allow_nan=False)
 
 
+def test_scores_of_heads_are_those_after_the_last_step(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """By score and seed, of arms whose runs record them; scores of single layers and of earlier steps stay there."""
+    folder = shutil.copytree(done[0], tmp_path / "study")
+    assert all(arm["inside"] == {} for arm in done[1]["arms"])
+    study = json.loads((folder / "study.json").read_text())
+    for arm in study["arms"]:
+        arm["config"]["diagnostics"]["every"] = 3
+    (folder / "study.json").write_text(json.dumps(study))
+    for planned in study["runs"]:
+        with (folder / planned["folder"] / "metrics.jsonl").open("a") as file:
+            for step in (3, 6):
+                scores = {"entropy": step + planned["seed"], "sink": None, "blocks/0/attention/entropy": 1.0}
+                file.write(json.dumps({"step": step, "split": "diagnostics", **scores}) + "\n")
+    assert [arm["inside"] for arm in collect(folder)["arms"]] == [{"entropy": {"0": 6.0, "1": 7.0}}] * 2
+
+
 def test_runs_are_those_that_train_makes(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """Sharing programs, arms in turn and measuring in between change no bit of a run, and its folder is ordinary."""
     folder, results = done

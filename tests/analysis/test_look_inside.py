@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from gpt_jax import GPT
-from gpt_jax.analysis.capture import read
+from gpt_jax.analysis.capture import heads_first, read, tap_shapes
 from gpt_jax.analysis.effective import effective_attention
 from gpt_jax.analysis.heads import head_scores, head_table
-from gpt_jax.analysis.interventions import add, at, mean, replace, scale, zero
+from gpt_jax.analysis.interventions import add, at, edited, mean, replace, scale, zero
 from gpt_jax.analysis.lens import direct_logit_attribution, logit_lens
 from gpt_jax.analysis.patching import ablation_losses, activation_patching, attribution_patching
 from gpt_jax.config import (
@@ -31,6 +31,8 @@ from gpt_jax.config import (
 )
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch
+from gpt_jax.decoding.generate import generate
+from gpt_jax.decoding.sampling import Greedy
 from tests.tiny import apply, random_params, tiny
 
 TOKENS = jnp.array([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
@@ -194,6 +196,52 @@ def test_the_loss_without_a_head_is_that_of_a_model_without_it() -> None:
     }
 
 
+def test_each_tap_says_where_its_heads_are() -> None:
+    """Values of the same number of axes differ in their order: a head of each is found, and its positions."""
+    blocks = tuple(BlockConfig(m, GatedMlp(12)) for m in (Attention(4, forget_gate=True), LinearAttention(2)))
+    model = GPT(dataclasses.replace(tiny(), blocks=blocks))
+    shapes = tap_shapes(model, random_params(model), TOKENS)
+    first = heads_first(model, random_params(model), TOKENS)
+    B, T = TOKENS.shape
+    for name, shape in shapes.items():
+        if name.endswith("/state"):  # of all positions together
+            assert name in first
+        elif name in first:
+            assert shape.shape[:3] in {(B, 4, T), (B, 2, T)}, name
+        else:
+            assert shape.shape[:2] == (B, T), name
+    ends = {name.rpartition("/")[2] for name in first}
+    assert ends == {"heads", "scores", "logits", "probabilities", "log_decay", "state"}
+
+
+def test_calls_of_one_model_share_programs() -> None:
+    model = GPT(tiny(Attention(4, position=Rope())))
+    batch = Batch(TOKENS[:, :-1], TOKENS[:, 1:], jnp.ones((2, 7)))
+    compiled: list[str] = []
+
+    def metric(logits: jax.Array) -> jax.Array:
+        return logits[0, -1, 7] - logits[0, -1, 8]
+
+    def look(seed: int) -> None:
+        params = random_params(model, seed)
+        read(model, params, TOKENS, "blocks/*/output")
+        effective_attention(model, params, TOKENS, 1)
+        ablation_losses(model, params, batch, "blocks/1/attention/heads")
+        for patching in (activation_patching, attribution_patching):
+            patching(model, params, TOKENS[:1], TOKENS[1:], metric)
+        logit_lens(model, params, TOKENS)
+
+    look(0)
+    params_again = random_params(model, 1)
+    jax.block_until_ready(params_again)
+    jax.monitoring.register_event_duration_secs_listener(heard := lambda event, seconds, **_: compiled.append(event))
+    try:
+        look(1)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+    assert [event for event in compiled if "backend_compile" in event] == []
+
+
 def test_patching_the_stream_of_the_last_position_restores_the_answer() -> None:
     """After the last layer only the position that is read counts; attribution is its first-order form."""
     model = GPT(tiny(Attention(4, position=Rope())))
@@ -221,6 +269,21 @@ def test_patching_the_stream_of_the_last_position_restores_the_answer() -> None:
         activation_patching(model, params, clean, TOKENS[:1, :-1], metric)
     with pytest.raises(UserError, match="both prompts give the same metric"):
         attribution_patching(model, params, clean, clean, metric)
+
+
+def test_an_edited_model_generates_with_its_edits() -> None:
+    """The likeliest tokens of a forward pass with the edit, which differ from those without."""
+    model = GPT(tiny(Attention(4, head_width=4, position=Rope())))
+    params = random_params(model, size=0.5)
+    edit = {"blocks/0/attention/heads": at(zero, heads=[1, 2], heads_first=True)}
+    changed, ids = edited(model, edit), [3, 1, 4, 1, 5]
+    options: dict[str, Any] = {"key": jax.random.key(0), "max_new_tokens": 6, "sampler": Greedy()}
+    found, plain = (generate(m, params, [ids], **options).tokens[0].tolist() for m in (changed, model))
+    whole, mlp = jnp.array([[*ids, *found]]), {"blocks/1/mlp_change": zero}
+    likeliest = read(model, params, whole, "logits", edit)["logits"][0, len(ids) - 1 : -1].argmax(-1)
+    assert likeliest.tolist() == found != plain
+    both = (read(m, params, whole, "logits", e)["logits"] for m, e in ((changed, mlp), (model, edit | mlp)))
+    np.testing.assert_array_equal(*both)
 
 
 def test_edits_change_what_they_name_and_nothing_else() -> None:

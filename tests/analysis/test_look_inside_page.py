@@ -1,5 +1,6 @@
 """The code of docs/look_inside.md runs, and its table names the taps that there are."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,17 @@ import pytest
 
 import gpt_jax
 from gpt_jax import GPT
-from gpt_jax.config import Attention, BlockConfig, Delta, ElementwiseGate, GatedMlp, Latent, ModelConfig, Rope
+from gpt_jax.config import (
+    Attention,
+    BlockConfig,
+    Delta,
+    Diagnostics,
+    ElementwiseGate,
+    GatedMlp,
+    Latent,
+    ModelConfig,
+    Rope,
+)
 from gpt_jax.data.tokenizer import ByteTokenizer
 from gpt_jax.model.paths import matches
 
@@ -35,12 +46,14 @@ def test_the_commands_and_limits_of_the_page_are_those_there_are() -> None:
     from gpt_jax.analysis.walkthrough_layer import Limits
 
     root, limits = Path(__file__).resolve().parents[2], Limits()
-    helped = (root / "experiments" / "inspect.py").read_text("utf-8")
-    commands = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-    assert len(commands) == 3
-    for command in commands:
-        assert command.startswith("python -m experiments.inspect ")
-        assert all(re.search(rf"^  {flag}[= ]", helped, re.MULTILINE) for flag in re.findall(r"--\w+", command))
+    commands = re.findall(r"```sh\npython -m experiments\.(\w+) (.*?)```", PAGE, re.DOTALL)
+    assert [name for name, _ in commands] == ["train", "inspect", "inspect", "report", "inspect"]
+    for name, flags in commands:
+        helped = (root / "experiments" / f"{name}.py").read_text("utf-8")
+        assert all(re.search(rf"^  {flag}[=. ]", helped, re.MULTILINE) for flag in re.findall(r"--\w+", flags))
+    knobs = re.findall(r"--config\.diagnostics\.(\w+)", PAGE)
+    assert {*knobs} == {field.name for field in dataclasses.fields(Diagnostics)}
+    assert f"({Diagnostics().rows} rows of {Diagnostics().tokens} tokens)" in PAGE
     said = f"the last {limits.positions} tokens, up to {limits.layers} layers and {limits.heads} heads of each"
     assert said.replace(" and ", "\nand ") in PAGE and f"past {limits.bytes / 1e6:g} MB" in PAGE
     assert f"{walkthrough.WHOLE_LOGITS:,}" in PAGE and f"the {walkthrough.KEPT_LOGITS:,} likeliest" in PAGE

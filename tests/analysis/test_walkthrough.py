@@ -1,21 +1,35 @@
 """The records of a walk through a model: they are the values that the model taps, and they add up."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import init_cache
-from gpt_jax.analysis.walkthrough import walk_through
+from gpt_jax import GPT, init_cache
+from gpt_jax.analysis.walkthrough import Walkthrough, walk_through
 from gpt_jax.analysis.walkthrough_layer import Limits, read_layers
 from gpt_jax.analysis.walkthrough_rule import rules_of
 from gpt_jax.analysis.walkthrough_token import tokens_of, visible
-from gpt_jax.config import Alibi, Attention, Average, BlockConfig, Chunk, Differential, ModelConfig, Score, T5Bias
+from gpt_jax.config import (
+    Alibi,
+    Attention,
+    Average,
+    BlockConfig,
+    Chunk,
+    Delta,
+    Differential,
+    ModelConfig,
+    Score,
+    T5Bias,
+)
 from gpt_jax.config.errors import UserError
 from gpt_jax.data.tokenizer import BpeTokenizer, ByteTokenizer
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Greedy
 from tests.analysis.walked import NEW, apply, model, prompt, walk
+from tests.tiny import random_params
 
 
 def whole() -> jax.Array:
@@ -45,6 +59,38 @@ def test_the_numbers_are_those_of_the_model() -> None:
             seen += 1
     assert seen > 80
     np.testing.assert_array_equal(walked.layers[3].values["input"], captured["blocks/2/output"][0])
+
+
+def test_texts_of_similar_lengths_share_programs_and_keep_their_numbers() -> None:
+    """Nothing is compiled for the second text; its numbers are those of the text alone, to rounding."""
+    blocks = tuple(BlockConfig(mixer, None) for mixer in (Attention(2, position=Alibi()), Delta(2, head_width=4)))
+    made = GPT(ModelConfig(vocab_size=ByteTokenizer().vocab_size, context_length=64, width=8, blocks=blocks))
+    params, compiled = random_params(made), []
+
+    def walked(ids: bytes, shares: bool = True) -> Walkthrough:
+        options = {"name": "shared", "new_tokens": 3, "shares_programs": shares}
+        return walk_through(made, params, ByteTokenizer(), list(ids), **options)
+
+    def heard(event: str, seconds: float, **_: str | int) -> None:
+        compiled.append(event)
+
+    walked(b"a first text, a bit longer")
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        second = walked(b"and the second one")
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+    assert [event for event in compiled if "backend_compile" in event] == []
+    alone = walked(b"and the second one", shares=False)
+    assert [token.id for token in second.tokens] == [token.id for token in alone.tokens]
+    np.testing.assert_array_equal(second.embedding.neighbours, alone.embedding.neighbours)
+    for name in ("hidden", "predictions.steps", "predictions.log_z", "embedding.output", "lens.log_probabilities"):
+        of_both = [operator.attrgetter(name)(walk) for walk in (second, alone)]
+        np.testing.assert_allclose(*of_both, rtol=1e-3, atol=1e-4, err_msg=name)
+    for one, other in zip(second.layers, alone.layers, strict=True):
+        assert one.values.keys() == other.values.keys()
+        for name, value in one.values.items():
+            np.testing.assert_allclose(value, other.values[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 def test_weights_times_values_are_the_heads_and_factors_times_dots_the_scores() -> None:
@@ -78,7 +124,7 @@ def test_the_continuation_is_what_generate_gives_and_the_cache_is_the_models_own
 
 def test_large_models_and_texts_are_sampled_down_and_it_is_said() -> None:
     (made, params), limits = model(), Limits(positions=8, layers=2, heads=3, channels=4)
-    layers, notes = read_layers(made, params, whole(), whole().shape[1] - 8, limits, {})
+    layers, notes = read_layers(made, params, whole(), whole().shape[1], whole().shape[1] - 8, limits, {})
     assert [layer.index for layer in layers] == [0, 5]
     full = walk().layers[0].values["attention/probabilities"]
     np.testing.assert_allclose(layers[0].values["attention/probabilities"], full[:3, -8:, -8:], atol=1e-6)

@@ -205,3 +205,17 @@ class TestFiles:
         with pytest.raises(ValueError, match="tokenizer.json is not") as error:
             load_tokenizer(tmp_path)
         assert "\n" not in str(error.value)
+
+
+def test_merges_are_those_of_the_files_own_list() -> None:
+    """As the tokenizer that wrote the file merges; of pieces, from letters; None where words are looked up whole."""
+    assert BYTEWISE.merges is not None
+    for index in range(TRAINED.vocab_size):
+        steps = BYTEWISE.merges(index)
+        assert steps == TRAINED.merges(index)
+    letters = load(pieces_with_byte_fallback()).merges
+    assert letters is not None
+    whole = "▁ab".encode()
+    assert letters(264) == [["▁".encode(), b"a", b"b"], ["▁a".encode(), b"b"], [whole]]
+    assert letters(1) == [] and letters(3) == [], "neither special tokens nor single bytes are merged"
+    assert load(words("Here", "[UNK]")).merges is None

@@ -46,6 +46,11 @@ def ablate(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*flags), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
 
 
+def report(*flags: str) -> subprocess.CompletedProcess[str]:
+    started = [sys.executable, "-m", "experiments.report", *flags]
+    return subprocess.run(started, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+
+
 @pytest.fixture
 def study(tmp_path: Path) -> str:
     (tmp_path / "study.py").write_text(STUDY)
@@ -110,6 +115,19 @@ def test_shipped_studies_smoke(name: str, tmp_path: Path) -> None:
     assert all(arm["n"] == 2 for arm in results["arms"])
     assert (tmp_path / "report.html").stat().st_size > 10_000
     print(f"{name}: {time.monotonic() - start:.0f} s")
+    if name == "kv_heads":
+        look_inside_two_arms(tmp_path)
+
+
+def look_inside_two_arms(folder: Path) -> None:
+    """The report links to a page of two arms, once there is one."""
+    assert "inspect.html" not in (folder / "report.html").read_text()
+    refused = report(f"--workdir={folder}", "--inspect=mha")
+    assert refused.returncode == 1 and "give one arm, to stand beside the baseline mha" in refused.stderr
+    shown = report(f"--workdir={folder}", "--inspect=mqa", "--prompt=def f")
+    assert shown.returncode == 0, shown.stderr
+    assert '<a href="inspect.html">' in (folder / "report.html").read_text()
+    assert "A walk through mha and mqa" in (folder / "inspect.html").read_text()
 
 
 def table(folder: Path) -> list[dict[str, str]]:

@@ -13,10 +13,10 @@ import tokenizers
 from gpt_jax.config.errors import UserError
 from gpt_jax.config.printable import printable
 from gpt_jax.data.tokenizer.base import ByteStream, PieceTokenizer, as_ids
-from gpt_jax.data.tokenizer.bpe import LETTER_BYTES
 from gpt_jax.data.tokenizer.chat import Message, render_chat
 from gpt_jax.data.tokenizer.definition import parse_definition
 from gpt_jax.data.tokenizer.interface import StreamDecoder, TokenIds
+from gpt_jax.data.tokenizer.merging import Merges, merges_of, piece_bytes
 
 TOKENIZER_JSON = "tokenizer.json"
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class HuggingFaceTokenizer(PieceTokenizer):
         special = {content: token["id"] for content, token in added.items() if token["special"]}
         self._bytewise = (self._definition["decoder"] or {}).get("type") == "ByteLevel"
         pieces = {
-            index: _piece(token) if self._bytewise and token not in added else token.encode()
+            index: piece_bytes(token) if self._bytewise and token not in added else token.encode()
             for token, index in vocab.items()
         }
         super().__init__(pieces, special)
@@ -118,6 +118,11 @@ class HuggingFaceTokenizer(PieceTokenizer):
         if named is None and "eos_token" in self.roles.tokens:
             return self._id("eos_token")
         return named
+
+    @functools.cached_property
+    def merges(self) -> Merges | None:
+        """`BpeTokenizer.merges` by this file's list of merges, as `merges_of`."""
+        return merges_of(self._definition, self._bytewise)
 
     @functools.cached_property
     def prefix(self) -> list[int]:  # type: ignore[override]
@@ -277,12 +282,6 @@ class TextStream:
         new = self._tokenizer.decode(self._ids)[len(self._shown) :]
         self._ids, self._shown = [], ""
         return new
-
-
-def _piece(token: str) -> bytes:
-    if all(letter in LETTER_BYTES for letter in token):
-        return bytes(LETTER_BYTES[letter] for letter in token)
-    return token.encode()
 
 
 def _types(part: Any) -> Iterator[str]:
