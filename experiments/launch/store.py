@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_type_hints
@@ -21,7 +22,7 @@ from gpt_jax.config.foreign import read_json_object, well_formed
 
 DESCRIPTION, STATE = "launch.json", "state.json"
 # What a launcher says of a slice; a local one says `launcher` too, its process, which `stop` sends a signal to.
-SAYS = {
+SAYS: dict[str, tuple[type, ...]] = {
     "state": (str,),
     "reason": (str,),
     "attempt": (int,),
@@ -30,7 +31,7 @@ SAYS = {
     "code": (int, NoneType),
     "command": (list,),
 }
-LOCAL = {"launcher": (int,)}
+LOCAL = SAYS | {"launcher": (int,)}
 
 
 def home() -> Path:
@@ -76,14 +77,14 @@ def recall(name: str) -> tuple[Launch, dict[str, Any]]:
         return launch, values
 
 
-def checked_state(values: Any, source: Path | str, also: dict[str, tuple[type, ...]] | None = None) -> dict[str, Any]:
-    """`values` from `source`, as the state that a launcher has written of a slice; `also` holds more keys and types.
+def checked_state(values: Any, source: Path | str, says: Mapping[str, tuple[type, ...]] = SAYS) -> dict[str, Any]:
+    """`values` from `source`, as the state that a launcher has written of a slice, with the keys and types of `says`.
 
     Raises:
       UserError: they are not.
     """
     with well_formed(source):
-        for key, kinds in (SAYS | (also or {})).items():
+        for key, kinds in says.items():
             _check(values, key, kinds)
             if key == "launcher" and values[key] < 2:  # a signal to 0 goes to all of this process's group
                 raise ValueError(f"launcher is {values[key]}")
