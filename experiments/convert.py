@@ -68,7 +68,8 @@ def main() -> int:
     tokenizer = found if given is None else given
     if tokenizer is None:
         raise cli.UsageError(f"{source} has no tokenizer: give one with --tokenizer=PATH")
-    write_run(workdir, model, params, tokenizer, text=FLAGS.data, source=source, source_hashes=origin)
+    place = str(Path(source).absolute())  # for a later check from anywhere
+    write_run(workdir, model, params, tokenizer, text=FLAGS.data, source=place, source_hashes=origin)
     chat = " --chat" if tokenizer.chats else ""
     Console().print(f"python -m experiments.sample --workdir={workdir}{chat} --prompt=…", soft_wrap=True)
     return 0

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.launch import checks, local, start, store, tpu
 from experiments.launch.clock import Clock, Timing
-from experiments.launch.description import SAVED, Launch, Slice, slices
+from experiments.launch.description import BATCH, SAVED, Launch, Slice, slices
 from experiments.launch.gcloud import CloudError, Gcloud
 from experiments.launch.supervise import Machines, whole_lines
 from experiments.launch.tpu_machines import TpuMachines
@@ -123,7 +123,7 @@ class Actions:
 
     @property
     def _is_batch(self) -> bool:
-        return self._launch.target in ("slurm", "skypilot")
+        return self._launch.target in BATCH
 
     @property
     def _folder(self) -> Any:

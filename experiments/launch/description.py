@@ -11,6 +11,7 @@ from experiments.launch import hardware
 
 Target = Literal["tpu", "skypilot", "slurm", "local"]
 TARGETS: tuple[str, ...] = get_args(Target)
+BATCH = ("slurm", "skypilot")  # the targets whose schedulers do the retries
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 SAVED = 75  # the exit code of a command that was interrupted and saved: run again to continue
 

@@ -105,7 +105,7 @@ class LocalMachines:
 
     def read_state(self, slice_: Slice) -> dict[str, Any] | None:
         path = self._folder / store.STATE
-        return read_json_object(path) if path.exists() else None
+        return store.checked_state(read_json_object(path), path, store.LOCAL) if path.exists() else None
 
     def write_state(self, slice_: Slice, state: dict[str, Any]) -> None:
         store.write(self._folder / store.STATE, state | {"launcher": os.getpid()})

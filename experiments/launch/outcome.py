@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from experiments.launch.clock import Timing
@@ -27,7 +27,11 @@ class Record:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Record:
-        return cls(values["worker"], values["hosts"], values["beat"], values["code"], values["ended"])
+        found = cls(values["worker"], values["hosts"], values["beat"], values["code"], values["ended"])
+        whole = (found.worker, found.hosts, found.beat)
+        if any(type(number) is not int for number in (*whole, 0 if found.code is None else found.code)):
+            raise TypeError(f"{found}")
+        return found if found.ended is None else replace(found, ended=float(found.ended))
 
 
 @dataclass(frozen=True)

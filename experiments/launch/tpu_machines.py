@@ -11,8 +11,9 @@ from experiments.launch.clock import Clock, Timing
 from experiments.launch.description import Launch, Slice
 from experiments.launch.gcloud import CloudError, Gcloud, kind_of
 from experiments.launch.outcome import Observation, Record
+from experiments.launch.store import checked_state
 from gpt_jax.config.errors import UserError
-from gpt_jax.config.foreign import parse_json
+from gpt_jax.config.foreign import parse_json, well_formed
 
 # State of a queued resource → what it means to us. Those that are not named wait for resources.
 STATES = {"ACTIVE": "running", "SUSPENDING": "lost", "SUSPENDED": "lost", "DELETING": "absent"}
@@ -72,7 +73,9 @@ class TpuMachines:
             if error.kind == "missing":
                 return ()
             raise
-        return tuple(Record.from_json(json.loads(line)) for line in text.splitlines() if line.strip())
+        source = tpu.records(name, self._place, attempt)[-1]
+        with well_formed(source):
+            return tuple(Record.from_json(parse_json(line, source)) for line in text.splitlines() if line.strip())
 
     def remove(self, slice_: Slice) -> None:
         limit = self._clock.now() + REMOVAL
@@ -119,7 +122,7 @@ def read_log(gcloud: Gcloud, url: str, start: int) -> str:
 def read_state(gcloud: Gcloud, place: tpu.Place, name: str) -> dict[str, Any] | None:
     """What the launcher of a slice last wrote; None if there is no such launch in the work folder."""
     try:
-        return parse_json(gcloud.call(tpu.read(place.state(name))), place.state(name))
+        return checked_state(parse_json(gcloud.call(tpu.read(place.state(name))), place.state(name)), place.state(name))
     except CloudError as error:
         if error.kind == "missing":
             return None

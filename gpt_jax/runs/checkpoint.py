@@ -26,7 +26,7 @@ from gpt_jax.runs.folder import CHECKPOINTS, DAMAGED, SAVED, FolderGone, RunFold
 from gpt_jax.runs.lease import LeaseLost
 from gpt_jax.runs.manager import LISTINGS, listed, open_manager
 from gpt_jax.runs.preserve import RECORD, NewestAndBest, known_losses, read_record
-from gpt_jax.runs.saving import SaveFailed, answered
+from gpt_jax.runs.saving import SaveFailed, answered, brisk
 from gpt_jax.runs.sealed import DamagedRecord, Sealed, sealed, unsealed
 from gpt_jax.training.state import PARAMS, REST
 
@@ -89,7 +89,7 @@ class Checkpoints:
         full = sealed(step, validation_loss, {name: fingerprints(tree) for name, tree in trees.items()}, record)
         self.evaluated(step, full["validation_loss"])
         self._pending = step
-        with self._answered():
+        with self._answered(), brisk():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -183,7 +183,7 @@ class Checkpoints:
     def _damaged(self, step: int, error: Exception) -> CheckpointError:
         if isinstance(error, DamagedRecord):
             return CheckpointError(f"{self.path(step)} is damaged: its record {error}")
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        first = next(iter(str(error).splitlines()), type(error).__name__).split(" See full TensorStore details")[0]
         return CheckpointError(f"{self.path(step)} cannot be read: {first[:200]}")
 
     def restore_newest(self, templates: Mapping[str, Any], move_damaged: bool = False) -> Restored | None:

@@ -7,12 +7,15 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from gpt_jax.config import Config, Text
 from gpt_jax.config.errors import MissingFile, UserError
+from gpt_jax.config.printable import printable
 from gpt_jax.data import cache_folder, open_data, tokenized
 from gpt_jax.data.tokenizer import load_tokenizer
+from gpt_jax.interop import origin
 from gpt_jax.model.adapter import pruned, trainable
 from gpt_jax.model.shapes import parameter_shapes
 from gpt_jax.runs import record
@@ -24,6 +27,7 @@ from gpt_jax.runs.restart import saved_steps
 from gpt_jax.training.state import PARAMS
 
 GO_ON = "the same training command skips it and goes on from the newest good checkpoint"
+SOURCE = "source"
 RESTORE = "restore it from a copy, or start again with --restart"
 
 
@@ -48,9 +52,10 @@ def verify_run(workdir: Workdir) -> list[Check]:
         what = "there is no run in" if folder.exists() else "there is no folder"
         raise MissingFile(f"{what} {folder}: give the folder of a run")
     configuration, config = _config(folder)
-    environment, hashes = _environment(folder)
+    environment, began = _environment(folder)
     checks = [configuration, environment, *_checkpoints(folder, config), _metrics(folder, config)]
-    checks += [_tokenizer(folder, hashes), _data(config, hashes)]
+    checks += [_tokenizer(folder, began), _data(config, began)]
+    checks += [] if environment.trusted is False else _source(folder)
     return checks + ([_evaluation(folder)] if folder.exists(EVALUATION) else [])
 
 
@@ -179,6 +184,26 @@ def _data(config: Config | None, hashes: dict[str, Any]) -> Check:
     return _guarded("data", advice, look)
 
 
+def _source(folder: RunFolder) -> list[Check]:
+    """Of a model from elsewhere: whether the files that it was imported from are those of then."""
+    content = folder.read_json(ENVIRONMENT)
+    wanted = content.get("source_hashes")
+    if not wanted:
+        return []
+
+    def look() -> tuple[bool | None, str]:
+        path = Path(content["source"])
+        if not path.is_absolute() or not path.exists():
+            return None, f"{printable(str(path))} is not there any more"
+        found = origin.hashes(path)
+        differing = sorted(name for name in {**wanted, **found} if found.get(name) != wanted.get(name))
+        if differing:
+            return False, f"{printable(differing[0])} is not the file that was imported"
+        return True, f"{len(found)} files are as they were imported"
+
+    return [_guarded(SOURCE, "the run has its own copy of the weights; restore the files to import them again", look)]
+
+
 def _evaluation(folder: RunFolder) -> Check:
     def look() -> tuple[bool, str]:
         content = folder.read_json(EVALUATION)
@@ -194,7 +219,8 @@ def _guarded(part: str, advice: str, look: Callable[[], tuple[bool | None, str]]
     try:
         trusted, found = look()
     except MissingFile as error:
-        return Check(part, None if part == "data" else False, _sentence(error), None if part == "data" else advice)
+        elsewhere = part in ("data", SOURCE)
+        return Check(part, None if elsewhere else False, _sentence(error), None if elsewhere else advice)
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         return Check(part, False, _sentence(error), advice)
     return Check(part, trusted, found, None if trusted is not False else advice)

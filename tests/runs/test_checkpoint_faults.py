@@ -1,11 +1,14 @@
 """What happens to checkpoints from outside: restarts, damaged records, renamed folders, fast writers, failing disks."""
 
+import asyncio
 import errno
+import gc
 import itertools
 import json
 import os
 import resource
 import shutil
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -16,7 +19,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 import pytest
 
-from gpt_jax.runs import checkpoint
+from gpt_jax.runs import checkpoint, saving
 from gpt_jax.runs.checkpoint import CheckpointError, Checkpoints
 from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.saving import SaveFailed
@@ -247,6 +250,48 @@ def assert_intact(folder: Path) -> None:
         restored = reader.restore_newest(TEMPLATES)
     assert restored is not None
     assert_same_bits(restored.trees, {"params": params(1), "rest": REST})
+
+
+READ = """
+async def read():
+    try:
+        await anext(waiting())
+    except BaseException:
+        raise ValueError("Encountered error while reading array index")
+
+async def waiting():
+    yield await asyncio.sleep(0)
+"""
+
+
+@pytest.mark.parametrize(("file", "is_shown"), [("site-packages/orbax/serialization.py", False), ("own.py", True)])
+def test_further_reads_that_fail_are_not_told_beside_the_sentence(
+    monkeypatch: pytest.MonkeyPatch, file: str, is_shown: bool
+) -> None:
+    """Orbax reads all arrays at once, and drops the reads that are left when one has failed."""
+    shown: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", saving._without_echoes(lambda one: shown.append(str(one.exc_value))))
+    names: dict[str, Any] = {"asyncio": asyncio}
+    exec(compile(READ, file, "exec"), names)
+    begun = names["read"]()
+    begun.send(None)
+    del begun
+    gc.collect()
+    assert shown == ["Encountered error while reading array index"] * is_shown
+
+
+def test_threads_take_turns_as_before_after_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, within = sys.getswitchinterval(), []
+
+    def save(*_: Any, **__: Any) -> None:
+        within.append(sys.getswitchinterval())
+        raise OSError(errno.ENOSPC, "")
+
+    with Checkpoints(RunFolder(tmp_path)) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "save", save)
+        with pytest.raises(SaveFailed, match="the disk is full"):
+            checkpoints.save(1, params(1), REST, {}, None)
+        assert sys.getswitchinterval() == usual and 0 < within[0] < usual
 
 
 def test_a_failed_save_is_never_done(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

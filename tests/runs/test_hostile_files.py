@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.launch import store
+from experiments.launch import description, local, store
+from experiments.launch.clock import SystemClock
 from experiments.launch.description import Launch
 from gpt_jax.ablation import records, rows
 from gpt_jax.ablation.claim import CLAIM, open_claim, read_claim, study_from_claim
@@ -47,6 +48,17 @@ LAUNCH = Launch(
     max_cost=None,
     shards=1,
 )
+STATE = {
+    "state": "running",
+    "reason": "",
+    "attempt": 1,
+    "used": 10,
+    "tries": 0,
+    "code": None,
+    "updated": 1000,
+    "command": list(LAUNCH.command),
+    "launcher": 4321,
+}
 ROW_SUMS = np.arange(5, dtype=np.float32), np.ones(5, np.float32)
 
 
@@ -65,12 +77,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "launches" / "one").mkdir(parents=True)
     os.environ["GPT_JAX_LAUNCHES"] = str(folder / "launches")
     store.remember(LAUNCH, memory=None)
+    store.write(folder / "launches/one/state.json", STATE)
     return folder
 
 
 def rebuilt(folder: RunFolder) -> Any:
     found = read_claim(folder)
     return found and study_from_claim(found[0].frozen.study)
+
+
+def launcher_state(folder: Path) -> Any:
+    """The state of the launch in `folder`, whose values `status`, `stop` and `--adopt` go by."""
+    machines = local.LocalMachines(LAUNCH, folder, SystemClock())
+    state = machines.read_state(description.slices(LAUNCH)[0])
+    assert state is not None and state["launcher"] > 1 and state["attempt"] >= 0 and f"{state['used'] / 3600:.2f}"
+    return state
 
 
 READERS: dict[str, tuple[str, Callable[[RunFolder], Any]]] = {
@@ -84,6 +105,7 @@ READERS: dict[str, tuple[str, Callable[[RunFolder], Any]]] = {
     "study": (STUDY, records.read_study),
     "table": ("table.csv", lambda folder: read_table(folder.path / "table.csv")),
     "launch": ("launches/one/launch.json", lambda folder: store.recall("one")),
+    "launcher": ("launches/one/state.json", lambda folder: launcher_state(folder.path / "launches/one")),
 }
 CONTENTS = {
     "empty": b"",
@@ -139,6 +161,25 @@ def test_no_look_is_lost_with_a_damaged_line(place: Path) -> None:
         assert len(read_log(RunFolder(place))) == len(whole.splitlines())
     finally:
         (place / LOG).write_bytes(whole)
+
+
+def test_every_part_of_a_launchers_state_is_checked(place: Path) -> None:
+    path = place / "launches/one/state.json"
+    try:
+        for key in STATE.keys() - {"updated"}:
+            for wrong in (None, [3], -1, True, {}, float("nan")):
+                if (key, wrong) != ("code", None):
+                    store.write(path, STATE | {key: wrong})
+                    with pytest.raises(UserError, match=r"state\.json is damaged"):
+                        launcher_state(path.parent)
+            store.write(path, {name: value for name, value in STATE.items() if name != key})
+            with pytest.raises(UserError, match=f"state\\.json is damaged .*{key}"):
+                launcher_state(path.parent)
+        store.write(path, STATE | {"launcher": 0})
+        with pytest.raises(UserError, match="launcher is 0"):
+            launcher_state(path.parent)
+    finally:
+        store.write(path, STATE)
 
 
 def test_another_tokenizer_than_the_runs_is_refused(place: Path) -> None:

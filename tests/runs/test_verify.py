@@ -13,6 +13,7 @@ from rich.console import Console
 from gpt_jax.config import Checkpoint, Evaluation, Text
 from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.data import tokenized
+from gpt_jax.interop.origin import hashes
 from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.load import load_run
 from gpt_jax.runs.train import train
@@ -126,6 +127,25 @@ def test_a_run_made_of_a_model_has_neither_steps_nor_data(
     write_run(tmp_path / "made", *load_run(run))
     good = ("config.json", "environment.json", "checkpoints/0", "metrics.jsonl", "tokenizer")
     assert found(tmp_path / "made") == dict.fromkeys(good, True) | {"data": None}
+
+
+def test_the_files_of_an_import_are_read_again_where_they_are_still_there(run: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "m.gguf"
+    weights.write_bytes(b"weights")
+    write_run(tmp_path / "made", *load_run(run), source=str(weights), source_hashes=hashes(weights))
+
+    def source() -> Any:
+        return next(check for check in verify_run(tmp_path / "made") if check.part == "source")
+
+    assert (source().trusted, source().found) == (True, "1 files are as they were imported")
+    weights.write_bytes(b"wEights")
+    assert source().trusted is False and "m.gguf is not the file that was imported" in source().found
+    weights.unlink()
+    assert source().trusted is None
+    record = json.loads((tmp_path / "made" / "environment.json").read_text())
+    (tmp_path / "made" / "environment.json").write_text(json.dumps(record | {"source_hashes": [3]}))
+    weights.write_bytes(b"weights")
+    assert source().trusted is False
 
 
 def test_the_cache_answers_for_text(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,8 +102,9 @@ def test_the_real_gcloud_reads_and_writes_a_bucket(tmp_path: Path, monkeypatch: 
         machines = TpuMachines(launch, place, "", gcloud, SystemClock(), Timing())
         assert machines.read_state(one) is None and machines.log(one, 1, 0, 0) == ""
         assert machines._records("run", 1) == ()
-        machines.write_state(one, {"attempt": 1})
-        assert machines.read_state(one) == {"attempt": 1}
+        state = {"state": "running", "reason": "", "attempt": 1, "used": 0, "tries": 0, "code": None, "command": ["x"]}
+        machines.write_state(one, state)
+        assert machines.read_state(one) == state
         for worker in (0, 1):
             record = {"worker": worker, "hosts": 2, "beat": 1, "code": None, "ended": None}
             gcloud.call(tpu.upload("-", f"{place.attempt('run', 1)}/worker-{worker}.json"), json.dumps(record) + "\n")
