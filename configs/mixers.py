@@ -43,9 +43,9 @@ MIXERS: dict[str, AttentionConfig] = {
     "delta": Delta(heads=2),
 }
 TASKS: dict[str, DataConfig] = {
-    "recall": Recall(symbols=64, pairs=8, length=48),
-    "needle": Needle(symbols=64, needles=4, length=48),
-    "induction": Induction(symbols=64, length=48),
+    "recall": Recall(symbols=32, pairs=8, length=48),
+    "needle": Needle(symbols=32, needles=4, length=48),
+    "induction": Induction(symbols=32, length=48),
 }
 
 
@@ -68,8 +68,8 @@ def get_config(arg: str = "attention,recall") -> ConfigDict:
             data=TASKS[task],
             optimizer=Adamw(learning_rate=5e-3),
             schedule=WarmupCosine(warmup=20),
-            train=Train(steps=600, batch_size=32),
-            evaluation=Evaluation(every=200, batch_size=128),
-            checkpoint=Checkpoint(every=300),
+            train=Train(steps=1000, batch_size=32),
+            evaluation=Evaluation(every=500, batch_size=128),
+            checkpoint=Checkpoint(every=500),
         )
     )

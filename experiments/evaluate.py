@@ -9,6 +9,7 @@ from experiments import cli
 from gpt_jax.config.mesh import ALL_DATA
 from gpt_jax.runs.console import show_evaluation
 from gpt_jax.runs.evaluate import evaluate_run
+from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.processes import speaks
 from gpt_jax.runs.suites import NAMES, QUESTIONS, evaluate_suites, show
 
@@ -25,7 +26,8 @@ Evaluate a run on its whole validation set.
   --mesh=AXES            Divide a large model over all devices, for example --mesh=tensor=-1
                          (default: each device has all of it).
   --suite=NAMES          Ask questions with known answers instead: some of {names},
-                         separated by commas. A run on a task takes the suite of its task, one on text the others.
+                         separated by commas. A run on a task takes the suite of its task; docs/evaluate.md
+                         says what each asks.
   --lengths=N,M          With --suite: the lengths of questions in tokens (default: fractions and multiples of the
                          length that the run was trained on).
   --questions=N          With --suite: the number of questions at each length (default: {questions}).
@@ -39,7 +41,7 @@ With --suite, prints accuracies with their 95% intervals beside the level of cha
 suites.csv and suites.png in DIR.
 
 Exit codes: 0 done, 1 failed, 2 wrong command line.
-""".format(names=", ".join(NAMES), questions=QUESTIONS)
+""".format(names=",".join(NAMES), questions=QUESTIONS)
 
 flags.DEFINE_string("workdir", None, "The run's folder.")
 flags.DEFINE_integer("step", None, "The step of the checkpoint.")
@@ -71,7 +73,7 @@ def ask(workdir: str) -> int:
     asked = None if lengths is None else [int(length) for length in lengths]
     results = evaluate_suites(workdir, FLAGS.suite, FLAGS.step, FLAGS.questions, asked, FLAGS.mesh)
     if speaks():
-        show(Console(), results)
+        show(Console(), {RunFolder(workdir).path.name: results})
     return 0
 
 

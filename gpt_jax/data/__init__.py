@@ -51,7 +51,6 @@ def open_data(
       UserError: the corpus is unknown, empty, or cannot be decoded or tokenized.
     """
     if not isinstance(config, Text):
-        from gpt_jax.data import harder_tasks  # noqa: F401  (registers its tasks)
         from gpt_jax.data.tasks import open_task
 
         return open_task(config, context_length, seed)

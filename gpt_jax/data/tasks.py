@@ -196,3 +196,6 @@ def _answer(question: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.nd
     """Concatenates question and answer; the mask marks the answer."""
     symbols = np.concatenate([question, answer], axis=1)
     return symbols, np.broadcast_to(np.arange(symbols.shape[1]) >= question.shape[1], symbols.shape)
+
+
+from gpt_jax.data import harder_tasks  # noqa: E402, F401  (registers its tasks, which are made of the parts above)

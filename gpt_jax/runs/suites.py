@@ -71,7 +71,8 @@ def evaluate_suites(
         results = list(_on_task(opened, learned, score, suites, questions, lengths))
     if not results:
         raise UserError("no question fits these lengths: choose larger --lengths")
-    write(opened.folder, {"step": opened.step, "questions": questions}, results)
+    about = {"step": opened.step, "questions": questions}
+    write(opened.folder, about, {opened.folder.path.name: results})
     return results
 
 
@@ -131,30 +132,30 @@ def _held_out(opened: OpenedRun, learned: Text) -> Data:
 # ── what is written and shown ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def write(folder: RunFolder, about: Mapping[str, Any], results: Sequence[Result]) -> None:
-    """Writes the results in the folder: JSON, CSV and a picture."""
-    rows = [dataclasses.asdict(result) for result in results]
+def write(folder: RunFolder, about: Mapping[str, Any], arms: Mapping[str, Sequence[Result]]) -> None:
+    """Writes the results of some arms in the folder: JSON, CSV and a picture."""
+    rows = [{"arm": arm} | dataclasses.asdict(result) for arm, results in arms.items() for result in results]
     folder.write_json(RESULTS, {**about, "results": rows})
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     folder.write_bytes(TABLE, text.getvalue().encode())
-    folder.write_bytes(PICTURE, picture({str(folder.path.name): results}))
+    folder.write_bytes(PICTURE, picture(arms))
 
 
-def show(console: Console, results: Sequence[Result]) -> None:
+def show(console: Console, arms: Mapping[str, Sequence[Result]]) -> None:
     """Prints a table; lengths beyond those of training have a +."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("suite", "kind"):
-        table.add_column(name)
+    for name in ("arm", "suite", "kind"):
+        table.add_column(name, no_wrap=True)
     for name in ("length", "size", "value", "95% interval", "chance", "rows"):
-        table.add_column(name, justify="right")
-    for r in results:
+        table.add_column(name, justify="right", no_wrap=True)
+    for arm, r in ((arm, result) for arm, results in arms.items() for result in results):
         length = f"{r.length:,}" if r.trained else f"+{r.length:,}"
         chance, size = "" if r.chance is None else f"{r.chance:.3f}", "" if r.size is None else f"{r.size:,}"
         value = f"{r.value:.3f}" if r.measure == "accuracy" else f"{r.value:.3f} nats"
-        table.add_row(r.suite, r.kind, length, size, value, f"{r.low:.3f} to {r.high:.3f}", chance, f"{r.rows:,}")
+        table.add_row(arm, r.suite, r.kind, length, size, value, f"{r.low:.3f}–{r.high:.3f}", chance, f"{r.rows:,}")
     console.print(table)
 
 
