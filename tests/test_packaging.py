@@ -60,7 +60,7 @@ def test_imports_point_down_the_list(path: Path) -> None:
 
 def test_every_import_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    optional = [line for extra in ("wandb", "plan") for line in project["optional-dependencies"][extra]]
+    optional = [line for extra in ("wandb", "plan", "eval") for line in project["optional-dependencies"][extra]]
     declared = {canonical(line) for line in [*project["dependencies"], *optional]} | {"jaxlib"}
     distributions = importlib.metadata.packages_distributions()
     for path in SOURCES:

@@ -20,5 +20,6 @@ from gpt_jax.config.recurrent import *
 from gpt_jax.config.run import *
 from gpt_jax.config.score import *
 from gpt_jax.config.sharing import *
+from gpt_jax.config.tasks import *
 from gpt_jax.config.training import *
 from gpt_jax.config.values import *

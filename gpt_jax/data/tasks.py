@@ -31,17 +31,22 @@ POWER = 0.01  # Zoology's exponent `power_a`: a small one places most queries so
 # The number of the first row of what is held out. Training rows are numbered from 0.
 FIRST_HELD_OUT: dict[HeldOut, int] = {"validation": 2**63, "tuning": 2**62}
 
-# Maps uniform random numbers (B, n) in [0, 1) to symbols (B, T + 1) and a mask of the answers among them (B, T + 1).
+# Maps uniform random numbers (B, n) in [0, 1) to symbols (B, T + 1) and a mask of the answers among them (B, T + 1). In
+# a task whose targets do not follow as inputs, it maps them to inputs (B, T) and their targets (B, T).
 Draw = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Task(NamedTuple):
-    """A task with V = `vocab_size` symbols; `draw` makes rows of T = `length` from `numbers` uniform numbers each."""
+    """A task with V = `vocab_size` symbols; `draw` makes rows of T = `length` from `numbers` uniform numbers each.
+
+    `follows` says that each target is the next input, as in text; else all targets of a row count.
+    """
 
     vocab_size: int
     length: int
     numbers: int
     draw: Draw
+    follows: bool = True
 
 
 class TaskRows:
@@ -55,6 +60,8 @@ class TaskRows:
         uniform = np.stack([self._uniform(int(number)) for number in numbers])
         symbols, answers = self._task.draw(uniform)
         symbols = symbols.astype(np.int32)
+        if not self._task.follows:
+            return Batch(symbols, answers.astype(np.int32), np.ones(symbols.shape, np.float32))
         return Batch(symbols[:, :-1], symbols[:, 1:], answers[:, 1:].astype(np.float32))
 
     def _uniform(self, number: int) -> np.ndarray:
@@ -107,7 +114,7 @@ def _copy(config: Copy) -> Task:
     count = config.length
 
     def draw(uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        symbols = _integers(uniform, config.symbols)
+        symbols = integers(uniform, config.symbols)
         separator = np.full((len(symbols), 1), config.symbols)
         return _answer(np.concatenate([symbols, separator], axis=1), symbols)
 
@@ -119,7 +126,7 @@ def _sort(config: Sort) -> Task:
     """`C B A B A B A A B B B C`: a sequence and the same symbols, sorted; its length is fixed, so no separator."""
 
     def draw(uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        symbols = _integers(uniform, config.symbols)
+        symbols = integers(uniform, config.symbols)
         return _answer(symbols, np.sort(symbols, axis=1))
 
     return Task(config.symbols, 2 * config.length - 1, config.length, draw)
@@ -131,7 +138,7 @@ def _induction(config: Induction) -> Task:
 
     def draw(uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         choices = config.longest_period - config.shortest_period + 1
-        period = config.shortest_period + _integers(uniform[:, :1], choices)
+        period = config.shortest_period + integers(uniform[:, :1], choices)
         place = np.arange(config.length + 1)
         symbols = np.take_along_axis(np.argsort(uniform[:, 1:], axis=1), place % period, axis=1)
         return symbols, place > period
@@ -161,7 +168,7 @@ def _recall(config: Recall) -> Task:
         values = keys_from + np.argsort(to_values, axis=1)[:, :pairs]
         # Exponential waiting times with these rates, sorted, are weighted draws without replacement.
         slot = np.argsort(-np.log1p(-to_slots) / weight, axis=1)[:, :pairs]
-        symbols = keys_from + _integers(to_filling, config.symbols - keys_from)
+        symbols = keys_from + integers(to_filling, config.symbols - keys_from)
         symbols[:, 0 : 2 * pairs : 2], symbols[:, 1 : 2 * pairs : 2] = keys, values
         query = 2 * pairs + 2 * slot
         np.put_along_axis(symbols, query, keys, axis=1)
@@ -180,7 +187,7 @@ def letters(count: int) -> str:
     return "".join(itertools.islice(itertools.chain(known, rest), count))
 
 
-def _integers(uniform: np.ndarray, bound: int) -> np.ndarray:
+def integers(uniform: np.ndarray, bound: int) -> np.ndarray:
     """Turns uniform numbers in [0, 1) into integers in [0, bound)."""
     return (uniform * bound).astype(np.int64)
 
@@ -189,3 +196,6 @@ def _answer(question: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.nd
     """Concatenates question and answer; the mask marks the answer."""
     symbols = np.concatenate([question, answer], axis=1)
     return symbols, np.broadcast_to(np.arange(symbols.shape[1]) >= question.shape[1], symbols.shape)
+
+
+from gpt_jax.data import harder_tasks  # noqa: E402, F401  (registers its tasks, which are made of the parts above)

@@ -1,0 +1,110 @@
+"""A run is asked suites by one command, whose files say what its table says; the page of docs is what the code does."""
+
+import csv
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from configs.mixers import MIXERS, TASKS, get_config
+from gpt_jax import GPT
+from gpt_jax.config import Attention, Config, Copy, Embedding, Learned, LinearAttention, Rope, Window
+from gpt_jax.config.conversion import from_config_dict
+from gpt_jax.config.errors import UserError
+from gpt_jax.data.prompts import CHOICES
+from gpt_jax.data.suites import SUITES
+from gpt_jax.data.tokenizer import ByteTokenizer
+from gpt_jax.runs.suites import PICTURE, QUESTIONS, RESULTS, TABLE, TEXT_SUITES, evaluate_suites
+from gpt_jax.runs.train import train
+from gpt_jax.runs.write import write_run
+from tests.analysis.test_suites import TEXT
+from tests.experiments.test_train_cli import many
+from tests.tiny import PROGRAMS, random_params, tiny, tiny_config
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+COMMANDS_OF: dict[str, list[list[str]]] = {}
+for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL):
+    _, _, module, *arguments = shlex.split(block)
+    COMMANDS_OF.setdefault(module.removeprefix("experiments."), []).append(arguments)
+
+
+def records(folder: Path) -> list[dict]:
+    found = json.loads((folder / RESULTS).read_text())["results"]
+    with (folder / TABLE).open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["value"] for row in rows] == [str(record["value"]) for record in found]
+    assert (folder / PICTURE).read_bytes().startswith(b"\x89PNG")
+    return found
+
+
+def test_a_run_on_text_takes_the_suites_of_text(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    model = GPT(tiny(LinearAttention(heads=2), layers=1, vocab_size=257, context_length=128))
+    write_run(tmp_path / "run", model, random_params(model), ByteTokenizer(), text=str(tmp_path / "text.txt"))
+    results = evaluate_suites(tmp_path / "run", TEXT_SUITES, questions=6, lengths=[60, 250])
+    found = records(tmp_path / "run")
+    assert {record["suite"] for record in found} == set(TEXT_SUITES) and len(found) == len(results)
+    for record in found:
+        assert record["low"] <= record["value"] <= record["high"] and record["arm"] == "run"
+        assert record["trained"] == (record["length"] <= 128)
+        assert (record["measure"] == "loss") == (record["suite"] == "text") == (record["chance"] is None)
+    with pytest.raises(UserError, match="the suite sort is of symbols"):
+        evaluate_suites(tmp_path / "run", ["sort"])
+    with pytest.raises(UserError, match='no suite "reall": choose among recall'):
+        evaluate_suites(tmp_path / "run", ["reall"])
+
+
+def test_a_run_on_a_task_takes_its_suite_as_far_as_it_has_positions(tmp_path: Path) -> None:
+    config = tiny_config(model={"embedding": Embedding(Learned()), "blocks": tiny(Attention(heads=2), layers=1).blocks})
+    train(config, tmp_path / "run", console=Console(quiet=True), programs=PROGRAMS)
+    results = evaluate_suites(tmp_path / "run", ["copy"], questions=20)
+    assert isinstance(config.data, Copy)
+    assert [(r.length, r.trained) for r in results] == [(4, True), (8, True), (16, False)]  # 32 exceeds the table of 16
+    with pytest.raises(UserError, match="positions"):
+        evaluate_suites(tmp_path / "run", ["copy"], lengths=[32])
+    with pytest.raises(UserError, match="of text, and this run learned Copy"):
+        evaluate_suites(tmp_path / "run", ["ruler"])
+
+
+@pytest.mark.slow
+def test_one_command_gives_the_curves_of_mixers(tmp_path: Path) -> None:
+    flags = ["--mixers=linear", "--tasks=induction", "--questions=8", "--steps=1"]
+    ((code, out, err),) = many(tmp_path, tmp_path / "out", "curves", [[f"--workdir={tmp_path}/runs", *flags]])
+    assert code == 0, err
+    found = records(tmp_path / "runs")
+    assert {(record["arm"], record["suite"]) for record in found} == {("linear", "induction")}
+    assert {record["length"] for record in found} == {24, 48, 96, 192}
+    assert "linear on induction" in out and "parameters: linear" in out
+
+
+def test_mistakes_on_the_command_line_are_told(tmp_path: Path) -> None:
+    lines = {
+        "leave out --data": ["--workdir=none", "--suite=copy", "--data=text.txt"],
+        "--lengths must be numbers": ["--workdir=none", "--suite=copy", "--lengths=8,x"],
+        "there is no folder": [f"--workdir={tmp_path}/none", "--suite=copy"],
+    }
+    ended = many(tmp_path, tmp_path / "out", "evaluate", [*lines.values(), *COMMANDS_OF["evaluate"]])
+    for said, (code, _, err) in zip(lines, ended, strict=False):
+        assert code == (1 if "folder" in said else 2) and said in err and len(err.splitlines()) == 1, err
+    for code, _, err in ended[len(lines) :]:  # the page's own, in a place where their runs are not
+        assert code == 1 and "there is no folder" in err, err
+
+
+def test_the_page_says_what_the_code_does() -> None:
+    assert COMMANDS_OF.keys() == {"evaluate", "curves", "harness"}
+    for names in (SUITES, TEXT_SUITES):
+        assert all(f"`{name}`" in PAGE for name in names)
+    assert f"({QUESTIONS})" in PAGE and f"of {CHOICES} words | 1/{CHOICES}" in PAGE
+    assert MIXERS["window"] == Attention(heads=2, mask=Window(8), position=Rope())
+    assert all(f"`{name}`" in PAGE for name in (RESULTS, TABLE, PICTURE))
+    (task,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    harness = (ROOT / "tests" / "runs" / "test_harness.py").read_text()  # which runs it
+    assert task.split("\n", 2)[2].replace("documents.jsonl", "DATA") in harness
+    for mixer in MIXERS:
+        for name in TASKS:
+            model = from_config_dict(Config, get_config(f"{mixer},{name}")).model
+            assert (model.layers, model.width) == (2, 64)
