@@ -47,7 +47,7 @@ def test_the_commands_and_limits_of_the_page_are_those_there_are() -> None:
 
     root, limits = Path(__file__).resolve().parents[2], Limits()
     commands = re.findall(r"```sh\npython -m experiments\.(\w+) (.*?)```", PAGE, re.DOTALL)
-    assert [name for name, _ in commands] == ["train", "inspect", "inspect", "report", "inspect"]
+    assert [name for name, _ in commands] == ["train", "inspect", "inspect", "report", "inspect", "benchmark"]
     for name, flags in commands:
         helped = (root / "experiments" / f"{name}.py").read_text("utf-8")
         assert all(re.search(rf"^  {flag}[=. ]", helped, re.MULTILINE) for flag in re.findall(r"--\w+", flags))
