@@ -12,7 +12,19 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.benchmarks import attention, compilation, data, decode, loop, planned, pretrained, saving, seeds, step
+from experiments.benchmarks import (
+    attention,
+    compilation,
+    data,
+    decode,
+    loop,
+    opening,
+    planned,
+    pretrained,
+    saving,
+    seeds,
+    step,
+)
 from gpt_jax.config.disk import writing
 
 SUITES: dict[str, Callable[..., Any]] = {
@@ -23,6 +35,7 @@ SUITES: dict[str, Callable[..., Any]] = {
     "compile": compilation.run,
     "loop": loop.run,
     "saving": saving.run,
+    "opening": opening.run,
     "attention": attention.run,
     "seeds": seeds.run,
     "plan": planned.run,
@@ -31,7 +44,7 @@ SUITES: dict[str, Callable[..., Any]] = {
 PAGE = """
 Measure speed on this machine, and print the results as one JSON object.
 
-  python -m experiments.benchmark --suite=step|decode|pretrained|data|compile|loop|saving|attention|seeds|plan
+  python -m experiments.benchmark --suite=step|decode|pretrained|data|compile|loop|saving|opening|attention|…
 
   --suite=step        The training step of a plain GPT-2 at two sizes, against a straightforward Linen model and, if
                       PyTorch is installed, a PyTorch model of the same sizes, in alternation within one process.
@@ -43,6 +56,7 @@ Measure speed on this machine, and print the results as one JSON object.
                       and 48 scanned layers.
   --suite=loop        The overhead of the training loop, compared to its steps alone, and of what watches it.
   --suite=saving      How long a checkpoint holds up the loop, against a step, at 10.7 million parameters.
+  --suite=opening     What their hashes add to opening a checkpoint and a cached corpus.
   --suite=attention   Chunked attention alone: memory and time against the einsum's, and the gain from a window.
   --suite=seeds       Whole processes: four seeds of one arm as a study, and as four commands.
   --suite=plan        The estimated step of GPT-2 124M on v5e:4x4, against a straightforward Linen model; needs libtpu.
