@@ -67,12 +67,11 @@ def _compared(opened: Opening, believed: Any, rounds: int) -> dict[str, float]:
     """Seconds by the clock, and of the processors, which other programs on the machine disturb less."""
     checked: list[tuple[float, float]] = []
     unchecked: list[tuple[float, float]] = []
-    for number in range(rounds + 1):
+    opened()  # it compiles
+    for _ in range(rounds):
         checked.append(_seconds(opened))
         with believed:
             unchecked.append(_seconds(opened))
-        if number == 0:  # it compiles
-            checked.clear(), unchecked.clear()
     (wall, work), (wall_without, work_without) = (list(zip(*seconds, strict=True)) for seconds in (checked, unchecked))
     return {
         "best_seconds": min(wall),
