@@ -19,6 +19,7 @@ from experiments.benchmarks import (
     decode,
     looking,
     loop,
+    opening,
     planned,
     pretrained,
     saving,
@@ -36,6 +37,7 @@ SUITES: dict[str, Callable[..., Any]] = {
     "loop": loop.run,
     "look": looking.run,
     "saving": saving.run,
+    "opening": opening.run,
     "attention": attention.run,
     "seeds": seeds.run,
     "plan": planned.run,
@@ -45,6 +47,7 @@ PAGE = """
 Measure speed on this machine, and print the results as one JSON object.
 
   python -m experiments.benchmark --suite=step|decode|pretrained|data|compile|loop|look|saving|attention|seeds|plan
+  python -m experiments.benchmark --suite=step|decode|pretrained|data|compile|loop|saving|opening|attention|…
 
   --suite=step        The training step of a plain GPT-2 at two sizes, against a straightforward Linen model and, if
                       PyTorch is installed, a PyTorch model of the same sizes, in alternation within one process.
@@ -58,6 +61,7 @@ Measure speed on this machine, and print the results as one JSON object.
   --suite=look        Looking inside a model of SmolLM2-135M's size, or --model=PATH: the forward pass that captures one
                       name, against the plain one; the time and size of a page; and how fast one answers in Chromium.
   --suite=saving      How long a checkpoint holds up the loop, against a step, at 10.7 million parameters.
+  --suite=opening     What their hashes add to opening a checkpoint and a cached corpus.
   --suite=attention   Chunked attention alone: memory and time against the einsum's, and the gain from a window.
   --suite=seeds       Whole processes: four seeds of one arm as a study, and as four commands.
   --suite=plan        The estimated step of GPT-2 124M on v5e:4x4, against a straightforward Linen model; needs libtpu.
