@@ -25,9 +25,9 @@ Evaluate a run on its whole validation set.
   --context_length=N     The length of rows in tokens (default: the model's context).
   --mesh=AXES            Divide a large model over all devices, for example --mesh=tensor=-1
                          (default: each device has all of it).
-  --suite=NAMES          Ask questions with known answers instead: some of {names},
-                         separated by commas. A run on a task takes the suite of its task; docs/evaluate.md
-                         says what each asks.
+  --suite=NAMES          Ask questions with known answers instead, of some suites, separated by commas:
+                         {names}.
+                         A run on a task takes the suite of its task. docs/evaluate.md says what each asks.
   --lengths=N,M          With --suite: the lengths of questions in tokens (default: fractions and multiples of the
                          length that the run was trained on).
   --questions=N          With --suite: the number of questions at each length (default: {questions}).
