@@ -5,7 +5,7 @@ needles in a haystack and on induction: 12 runs of two layers of width 64, evalu
 
 Each takes about half a minute on two CPU cores. One of them alone:
 
-    python -m experiments.train --config=configs/mixers.py:delta,recall --workdir=runs/delta
+    python -m experiments.train --config=configs/mixers.py:delta_recall --workdir=runs/delta
 """
 
 from ml_collections import ConfigDict
@@ -49,10 +49,10 @@ TASKS: dict[str, DataConfig] = {
 }
 
 
-def get_config(arg: str = "attention,recall") -> ConfigDict:
-    mixer, _, task = arg.partition(",")
+def get_config(arg: str = "") -> ConfigDict:
+    mixer, _, task = (arg or "attention_recall").partition("_")
     if mixer not in MIXERS or task not in TASKS:
-        raise ConfigError(f'there is no "{arg}" here: write MIXER,TASK of {", ".join(MIXERS)} and {", ".join(TASKS)}')
+        raise ConfigError(f'there is no "{arg}" here: write MIXER_TASK of {", ".join(MIXERS)} and {", ".join(TASKS)}')
     block = BlockConfig(MIXERS[mixer], GatedMlp(width=64), convolution=3)
     model = ModelConfig(
         vocab_size=None,

@@ -51,7 +51,7 @@ def main() -> int:
     for mixer in FLAGS.mixers:
         arms[mixer] = []
         for task in FLAGS.tasks:
-            config = from_config_dict(Config, get_config(f"{mixer},{task}"))
+            config = from_config_dict(Config, get_config(f"{mixer}_{task}"))
             if FLAGS.steps is not None:
                 config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=FLAGS.steps))
             place = folder.path / f"{mixer}-{task}"

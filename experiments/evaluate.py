@@ -25,11 +25,11 @@ Evaluate a run on its whole validation set.
   --context_length=N     The length of rows in tokens (default: the model's context).
   --mesh=AXES            Divide a large model over all devices, for example --mesh=tensor=-1
                          (default: each device has all of it).
-  --suite=NAMES          Ask questions with known answers instead: some of {names},
-                         separated by commas. A run on a task takes the suite of its task; docs/evaluate.md
-                         says what each asks.
-  --lengths=N,M          With --suite: the lengths of questions in tokens (default: fractions and multiples of the
-                         length that the run was trained on).
+  --suite=NAMES          Ask questions with known answers instead, of some suites, separated by commas:
+                         {names}.
+                         A run on a task takes the suite of its task. docs/evaluate.md says what each asks.
+  --lengths=N,M          With --suite: the lengths of questions in tokens (default: fractions and multiples
+                         of the length that the run was trained on).
   --questions=N          With --suite: the number of questions at each length (default: {questions}).
   --helpfull             List all flags, including those of the libraries.
 
@@ -37,8 +37,8 @@ Prints loss, perplexity, bits per byte (of text) and accuracy, each with its sta
 writes them to DIR/evaluation.json. The validation tokens are split into rows that overlap by one token, so that
 each token is predicted exactly once. Batch size and number of devices do not change the results.
 
-With --suite, prints accuracies with their 95% intervals beside the level of chance, and writes them to suites.json,
-suites.csv and suites.png in DIR.
+With --suite, prints accuracies with their 95% intervals beside the level of chance, and writes them to
+suites.json, suites.csv and suites.png in DIR.
 
 Exit codes: 0 done, 1 failed, 2 wrong command line.
 """.format(names=",".join(NAMES), questions=QUESTIONS)

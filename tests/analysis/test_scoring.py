@@ -16,7 +16,7 @@ from gpt_jax.training.partition import shardings
 from gpt_jax.training.sharding import make_mesh
 from tests.tiny import VOCABULARY, apply, random_params, tiny
 
-CONTEXT = 48
+CONTEXT = 80
 MIXED = (
     BlockConfig(Attention(heads=4, head_width=4, mask=Window(5), position=Rope()), GatedMlp(12)),
     BlockConfig(Delta(heads=2, head_width=4), GatedMlp(12)),
@@ -28,8 +28,8 @@ def questions(seed: int = 0) -> list[tuple[list[int], list[int]]]:
     """Of many lengths, some too long, and two long contexts with several continuations."""
     rng = np.random.default_rng(seed)
     ids = lambda n: rng.integers(0, VOCABULARY, n).tolist()  # noqa: E731
-    alone = [(ids(n), ids(m)) for n, m in [(1, 1), (3, 9), (60, 4), (20, 20), (1, CONTEXT), (15, 2)]]
-    long = [(context, ids(m)) for context in (ids(33), ids(40)) for m in (1, 4, 3)]
+    alone = [(ids(n), ids(m)) for n, m in [(1, 1), (3, 9), (100, 4), (20, 20), (1, CONTEXT), (15, 2)]]
+    long = [(context, ids(m)) for context in (ids(34), ids(64)) for m in (1, 4, 3)]
     mixed = [*alone, *long]
     rng.shuffle(mixed)
     return mixed

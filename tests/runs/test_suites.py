@@ -106,5 +106,5 @@ def test_the_page_says_what_the_code_does() -> None:
     assert task.split("\n", 2)[2].replace("documents.jsonl", "DATA") in harness
     for mixer in MIXERS:
         for name in TASKS:
-            model = from_config_dict(Config, get_config(f"{mixer},{name}")).model
+            model = from_config_dict(Config, get_config(f"{mixer}_{name}")).model
             assert (model.layers, model.width) == (2, 64)
