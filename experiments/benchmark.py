@@ -46,8 +46,7 @@ SUITES: dict[str, Callable[..., Any]] = {
 PAGE = """
 Measure speed on this machine, and print the results as one JSON object.
 
-  python -m experiments.benchmark --suite=step|decode|pretrained|data|compile|loop|look|saving|attention|seeds|plan
-  python -m experiments.benchmark --suite=step|decode|pretrained|data|compile|loop|saving|opening|attention|…
+  python -m experiments.benchmark --suite=NAME [--rounds=N]
 
   --suite=step        The training step of a plain GPT-2 at two sizes, against a straightforward Linen model and, if
                       PyTorch is installed, a PyTorch model of the same sizes, in alternation within one process.
