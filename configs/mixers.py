@@ -42,6 +42,8 @@ MIXERS: dict[str, AttentionConfig] = {
     "linear": LinearAttention(heads=2),
     "delta": Delta(heads=2),
 }
+# All have 62,500 parameters, up to 0.1%: the delta rule's gates and convolutions come out of its MLPs.
+MLP_WIDTHS = {"attention": 64, "window": 64, "linear": 64, "delta": 37}
 TASKS: dict[str, DataConfig] = {
     "recall": Recall(symbols=32, pairs=8, length=48),
     "needle": Needle(symbols=32, needles=4, length=48),
@@ -53,7 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
     mixer, _, task = (arg or "attention_recall").partition("_")
     if mixer not in MIXERS or task not in TASKS:
         raise ConfigError(f'there is no "{arg}" here: write MIXER_TASK of {", ".join(MIXERS)} and {", ".join(TASKS)}')
-    block = BlockConfig(MIXERS[mixer], GatedMlp(width=64), convolution=3)
+    block = BlockConfig(MIXERS[mixer], GatedMlp(width=MLP_WIDTHS[mixer]), convolution=3)
     model = ModelConfig(
         vocab_size=None,
         context_length=48,

@@ -148,7 +148,7 @@ def show(console: Console, arms: Mapping[str, Sequence[Result]]) -> None:
     """Prints a table; lengths beyond those of training have a +."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("arm", "suite", "kind"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name)
     for name in ("length", "size", "value", "95% interval", "chance", "rows"):
         table.add_column(name, justify="right", no_wrap=True)
     for arm, r in ((arm, result) for arm, results in arms.items() for result in results):

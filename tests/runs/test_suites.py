@@ -1,6 +1,7 @@
 """A run is asked suites by one command, whose files say what its table says; the page of docs is what the code does."""
 
 import csv
+import dataclasses
 import json
 import re
 import shlex
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from configs.mixers import MIXERS, TASKS, get_config
 from gpt_jax import GPT
+from gpt_jax.analysis.cost import count_parameters
 from gpt_jax.config import Attention, Config, Copy, Embedding, Learned, LinearAttention, Rope, Window
 from gpt_jax.config.conversion import from_config_dict
 from gpt_jax.config.errors import UserError
@@ -104,7 +106,11 @@ def test_the_page_says_what_the_code_does() -> None:
     (task,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     harness = (ROOT / "tests" / "runs" / "test_harness.py").read_text()  # which runs it
     assert task.split("\n", 2)[2].replace("documents.jsonl", "DATA") in harness
-    for mixer in MIXERS:
-        for name in TASKS:
-            model = from_config_dict(Config, get_config(f"{mixer}_{name}")).model
-            assert (model.layers, model.width) == (2, 64)
+    models = [from_config_dict(Config, get_config(f"{mixer}_{name}")).model for mixer in MIXERS for name in TASKS]
+    assert {(model.layers, model.width) for model in models} == {(2, 64)}
+
+
+def test_the_mixers_are_of_equal_size() -> None:
+    models = {from_config_dict(Config, get_config(f"{mixer}_recall")).model for mixer in MIXERS}
+    sizes = [count_parameters(dataclasses.replace(model, vocab_size=32))[0] for model in models]
+    assert len(sizes) == len(MIXERS) and max(sizes) <= 1.001 * min(sizes)
