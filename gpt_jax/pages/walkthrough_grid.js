@@ -24,8 +24,8 @@ class Grid {
     this.draw();
     const moved = "Arrow keys move between cells, Enter chooses one.";
     const says = `${this.label}, ${this.shown} rows, ${this.cols} columns. ${moved}`;
-    this.light = make("div", { class: "light", "aria-hidden": true });
-    this.here = make("div", { class: "here", "aria-hidden": true });
+    this.light = make("div", { class: "light", "aria-hidden": "true" });
+    this.here = make("div", { class: "here", "aria-hidden": "true" });
     this.cells = make("div", {
       class: "cells", tabindex: this.small ? -1 : 0, role: "application", "aria-label": says,
       onpointermove: (event) => this.point(event), onpointerleave: () => this.leave(),
@@ -54,7 +54,7 @@ class Grid {
   draw() {
     palette ??= colours();
     const { rows, cols, shown } = this;
-    this.canvas = make("canvas", { width: cols, height: rows, "aria-hidden": true });
+    this.canvas = make("canvas", { width: cols, height: rows, "aria-hidden": "true" });
     const context = this.canvas.getContext("2d"), image = context.createImageData(cols, rows);
     let least = Infinity, most = -Infinity;
     for (let i = 0; i < shown; i++) {

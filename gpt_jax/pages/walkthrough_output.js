@@ -87,7 +87,7 @@ function held(arm, own) {
     box.style.width = `${Math.max(3, size / widest * (SLOT.width + SLOT.gap))}px`;
     boxes.push(box);
   }
-  return make("div", { class: "held", "aria-hidden": true }, ...boxes);
+  return make("div", { class: "held", "aria-hidden": "true" }, ...boxes);
 }
 
 function panelLoop(arm) {
