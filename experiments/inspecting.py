@@ -16,6 +16,7 @@ from gpt_jax.config.errors import UserError, nearest
 from gpt_jax.data.tokenizer import Tokenizer
 from gpt_jax.model.gpt import GPT
 from gpt_jax.pages.walkthrough import question_page, walkthrough_page
+from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.load import load_run
 
 HOST, NAMES = "127.0.0.1", ("127.0.0.1", "localhost")
@@ -53,7 +54,11 @@ def open_study_arms(workdir: str, names: Sequence[str]) -> list[Arm]:
     """
     results = collect(workdir)
     runs = {
-        arm.name: {run.seed: run for run in arm.runs if run.seed is not None and run.status == "finished"}
+        arm.name: {
+            run.seed: run
+            for run in arm.runs
+            if run.seed is not None and run.status == "finished" and arm.learning_rate in (None, run.learning_rate)
+        }
         for arm in results.arms
     }
     chosen = [results.baseline, *names] if len(names) == 1 else list(names)
@@ -65,7 +70,7 @@ def open_study_arms(workdir: str, names: Sequence[str]) -> list[Arm]:
     shared = sorted(set(runs[chosen[0]]) & set(runs[chosen[1]]))
     if not shared:
         raise UserError(f"no seed of {' and '.join(chosen)} has finished in both: let the study run on")
-    folders = [str(Path(workdir, str(runs[name][shared[0]].folder))) for name in chosen]
+    folders = [str(RunFolder(workdir).file(str(runs[name][shared[0]].folder))) for name in chosen]
     return [arm._replace(name=name) for name, arm in zip(chosen, open_arms(folders), strict=True)]
 
 

@@ -14,6 +14,7 @@ from flax import linen as nn
 from rich.console import Console
 
 from gpt_jax import GPT, Greedy, Mixer, generate, load_run, register_attention
+from gpt_jax.analysis.capture import read
 from gpt_jax.analysis.cost import forward_flops_per_token, kv_bytes_per_token
 from gpt_jax.config import Attention, AttentionConfig, BlockConfig, Config, Mlp
 from gpt_jax.config.conversion import from_config_dict, from_dict, to_config_dict, to_dict
@@ -97,3 +98,26 @@ def test_a_configuration_without_an_implementation_is_refused(cell: type) -> Non
     ATTENTIONS.pop(cell)
     with pytest.raises(ConfigError, match="Previous has no implementation beside those of Attention"):
         GPT(dataclasses.replace(config_of(cell).model, vocab_size=9)).init(jax.random.key(0), jnp.zeros((1, 4), int))
+
+
+def test_another_implementation_of_a_kind_takes_effect_at_once(cell: type) -> None:
+    """Where a notebook's cell that registers it runs again: in calls, generation and what reads values."""
+    config = config_of(cell).model
+    model, ids = GPT(dataclasses.replace(config, vocab_size=16)), jnp.array([[1, 2, 3, 4]])
+    params = model.init(jax.random.key(0), ids)
+
+    def seen() -> list[Any]:
+        told = generate(model, params, [[1, 2, 3]], key=jax.random.key(1), max_new_tokens=5, sampler=Greedy())
+        return [read(model, params, ids, "logits")["logits"], told.logprobs]
+
+    before = seen()
+
+    class Louder(ATTENTIONS[cell]):  # type: ignore[misc]
+        def __call__(self, *arguments: Any) -> Any:
+            y, cache, shared = super().__call__(*arguments)
+            return 7 * y, cache, shared
+
+    register_attention(cell)(Louder)
+    after = seen()
+    assert not any(np.allclose(a, b) for a, b in zip(before, after, strict=True))
+    np.testing.assert_allclose(after[0], model.apply(params, ids), atol=1e-5)

@@ -86,7 +86,7 @@ def checked_state(values: Any, source: Path | str, says: Mapping[str, tuple[type
     with well_formed(source):
         for key, kinds in says.items():
             _check(values, key, kinds)
-            if key == "launcher" and values[key] < 2:  # a signal to 0 goes to all of this process's group
+            if key == "launcher" and values[key] < 1:  # a signal to 0 goes to all of this process's group
                 raise ValueError(f"launcher is {values[key]}")
         _check_words(values["command"])
     return values

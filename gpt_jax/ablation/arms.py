@@ -150,10 +150,11 @@ def _diagnostics(runs: Sequence[StudyRun], measured: Sequence[Measurements]) -> 
 
 def _inside(arm: ArmRecord, seeds: Mapping[str, SeedRuns]) -> dict[str, dict[str, float]]:
     """The scores of heads after the last step, by score and seed, of an arm whose runs record them."""
-    if "diagnostics" not in arm.config or arm.config["diagnostics"]["every"] is None:  # the first: of earlier studies
+    asked = arm.config.get("diagnostics")  # None: of earlier studies
+    if asked is None or asked["every"] is None:
         return {}
     found: dict[str, dict[str, float]] = {}
     for seed, runs in seeds.items():
-        for score, value in runs.own.scores().items():
+        for score, value in runs.own.scores(asked["rows"], asked["tokens"]).items():
             found.setdefault(score, {})[seed] = value
     return found

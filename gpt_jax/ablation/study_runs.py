@@ -104,15 +104,15 @@ class StudyRun:
         processes = f", {found['processes']} processes" if found["processes"] > 1 else ""
         return f"{found['count']} × {found['kind']} ({found['machine']}{processes})"
 
-    def scores(self) -> dict[str, float]:
+    def scores(self, rows: int, tokens: int) -> dict[str, float]:
         """The scores of the model's heads after the last step, of all of it and not of single layers; {} where the run
-        has not ended, or records none.
+        has not ended, or records none that are read on so many rows and tokens.
         """
         last = metrics.read(self.folder, metrics.DIAGNOSTICS)[-1:] if self.is_done else []
         return {
             name: float(value)
             for record in last
-            if record["step"] == self.planned.steps
+            if (record["step"], record["rows"], record["tokens"]) == (self.planned.steps, rows, tokens)
             for name, value in record.items()
             if name not in metrics.UNPLOTTED and "/" not in name and value is not None
         }

@@ -65,9 +65,13 @@ def heads_first(model: GPT, params: Any, tokens: Int[Array, "B T"], **options: A
 
 def split_options(options: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
     """The options of `model.apply` that decide its program, and those that are values of a call: arrays."""
-    is_value = {name: isinstance(option, jax.Array | np.ndarray) for name, option in options.items()}
+    is_value = {name: _has_arrays(option) for name, option in options.items()}
     settings = tuple(sorted((name, option) for name, option in options.items() if not is_value[name]))
     return settings, {name: option for name, option in options.items() if is_value[name]}
+
+
+def _has_arrays(option: Any) -> bool:
+    return any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(option))
 
 
 def compile_on(mesh: Mesh | None, function: Any) -> Any:

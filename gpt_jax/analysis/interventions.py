@@ -46,8 +46,18 @@ def edited(model: GPT, edit: Mapping[str, Edit]) -> GPT:
     """The model with edits that every call of it makes, for `generate` and all else that takes a model; its parameters
     are those of `model`.
 
-    While text is generated, each call has one new token, so edits of a position do not find it; `logits` are no tap.
+    Edits are of every position: while text is generated, a call has one token, whose position in it is always 0. One
+    that reads what changes later keeps what it read when the model was compiled. `logits` are no tap.
+
+    Raises:
+      UserError: an edit is `at` some positions.
     """
+    for glob, one in edit.items():
+        if not _is_every(getattr(one, "positions", EVERY)):
+            raise UserError(
+                f'the edit of "{glob}" is of some positions, which move while a model generates: leave them out, or '
+                "give the edit to model.apply"
+            )
     return Edited(model.config, edits=tuple(edit.items()))
 
 
@@ -93,13 +103,18 @@ def at(
     first, second = (heads, positions) if heads_first else (positions, heads)
 
     def edited(value: Array) -> Array:
-        if value.ndim < 4 and not (isinstance(heads, slice) and heads == EVERY):
+        if value.ndim < 4 and not _is_every(heads):
             raise UserError(f"a value of shape {list(value.shape)} has no heads: choose positions or units")
         mask = _mask(value, 1, first if value.ndim > 3 else positions)
         mask &= _mask(value, 2, second) if value.ndim > 3 else True
         return jnp.where(mask & _mask(value, value.ndim - 1, units), edit(value), value)
 
+    edited.positions = positions  # type: ignore[attr-defined]
     return edited
+
+
+def _is_every(index: Index) -> bool:
+    return isinstance(index, slice) and index == EVERY
 
 
 def _mask(value: Array, axis: int, index: Index) -> Array:

@@ -158,7 +158,7 @@ def _head_axis(is_first: bool, ndim: int) -> int | None:
     return 1 if is_first else None if ndim < 4 else 2
 
 
-@lru_cache(maxsize=8)
+# Compiled anew in each call: a metric may read what changes between two, such as a variable of a notebook.
 def _patched(model: GPT, axes: Axes, metric: Metric) -> Any:
     """The compiled metric of tokens with `values` in place of the run's own where the masks (T,) are true. `axes` has
     the axis of positions of each value.
@@ -174,7 +174,6 @@ def _patched(model: GPT, axes: Axes, metric: Metric) -> Any:
     return jax.jit(score)
 
 
-@lru_cache(maxsize=8)
 def _changed(model: GPT, metric: Metric) -> Any:
     """The compiled metric of tokens and its gradients by `changes` that are added to values."""
 

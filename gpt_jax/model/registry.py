@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import jax
+
 from gpt_jax import config as cfg
 from gpt_jax.config.variant import implementation
 from gpt_jax.model.attention import MultiHeadAttention
@@ -30,11 +32,14 @@ M = TypeVar("M", bound=type[Mixer])
 
 def register_attention(kind: type[cfg.AttentionConfig]) -> Callable[[M], M]:
     """Class decorator: makes the decorated `Mixer` the implementation of the configuration type `kind`, for training,
-    decoding and `load_run` alike.
+    decoding and `load_run` alike. In place of an earlier implementation, as where a notebook's cell runs again, it
+    makes the programs that were compiled with that one compile again.
     """
 
     def enter(module: M) -> M:
-        ATTENTIONS[kind] = module
+        if ATTENTIONS.setdefault(kind, module) is not module:
+            ATTENTIONS[kind] = module
+            jax.clear_caches()
         return module
 
     return enter

@@ -235,7 +235,8 @@ class RunObserver:
         assert self.diagnose is not None
         self.interrupts.doing = f"the diagnostics after step {self.step}"
         self._switch(EVALUATION)
-        self.records.write({"step": self.step, "split": DIAGNOSTICS, **self.diagnose(state.model_params)})
+        read = {"rows": self.config.diagnostics.rows, "tokens": self.config.diagnostics.tokens}
+        self.records.write({"step": self.step, "split": DIAGNOSTICS, **read, **self.diagnose(state.model_params)})
         self._pause()
 
     def _save(self, state: TrainState, validation_loss: float | None) -> None:

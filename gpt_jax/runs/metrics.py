@@ -3,7 +3,7 @@
 A line is a JSON object with `step` (updates done, from 1), `split` (`train` or `validation`), `loss` (nats per token)
 and further metrics. A resumed run first drops the lines after its checkpoint, so that no step is recorded twice. Lines
 of the split `goodput` tell where the wall time went, and all of them stay. Those of the split `diagnostics` have scores
-of attention heads.
+of attention heads, read on `rows` rows of up to `tokens` tokens.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EVENTS_SECONDS = 60.0  # between flushes of TensorBoard's file
 MEASURED = ("train", "validation")
 DIAGNOSTICS = "diagnostics"  # the split of the records of runs/diagnostics.py
 CURVES = (*MEASURED, GOODPUT, DIAGNOSTICS)
-UNPLOTTED = ("step", "split", "time")  # what TensorBoard and Weights & Biases get no curve of
+UNPLOTTED = ("step", "split", "time", "rows", "tokens")  # what TensorBoard and Weights & Biases get no curve of
 
 
 def parse(content: bytes, upto: int | None = None) -> list[dict[str, Any]]:

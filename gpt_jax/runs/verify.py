@@ -199,7 +199,7 @@ def _source(folder: RunFolder) -> list[Check]:
         differing = sorted(name for name in {**wanted, **found} if found.get(name) != wanted.get(name))
         if differing:
             return False, f"{printable(differing[0])} is not the file that was imported"
-        return True, f"{len(found)} files are as they were imported"
+        return True, f"{len(found)} {'file is as it was' if len(found) == 1 else 'files are as they were'} imported"
 
     return [_guarded(SOURCE, "the run has its own copy of the weights; restore the files to import them again", look)]
 

@@ -131,8 +131,12 @@ def test_scores_of_heads_are_those_after_the_last_step(done: tuple[Path, dict[st
         with (folder / planned["folder"] / "metrics.jsonl").open("a") as file:
             for step in (3, 6):
                 scores = {"entropy": step + planned["seed"], "sink": None, "blocks/0/attention/entropy": 1.0}
-                file.write(json.dumps({"step": step, "split": "diagnostics", **scores}) + "\n")
+                place = {"step": step, "split": "diagnostics", "rows": 4, "tokens": 128}
+                file.write(json.dumps(place | scores) + "\n")
     assert [arm["inside"] for arm in collect(folder)["arms"]] == [{"entropy": {"0": 6.0, "1": 7.0}}] * 2
+    study["arms"][1]["config"]["diagnostics"]["tokens"] = 64  # its runs have scores of other tokens, from before
+    (folder / "study.json").write_text(json.dumps(study))
+    assert [len(arm["inside"]) for arm in collect(folder)["arms"]] == [1, 0]
 
 
 def test_runs_are_those_that_train_makes(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

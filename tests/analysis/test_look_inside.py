@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import GPT
+from gpt_jax import GPT, init_cache
 from gpt_jax.analysis.capture import heads_first, read, tap_shapes
 from gpt_jax.analysis.effective import effective_attention
 from gpt_jax.analysis.heads import head_scores, head_table
@@ -219,16 +219,11 @@ def test_calls_of_one_model_share_programs() -> None:
     batch = Batch(TOKENS[:, :-1], TOKENS[:, 1:], jnp.ones((2, 7)))
     compiled: list[str] = []
 
-    def metric(logits: jax.Array) -> jax.Array:
-        return logits[0, -1, 7] - logits[0, -1, 8]
-
     def look(seed: int) -> None:
         params = random_params(model, seed)
         read(model, params, TOKENS, "blocks/*/output")
         effective_attention(model, params, TOKENS, 1)
         ablation_losses(model, params, batch, "blocks/1/attention/heads")
-        for patching in (activation_patching, attribution_patching):
-            patching(model, params, TOKENS[:1], TOKENS[1:], metric)
         logit_lens(model, params, TOKENS)
 
     look(0)
@@ -240,6 +235,35 @@ def test_calls_of_one_model_share_programs() -> None:
     finally:
         jax.monitoring.unregister_event_duration_listener(heard)
     assert [event for event in compiled if "backend_compile" in event] == []
+
+
+def test_a_metric_may_read_what_changes_between_two_calls() -> None:
+    """As a cell of a notebook does, which runs again after a variable got another value."""
+    model = GPT(tiny(Attention(4, position=Rope())))
+    params, ids = random_params(model), [7, 8]
+
+    def metric(logits: jax.Array) -> jax.Array:
+        return logits[0, -1, ids[0]] - logits[0, -1, ids[1]]
+
+    def effects() -> list[np.ndarray]:
+        patchings = (activation_patching, attribution_patching)
+        return [f(model, params, TOKENS[:1], TOKENS[1:], metric, "embedding")["embedding"] for f in patchings]
+
+    before = effects()
+    ids[:] = [1, 2]
+    assert not any(np.allclose(a, b) for a, b in zip(before, effects(), strict=True))
+
+
+def test_values_of_a_cached_call_are_those_of_the_whole_row() -> None:
+    """The options of a call may hold arrays: a cache, or keys."""
+    model = GPT(tiny(Attention(4, position=Rope())))
+    params = random_params(model)
+    whole = read(model, params, TOKENS, "blocks/*/output")
+    cached = read(model, params, TOKENS, "blocks/*/output", cache=init_cache(model.config, 2, 8))
+    for name, value in whole.items():
+        np.testing.assert_allclose(cached[name], value, atol=1e-5)
+    key = jax.random.key(0)
+    assert read(model, params, TOKENS, "logits", train=True, rngs={"dropout": key}).keys() == {"logits"}
 
 
 def test_patching_the_stream_of_the_last_position_restores_the_answer() -> None:
@@ -284,6 +308,8 @@ def test_an_edited_model_generates_with_its_edits() -> None:
     assert likeliest.tolist() == found != plain
     both = (read(m, params, whole, "logits", e)["logits"] for m, e in ((changed, mlp), (model, edit | mlp)))
     np.testing.assert_array_equal(*both)
+    with pytest.raises(UserError, match="of some positions, which move while a model generates"):
+        edited(model, {"blocks/0/output": at(zero, positions=0)})
 
 
 def test_edits_change_what_they_name_and_nothing_else() -> None:

@@ -137,7 +137,7 @@ def test_the_files_of_an_import_are_read_again_where_they_are_still_there(run: P
     def source() -> Any:
         return next(check for check in verify_run(tmp_path / "made") if check.part == "source")
 
-    assert (source().trusted, source().found) == (True, "1 files are as they were imported")
+    assert (source().trusted, source().found) == (True, "1 file is as it was imported")
     weights.write_bytes(b"wEights")
     assert source().trusted is False and "m.gguf is not the file that was imported" in source().found
     weights.unlink()
