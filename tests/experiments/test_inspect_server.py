@@ -8,7 +8,9 @@ from urllib.parse import urlencode
 
 import pytest
 
-from experiments.inspecting import HOST, server_of
+from experiments import inspecting
+from experiments.inspecting import HOST, open_study_arms, server_of
+from gpt_jax.ablation.findings import ArmResults, RunRecord, StudyResults
 from gpt_jax.config.errors import UserError
 from gpt_jax.pages.walkthrough import walkthrough_page
 
@@ -61,3 +63,25 @@ def test_it_listens_here_only_and_a_taken_port_is_a_sentence(port: int) -> None:
         server_of(page, "", port)
     with server_of(page, "", 0) as other:
         assert other.server_address[0] == HOST
+
+
+def test_arms_of_a_study_stand_at_the_rates_that_were_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a seed that trained at several learning rates, the run of the arm's own; the folder may be in a bucket."""
+
+    def arm(name: str, chosen: float | None, *rates: float) -> ArmResults:
+        runs = tuple(
+            RunRecord(seed, rate, f"runs/{name}-{seed}-{rate}", "finished") for seed in (1, 2) for rate in rates
+        )
+        return ArmResults(name=name, learning_rate=chosen, runs=runs)
+
+    arms = (arm("mha", 3e-3, 1e-3, 3e-3, 1e-2), arm("mqa", 1e-2, 1e-3, 3e-3, 1e-2), arm("old", None, 1e-3))
+    results = StudyResults(question="?", baseline="mha", smallest_difference=0.01, arms=arms, verdict="")
+    asked: list[list[str]] = []
+    monkeypatch.setattr(inspecting, "collect", lambda workdir: results)
+    monkeypatch.setattr(inspecting, "open_arms", lambda folders: asked.append(folders) or [])
+    for names in (["mqa"], ["mqa", "old"]):
+        with pytest.raises(ValueError, match="zip"):  # there is nothing in those folders
+            open_study_arms("gs://bucket/study", names)
+    in_bucket = "gs://bucket/study/runs/{}".format
+    assert asked[0] == [in_bucket("mha-1-0.003"), in_bucket("mqa-1-0.01")]
+    assert asked[1] == [in_bucket("mqa-1-0.01"), in_bucket("old-1-0.001")]
