@@ -1,6 +1,9 @@
 """The pages of docs/: every link leads somewhere, on GitHub and on the built site, which needs no network to read."""
 
+import ast
+import html
 import importlib.util
+import itertools
 import re
 import shutil
 import subprocess
@@ -54,6 +57,21 @@ def test_the_navigation_has_every_page_once() -> None:
     assert reports
 
 
+def test_each_quoted_error_begins_a_message_of_the_code() -> None:
+    said = set()
+    for path in itertools.chain(ROOT.glob("gpt_jax/**/*.py"), ROOT.glob("experiments/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                said.add("".join(v.value if isinstance(v, ast.Constant) else "…" for v in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                said.add(node.value)
+    quoted = re.findall(r"^\| `(.*?)` \|", (ROOT / "docs" / "errors.md").read_text("utf-8"), re.MULTILINE)
+    assert len(quoted) > 50
+    for words in quoted:
+        begins = re.compile(".*".join(map(re.escape, words.split("…"))), re.DOTALL)
+        assert any(begins.match(message) for message in said), f"no message begins with: {words}"
+
+
 class Loads(HTMLParser):
     """What a page links to, and what a browser loads to show it."""
 
@@ -103,3 +121,9 @@ def test_the_site_has_no_broken_link_and_loads_nothing_from_elsewhere(site: Path
             assert (there / "index.html" if there.is_dir() else there).is_file(), f"{page.relative_to(site)}: {target}"
     for sheet in site.rglob("*.css"):
         assert not re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", sheet.read_text("utf-8")), sheet
+
+
+def test_the_pages_from_docstrings_have_shapes(site: Path) -> None:
+    text = html.unescape(re.sub(r"<[^>]+>", "", (site / "api" / "models" / "index.html").read_text("utf-8")))
+    assert "backbone(tokens: Int[Array, 'B T'], **options: Any)" in text
+    assert "a pure function of" in text and "Raises" in text
