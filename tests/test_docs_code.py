@@ -93,4 +93,5 @@ def test_adapters_are_saved_and_merged() -> None:
 @pytest.mark.usefixtures("loaded")
 def test_a_page_shows_in_a_cell() -> None:
     pytest.importorskip("IPython", reason="a notebook's display")
-    run("colab.md")
+    Path("report.html").write_text('<p class="a">one</p>')
+    assert run("colab.md")["page"] == "&lt;p class=&quot;a&quot;&gt;one&lt;/p&gt;"
