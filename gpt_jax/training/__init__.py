@@ -1,0 +1,1 @@
+"""Training as pure functions: loss, optimizers, the step, evaluation, and how they are placed on devices."""
