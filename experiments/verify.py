@@ -23,10 +23,10 @@ Check what in the folders of some runs can be trusted.
   --json                 Print one JSON object, folder → checks, in place of the tables.
   --helpfull             List all flags, including those of the libraries.
 
-It reads every checkpoint, compares its step, its record and the content of each array with what was saved, and
-checks config.json, environment.json, metrics.jsonl (damaged lines, gaps, repeated steps), the tokenizer, the
-evaluation, the data (a task, or text in this machine's cache), and the files that a model was imported from, where they
-are still there. It locks nothing and changes nothing.
+It reads every checkpoint, compares its step, its record and the content of each array with what was saved,
+and checks config.json, environment.json, metrics.jsonl (damaged lines, gaps, repeated steps), the tokenizer,
+the evaluation, the data (a task, or text in this machine's cache), and the files that a model was imported
+from, where they are still there. It locks nothing and changes nothing.
 
 Exit codes: 0 all that can be checked is good, 1 something is not, 2 wrong command line.
 """

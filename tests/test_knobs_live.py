@@ -220,6 +220,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "Train.accumulate": lambda: 2,
     "Train.spikes": lambda: knobs.SkipSpikes(),
     "Adafactor.decay_rate": lambda: 0.6,
+    "Needle.needles": lambda: 1,
     **{f"{name}.decay": lambda: ("blocks/0/**",) for name in ("Adamw", "Lion", "Muon", "Sgd", "Adafactor")},
 }
 

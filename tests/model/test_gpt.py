@@ -55,7 +55,7 @@ def test_capture_is_a_glob_over_names(params: dict) -> None:
 def test_taps_that_are_not_captured_leave_the_program_unchanged(params: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     with_taps = str(jax.make_jaxpr(MODEL.apply)(params, TOKENS))
     for module in ("attention", "block", "mlp"):
-        monkeypatch.setattr(f"gpt_jax.model.{module}.tap", lambda module, name, value: value)
+        monkeypatch.setattr(f"gpt_jax.model.{module}.tap", lambda module, name, value, **axes: value)
     jax.clear_caches()
     assert str(jax.make_jaxpr(MODEL.apply)(params, TOKENS)) == with_taps
 
