@@ -13,13 +13,15 @@ from rich.console import Console
 from configs.mixers import MIXERS, TASKS, get_config
 from gpt_jax import GPT
 from gpt_jax.analysis.cost import count_parameters
-from gpt_jax.config import Attention, Config, Copy, Embedding, Learned, LinearAttention, Rope, Window
+from gpt_jax.config import Attention, Config, Copy, Embedding, Learned, LinearAttention, Rope, Text, Window
 from gpt_jax.config.conversion import from_config_dict
 from gpt_jax.config.errors import UserError
-from gpt_jax.data.prompts import CHOICES
+from gpt_jax.data import open_data
+from gpt_jax.data.prompts import CHOICES, KINDS
 from gpt_jax.data.suites import SUITES
 from gpt_jax.data.tokenizer import ByteTokenizer
-from gpt_jax.runs.suites import PICTURE, QUESTIONS, RESULTS, TABLE, TEXT_SUITES, evaluate_suites
+from gpt_jax.runs.folder import ENVIRONMENT
+from gpt_jax.runs.suites import PICTURE, QUESTIONS, RESULTS, TABLE, TEXT_SUITES, evaluate_suites, words_alone
 from gpt_jax.runs.train import train
 from gpt_jax.runs.write import write_run
 from tests.analysis.test_suites import TEXT
@@ -47,7 +49,13 @@ def test_a_run_on_text_takes_the_suites_of_text(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     model = GPT(tiny(LinearAttention(heads=2), layers=1, vocab_size=257, context_length=128))
     write_run(tmp_path / "run", model, random_params(model), ByteTokenizer(), text=str(tmp_path / "text.txt"))
-    results = evaluate_suites(tmp_path / "run", TEXT_SUITES, questions=6, lengths=[60, 250])
+    with pytest.warns(UserWarning) as told:
+        results = evaluate_suites(tmp_path / "run", TEXT_SUITES, questions=6, lengths=[60, 250])
+    said = [str(warning.message) for warning in told]
+    asked = {(r.suite, r.kind, r.length) for r in results}
+    for suite, kind in ((suite, kind) for suite, kinds in KINDS.items() for kind in kinds):
+        left_out = f"{suite}, {kind}: nothing is asked at 60 tokens: " in " ".join(said)
+        assert (suite, kind, 250) in asked and ((suite, kind, 60) in asked) != left_out
     found = records(tmp_path / "run")
     assert {record["suite"] for record in found} == set(TEXT_SUITES) and len(found) == len(results)
     for record in found:
@@ -58,6 +66,34 @@ def test_a_run_on_text_takes_the_suites_of_text(tmp_path: Path) -> None:
         evaluate_suites(tmp_path / "run", ["sort"])
     with pytest.raises(UserError, match='no suite "reall": choose among recall'):
         evaluate_suites(tmp_path / "run", ["reall"])
+    evaluate_suites(tmp_path / "run", ["text"])
+    assert not (tmp_path / "run" / PICTURE).exists()  # has no accuracies, and the old one is of other questions
+    with pytest.warns(UserWarning, match="8 tokens"), pytest.raises(UserError, match="no question can be asked"):
+        evaluate_suites(tmp_path / "run", ["needle"], lengths=[8])
+    environment = tmp_path / "run" / ENVIRONMENT
+    began = json.loads(environment.read_text())
+    began["hashes"]["data"] = "0" * 64  # as if the text had changed: what is held out now may have been trained on
+    environment.write_text(json.dumps(began))
+    with pytest.raises(UserError, match="the text or the tokenizer is not the one"):
+        evaluate_suites(tmp_path / "run", ["text"])
+
+
+def test_the_haystack_has_no_ends_of_documents(tmp_path: Path) -> None:
+    for i in range(40):
+        (tmp_path / f"{i}.txt").write_text(f"document {i}")
+    data = open_data(Text(path=str(tmp_path)), 16, 0, progress=False)
+    end = data.tokenizer.end_of_text
+    assert any((batch.targets == end).any() for batch in data.validation(4))
+    kept = words_alone(data, 4)
+    assert len(kept) and end not in kept and "document" in data.tokenizer.decode(kept.tolist())
+
+
+def test_a_text_of_few_words_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("one two " * 900)
+    model = GPT(tiny(LinearAttention(heads=2), layers=1, vocab_size=257, context_length=128))
+    write_run(tmp_path / "run", model, random_params(model), ByteTokenizer(), text=str(tmp_path / "text.txt"))
+    with pytest.raises(UserError, match="has 0 different words .* leave out the suites needle, ruler, recall"):
+        evaluate_suites(tmp_path / "run", ["text", "needle"])
 
 
 def test_a_run_on_a_task_takes_its_suite_as_far_as_it_has_positions(tmp_path: Path) -> None:
@@ -75,8 +111,12 @@ def test_a_run_on_a_task_takes_its_suite_as_far_as_it_has_positions(tmp_path: Pa
 @pytest.mark.slow
 def test_one_command_gives_the_curves_of_mixers(tmp_path: Path) -> None:
     flags = ["--mixers=linear", "--tasks=induction", "--questions=8", "--steps=1"]
-    ((code, out, err),) = many(tmp_path, tmp_path / "out", "curves", [[f"--workdir={tmp_path}/runs", *flags]])
+    wrong = [f"--workdir={tmp_path}/other", "--mixers=attention,foo", "--tasks=recall"]
+    lines = [[f"--workdir={tmp_path}/runs", *flags], wrong]
+    (code, out, err), refused = many(tmp_path, tmp_path / "out", "curves", lines)
     assert code == 0, err
+    assert refused[0] == 2 and 'no "foo_recall"' in refused[2]
+    assert not (tmp_path / "other" / "attention-recall").exists()  # refused before anything is trained
     found = records(tmp_path / "runs")
     assert {(record["arm"], record["suite"]) for record in found} == {("linear", "induction")}
     assert {record["length"] for record in found} == {24, 48, 96, 192}
@@ -87,6 +127,7 @@ def test_mistakes_on_the_command_line_are_told(tmp_path: Path) -> None:
     lines = {
         "leave out --data": ["--workdir=none", "--suite=copy", "--data=text.txt"],
         "--lengths must be numbers": ["--workdir=none", "--suite=copy", "--lengths=8,x"],
+        "--lengths and --questions need --suite": ["--workdir=none", "--questions=50"],
         "there is no folder": [f"--workdir={tmp_path}/none", "--suite=copy"],
     }
     ended = many(tmp_path, tmp_path / "out", "evaluate", [*lines.values(), *COMMANDS_OF["evaluate"]])
