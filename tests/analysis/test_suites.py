@@ -157,7 +157,7 @@ LEARNED = {
     "copy": [Copy(symbols=5, length=6)],
     "sort": [Sort()],
     "induction": [Induction(symbols=8, length=12, shortest_period=2, longest_period=6)],
-    "needle": [Needle(symbols=16, needles=2, length=24)],
+    "needle": [Needle(symbols=16, needles=2, length=24), Needle(symbols=16, needles=1, length=24)],
     "states": [Track("parity", 8), Track("s5", 8)],
 }
 
@@ -211,6 +211,7 @@ def test_ignoring_updates_scores_what_the_page_says() -> None:
 def test_a_suite_of_other_symbols_is_refused() -> None:
     with pytest.raises(UserError, match="never saw: choose --suite=copy"):
         points("recall", Copy(), 10)
+    assert [point.length for point in points("copy", Copy(), 40, [8, 9])] == [8]  # 9 rounds to 8
     with pytest.raises(UserError, match="no rows of .* choose larger --lengths"):
         points("recall", LEARNED["recall"][0], 40, [1])
 

@@ -18,7 +18,7 @@ from gpt_jax.config.conversion import from_config_dict
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import open_data
 from gpt_jax.data.prompts import CHOICES, KINDS
-from gpt_jax.data.suites import SUITES
+from gpt_jax.data.suites import SUITES, points
 from gpt_jax.data.tokenizer import ByteTokenizer
 from gpt_jax.runs.folder import ENVIRONMENT
 from gpt_jax.runs.suites import PICTURE, QUESTIONS, RESULTS, TABLE, TEXT_SUITES, evaluate_suites, words_alone
@@ -149,6 +149,32 @@ def test_the_page_says_what_the_code_does() -> None:
     assert task.split("\n", 2)[2].replace("documents.jsonl", "DATA") in harness
     models = [from_config_dict(Config, get_config(f"{mixer}_{name}")).model for mixer in MIXERS for name in TASKS]
     assert {(model.layers, model.width) for model in models} == {(2, 64)}
+
+
+def mixers_table(rows: list[dict[str, str]]) -> str:
+    """The page's table, of the accuracies and the chance at 48 and 192 tokens in the file of results."""
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    lines = [f"| asked | {' | '.join(arms)} | chance |", "|" + "---|" * (len(arms) + 2)]
+    for kind in ("recall", "noisy", "forgetting", "one of 4 needles", "induction"):
+        found = [{r["length"]: r for r in rows if (r["arm"], r["kind"]) == (arm, kind)} for arm in arms]
+        cells = [[float(of[length]["value"]) for length in ("48", "192")] for of in found]
+        cells.append([float(found[0][length]["chance"]) for length in ("48", "192")])
+        name = "recall of 8 pairs" if kind == "recall" else kind
+        lines.append(f"| {name} | {' | '.join(f'{trained:.2f}, {far:.2f}' for trained, far in cells)} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_mixers_is_that_of_the_results() -> None:
+    with (ROOT / "docs" / "gallery" / "mixers" / TABLE).open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["arm"] for row in rows} == set(MIXERS) and mixers_table(rows) in PAGE
+    for name, task in TASKS.items():  # the results are of these points, at these levels of chance
+        own = from_config_dict(Config, get_config(f"delta_{name}")).data
+        assert own == task
+        for point in points(name, own, QUESTIONS):
+            of = [r for r in rows if (r["kind"], int(r["length"])) == (point.kind, point.length)]
+            assert len(of) == len(MIXERS) and all(float(r["chance"]) >= point.chance for r in of)
+            assert {int(r["rows"]) for r in of} == {QUESTIONS}
 
 
 def test_the_mixers_are_of_equal_size() -> None:
