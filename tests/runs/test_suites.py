@@ -119,7 +119,7 @@ def test_one_command_gives_the_curves_of_mixers(tmp_path: Path) -> None:
     assert not (tmp_path / "other" / "attention-recall").exists()  # refused before anything is trained
     found = records(tmp_path / "runs")
     assert {(record["arm"], record["suite"]) for record in found} == {("linear", "induction")}
-    assert {record["length"] for record in found} == {24, 48, 96, 192}
+    assert {record["length"] for record in found} == {48, 96, 192}  # rows of 24 repeat nothing of the longest period
     assert "linear on induction" in out and "parameters: linear" in out
 
 
