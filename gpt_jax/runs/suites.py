@@ -108,8 +108,8 @@ def _on_text(
 ) -> Iterator[Result]:
     data, trained = _held_out(opened, learned), opened.config.model.context_length
     limit = learned_positions(opened.config.model)
-    asked = sorted({max(round(factor * trained), 2) for factor in TEXT_FACTORS}) if lengths is None else sorted(lengths)
-    asked = [length for length in asked if limit is None or length <= limit]
+    wanted = [max(round(factor * trained), 2) for factor in TEXT_FACTORS] if lengths is None else lengths
+    asked = sorted({length for length in wanted if limit is None or length <= limit})
     kept = words_alone(data, score.rows)
     if wrong := [suite for suite in suites if suite not in TEXT_SUITES]:
         raise UserError(
@@ -125,7 +125,8 @@ def _on_text(
                 ask = partial(measure_questions, score, Haystack(kept, data.tokenizer), suite, kind)
                 yield from _each(f"{suite}, {kind}", ask, asked, count, trained)
         else:
-            yield from _each(suite, partial(measure_repeats, score, kept, suite), asked, count, trained)
+            even = sorted({length // 2 * 2 for length in asked})  # two halves
+            yield from _each(suite, partial(measure_repeats, score, kept, suite), even, count, trained)
 
 
 def _each(

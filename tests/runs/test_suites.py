@@ -50,9 +50,10 @@ def test_a_run_on_text_takes_the_suites_of_text(tmp_path: Path) -> None:
     model = GPT(tiny(LinearAttention(heads=2), layers=1, vocab_size=257, context_length=128))
     write_run(tmp_path / "run", model, random_params(model), ByteTokenizer(), text=str(tmp_path / "text.txt"))
     with pytest.warns(UserWarning) as told:
-        results = evaluate_suites(tmp_path / "run", TEXT_SUITES, questions=6, lengths=[60, 250])
+        results = evaluate_suites(tmp_path / "run", TEXT_SUITES, questions=6, lengths=[60, 250, 251, 60])
     said = [str(warning.message) for warning in told]
     asked = {(r.suite, r.kind, r.length) for r in results}
+    assert len(asked) == len(results)  # each once
     for suite, kind in ((suite, kind) for suite, kinds in KINDS.items() for kind in kinds):
         left_out = f"{suite}, {kind}: nothing is asked at 60 tokens: " in " ".join(said)
         assert (suite, kind, 250) in asked and ((suite, kind, 60) in asked) != left_out
