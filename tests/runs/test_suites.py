@@ -89,7 +89,10 @@ def test_the_haystack_has_no_ends_of_documents(tmp_path: Path) -> None:
     assert len(kept) and end not in kept and "document" in data.tokenizer.decode(kept.tolist())
 
 
-def test_a_text_of_few_words_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+def test_a_text_of_few_words_is_refused_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt_jax.runs.suites.measure_text", lambda *_: pytest.fail("asked"))
     (tmp_path / "text.txt").write_text("one two " * 900)
     model = GPT(tiny(LinearAttention(heads=2), layers=1, vocab_size=257, context_length=128))
     write_run(tmp_path / "run", model, random_params(model), ByteTokenizer(), text=str(tmp_path / "text.txt"))
