@@ -46,17 +46,16 @@ FLAGS = flags.FLAGS
 
 def main() -> int:
     folder = RunFolder(cli.required("workdir", "the folder for the runs"))
+    # All of them first, so that a wrong name is refused before anything is trained.
+    configs = {(mixer, task): configuration(mixer, task) for mixer in FLAGS.mixers for task in FLAGS.tasks}
     arms: dict[str, list[Result]] = {}
     sizes: dict[str, int] = {}
     for mixer in FLAGS.mixers:
         arms[mixer] = []
         for task in FLAGS.tasks:
-            config = from_config_dict(Config, get_config(f"{mixer}_{task}"))
-            if FLAGS.steps is not None:
-                config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=FLAGS.steps))
             place = folder.path / f"{mixer}-{task}"
             print(f"{mixer} on {task}", flush=True)
-            if train(config, place, console=Console(quiet=True)).status == "interrupted":
+            if train(configs[mixer, task], place, console=Console(quiet=True)).status == "interrupted":
                 print(f"interrupted; to continue:\n  {cli.command()}")
                 return cli.SAVED
             arms[mixer] += evaluate_suites(place, [task], questions=FLAGS.questions)
@@ -66,6 +65,13 @@ def main() -> int:
     print("parameters: " + ", ".join(f"{mixer} {size:,}" for mixer, size in sizes.items()))
     print(f"picture: {folder.file(PICTURE)}")
     return 0
+
+
+def configuration(mixer: str, task: str) -> Config:
+    config = from_config_dict(Config, get_config(f"{mixer}_{task}"))
+    if FLAGS.steps is None:
+        return config
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=FLAGS.steps))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ writes them to DIR/evaluation.json. The validation tokens are split into rows th
 each token is predicted exactly once. Batch size and number of devices do not change the results.
 
 With --suite, prints accuracies with their 95% intervals beside the level of chance, and writes them to
-suites.json, suites.csv and suites.png in DIR.
+suites.json, suites.csv and suites.png (not for the suite text alone) in DIR.
 
 Exit codes: 0 done, 1 failed, 2 wrong command line.
 """.format(names=",".join(NAMES), questions=QUESTIONS)
@@ -59,6 +59,8 @@ def main() -> int:
     workdir = cli.required("workdir", "the folder of the run to evaluate")
     if FLAGS.suite is not None:
         return ask(workdir)
+    if FLAGS.lengths is not None or FLAGS["questions"].present:
+        raise cli.UsageError("--lengths and --questions need --suite: name one, or leave them out")
     step, result = evaluate_run(workdir, FLAGS.step, FLAGS.data, FLAGS.context_length, FLAGS.mesh)
     show_evaluation(Console(), step, result)
     return 0

@@ -13,9 +13,10 @@ Evaluate a run with EleutherAI's lm-evaluation-harness (pip install -e '.[eval]'
 
   --tasks TASKS              Names of tasks, separated by commas; `lm_eval ls tasks` lists them (required).
   --model_args workdir=DIR   The run's folder (required). After commas: step=STEP (default: the newest good
-                             checkpoint), mesh=AXES as in --config.mesh (default: all devices divide rows),
-                             prefix_token_id=ID (for tokenizers that lack a token that begins a text), seed=SEED
-                             (of sampled generations).
+                             checkpoint), mesh=AXES as in --config.mesh (default: all devices divide rows; two
+                             axes need quotes inside, as in "workdir=DIR,mesh='data=2,tensor=2'", because lm_eval
+                             splits at commas), prefix_token_id=ID (for tokenizers that lack a token that begins
+                             a text), seed=SEED (of sampled generations).
   --batch_size N             Rows that go through the model together (default: lm_eval's, 1; 32 is faster).
   --include_path FOLDER      A folder of your own task files.
   --output_path FOLDER       Where results are written as JSON.

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import beta
+from scipy.stats import beta, t
 
 CONFIDENCE = 0.95
+FEW = 10  # rows' worth of wrong (or right) answers, below which rows cannot show how much they vary
 
 
 class Accuracy(NamedTuple):
@@ -23,8 +24,9 @@ def accuracy(hits: Float[np.ndarray, " R"], answers: Float[np.ndarray, " R"]) ->
     """The accuracy over R rows with `answers` answers each, of which `hits` are right.
 
     The interval is the exact one of Clopper and Pearson for an effective number of answers: as many independent answers
-    as would have the variance that rows show (Korn and Graubard 1998, Survey Methodology 24). Where rows show none,
-    because all answers are right or all wrong, each row counts as one.
+    as would have the variance that rows show, with the t quantiles of the few rows that it is estimated from (Korn and
+    Graubard 1998, Survey Methodology 24). Near 0 and 1 rows show too little variance, or none. There the effective
+    number falls to that of the rows, smoothly, so that a right answer more never lowers the bounds of rows that differ.
 
     Raises:
       ValueError: there are no answers.
@@ -35,9 +37,15 @@ def accuracy(hits: Float[np.ndarray, " R"], answers: Float[np.ndarray, " R"]) ->
     rows = len(answers)
     share = float(hits.sum() / total)
     residuals = hits - share * answers
-    variance = rows / max(rows - 1, 1) * np.square(residuals).sum() / total**2
-    effective = min(share * (1 - share) / variance, total) if variance > 0 else float(min(rows, total))
-    right, tail = share * effective, (1 - CONFIDENCE) / 2
+    spread = np.square(residuals).sum()
+    tail, few = (1 - CONFIDENCE) / 2, min(share, 1 - share) * rows
+    effective = float(min(rows, total))
+    if spread > 1e-6:  # less is rounding: one answer of one row moves it by about 1
+        variance = rows / (rows - 1) * spread / total**2
+        widened = (t.ppf(tail, max(total - 1, 1)) / t.ppf(tail, rows - 1)) ** 2
+        most = total if few >= FEW else rows / (1 - few / FEW)
+        effective = min(share * (1 - share) / variance * widened, total, most)
+    right = share * effective
     low = 0.0 if share == 0 else float(beta.ppf(tail, right, effective - right + 1))
     high = 1.0 if share == 1 else float(beta.ppf(1 - tail, right + 1, effective - right))
     return Accuracy(share, low, high)

@@ -12,7 +12,7 @@ from scipy.stats import norm
 from gpt_jax.analysis.intervals import CONFIDENCE, accuracy
 from gpt_jax.analysis.scoring import Scorer
 from gpt_jax.data import Batch, Data, open_data
-from gpt_jax.data.prompts import CHOICES, Haystack, questions
+from gpt_jax.data.prompts import CHOICES, Haystack, NoQuestion, questions
 from gpt_jax.data.suites import Point
 
 ANY_LENGTH = 10**9
@@ -24,7 +24,8 @@ class Result:
     """One point of a curve.
 
     `measure` is "accuracy" (a share of answers) or "loss" (nats per token); `low` and `high` are the ends of the 95%
-    interval of `value`; `chance` is the accuracy of guessing (None for a loss); `rows` is the number of rows or
+    interval of `value`; `chance` is the accuracy of an answer that needs no more than the row's own symbols, or, for
+    `copy` of text, that of the model before the text repeats (None for a loss); `rows` is the number of rows or
     questions, and `trained` says that the run was trained on rows of at least this length.
     """
 
@@ -44,22 +45,35 @@ class Result:
 def measure_task(score: Scorer, point: Point, trained_length: int) -> Result:
     """The accuracy on the rows of a task."""
     data = open_data(point.task, ANY_LENGTH, 0, progress=False)
-    terms = [score.terms(batch) for batch in data.validation(score.rows)]
+    batches = list(data.validation(score.rows))
+    terms = [score.terms(batch) for batch in batches]
     hits, answers = (np.concatenate([term[i].sum(axis=1) for term in terms])[: data.validation_rows] for i in (1, 2))
     found = accuracy(hits.astype(np.float64), answers.astype(np.float64))
-    within = point.length <= trained_length
-    return Result(
-        point.suite, point.kind, point.length, point.size, "accuracy", *found, point.chance, len(hits), within
-    )
+    within, chance = point.length <= trained_length, max(point.chance, drawn_from_row(batches, point.answers))
+    return Result(point.suite, point.kind, point.length, point.size, "accuracy", *found, chance, len(hits), within)
+
+
+def drawn_from_row(batches: Iterable[Batch], answers: range) -> float:
+    """The accuracy of drawing each answer from the symbols before it that are `answers`; 0 if there are no such."""
+    right, total = 0.0, 0
+    for batch in batches:
+        for b, t in zip(*np.nonzero(batch.weights), strict=True):
+            seen = batch.tokens[b, : t + 1]
+            seen = seen[(seen >= answers.start) & (seen < answers.stop)]
+            right += float((seen == batch.targets[b, t]).mean()) if len(seen) else 0.0
+            total += 1
+    return right / max(total, 1)
 
 
 def measure_questions(
     score: Scorer, hay: Haystack, suite: str, kind: str, length: int, count: int, trained_length: int
-) -> Result | None:
-    """The accuracy of choosing the most probable of several answers; None if a question does not fit `length`."""
+) -> Result:
+    """The accuracy of choosing the most probable of several answers.
+
+    Raises:
+      NoQuestion: as `questions`.
+    """
     asked = questions(hay, suite, kind, length, count)
-    if not asked:
-        return None
     scores = score([(question.context, choice) for question in asked for choice in question.choices])
     logs = np.array([s.loglikelihood for s in scores]).reshape(len(asked), CHOICES)
     right = (logs.argmax(axis=1) == [question.answer for question in asked]).astype(np.float64)
@@ -71,23 +85,40 @@ def measure_repeats(
     score: Scorer, ids: np.ndarray, suite: str, length: int, count: int, trained_length: int, seed: int = 0
 ) -> Result:
     """The accuracy on the second half of rows that repeat their first half: a passage of the held-out text (`copy`), or
-    tokens drawn from it at random (`induction`). Guessing is drawing one of its different tokens.
+    different tokens of it, drawn uniformly (`induction`).
+
+    The level of chance of `copy` is the model's own accuracy on the same tokens in the first half, which a model of
+    text guesses without copying. That of `induction` is always answering with the commonest token of the first half.
+
+    Raises:
+      NoQuestion: rows of this length have no half that repeats.
     """
-    rng, half = np.random.default_rng(seed), max(length // 2, 1)
-    rows = np.empty((-(-count // score.rows) * score.rows, 2 * half), np.int32)
+    rng, half = np.random.default_rng(seed), length // 2
+    if half < 2:
+        raise NoQuestion("a row that repeats has 4 tokens or more")
+    rows, different = np.empty((-(-count // score.rows) * score.rows, 2 * half), np.int32), np.unique(ids)
     for row in rows:
-        begin = int(rng.integers(0, max(len(ids) - half, 1)))
-        first = np.resize(ids[begin : begin + half], half) if suite == "copy" else rng.choice(ids, half)
+        begin = int(rng.integers(0, max(len(ids) - half, 0) + 1))
+        first = np.resize(ids[begin : begin + half], half) if suite == "copy" else rng.choice(different, half)
         row[:] = np.concatenate([first, first])
     weights = np.zeros((len(rows), 2 * half - 1), np.float32)
-    weights[:count, half:] = 1  # the first repeated token can't be known
-    if half == 1:
-        weights[:count] = 1
+    weights[:count] = 1
+    weights[:, half - 1] = 0  # the first repeated token can't be known
     whole = Batch(rows[:, :-1], rows[:, 1:], weights)
     terms = [score.terms(_rows(whole, k, score.rows)) for k in range(0, len(rows), score.rows)]
-    hits, answers = (np.concatenate([term[i].sum(axis=1) for term in terms])[:count] for i in (1, 2))
-    found, chance = accuracy(hits.astype(np.float64), answers.astype(np.float64)), 1 / len(np.unique(ids))
+    hits = np.concatenate([term[1] for term in terms])[:count].astype(np.float64)
+    found = accuracy(hits[:, half:].sum(axis=1), np.full(count, half - 1.0))
+    if suite == "copy":
+        chance = float(hits[:, : half - 1].mean())
+    else:
+        chance = float(np.mean([_commonest(row[:half]) for row in rows[:count]]))
     return Result(suite, "repeated", 2 * half, None, "accuracy", *found, chance, count, length <= trained_length)
+
+
+def _commonest(first: np.ndarray) -> float:
+    """The accuracy of always answering with the commonest token of the first half, on all but its first token."""
+    values, counts = np.unique(first, return_counts=True)
+    return float(np.mean(first[1:] == values[counts.argmax()]))
 
 
 def measure_text(score: Scorer, data: Data) -> Iterator[Result]:

@@ -55,8 +55,9 @@ class HardRecall(DataConfig):
 
 @dataclass(frozen=True)
 class Needle(DataConfig):
-    """Needles in a haystack: a marker, a key and its value stand `needles` times among random symbols; at the end a
-    marker and a key ask for its value, once for each needle (after RULER: Hsieh et al. 2024, arXiv:2404.06654).
+    """Needles in a haystack: a marker, a key and its value stand `needles` times among random symbols, at multiples of
+    three places; at the end a marker and a key ask for its value, once for each needle (after RULER: Hsieh et al. 2024,
+    arXiv:2404.06654).
     """
 
     symbols: int = 64

@@ -51,7 +51,9 @@ def _hard_recall(config: HardRecall) -> Task:
 
 @make_task.register
 def _needle(config: Needle) -> Task:
-    """`# K V` at random places of random symbols, then `# K V` of each key in another order; # is the last id."""
+    """`# K V` at random places of random symbols, which are multiples of three, then `# K V` of each key in another
+    order; # is the last id.
+    """
     half, length, needles, marker = config.symbols // 2, config.length, config.needles, config.symbols
     end = length + 1 - 3 * needles  # where the questions begin
     slots = end // 3
@@ -77,7 +79,9 @@ def _needle(config: Needle) -> Task:
 
 @make_task.register
 def _track(config: Track) -> Task:
-    """The elements are the inputs, and the product of all elements so far is the target at each of them."""
+    """The elements are the inputs, and the product of all elements so far is the target at each of them: at the first
+    one the element itself.
+    """
     table = products(config.group)
 
     def draw(uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """The points of an evaluation suite on a run that learned a task: the same task at other lengths and sizes.
 
 A suite is a list of points. Each has a task of the run's own vocabulary, whose answers are known, and a chance level:
-the accuracy of an answer drawn uniformly from the symbols that can be one.
+the accuracy of an answer drawn uniformly from the symbols that can be one, in `recall` from those that the pairs show.
 """
 
 from __future__ import annotations
@@ -28,13 +28,18 @@ SUITES: dict[str, tuple[type[DataConfig], ...]] = {
 
 
 class Point(NamedTuple):
-    """One point of the curve `kind`; `size` is the number of things to keep, such as pairs (None: not counted)."""
+    """One point of the curve `kind`.
+
+    `size` is the number of things to keep, such as pairs (None: not counted), and `answers` are the symbols that can be
+    an answer and stand in a row before it: drawing one of these may be better than `chance`.
+    """
 
     suite: str
     kind: str
     length: int
     size: int | None
     chance: float
+    answers: range
     task: DataConfig
 
 
@@ -55,23 +60,25 @@ def points(suite: str, learned: DataConfig, rows: int, lengths: Sequence[int] | 
         )
     trained = make_task(learned).length
     asked = sorted({max(round(factor * trained), 1) for factor in FACTORS}) if lengths is None else sorted(set(lengths))
-    found = [point for length in asked for point in _at(suite, learned, length, rows)]
+    found: dict[tuple[str, int, int | None], Point] = {}
+    for point in (point for length in asked for point in _at(suite, learned, length, rows)):
+        found.setdefault((point.kind, point.length, point.size), point)  # lengths may round to one
     if not found:
         raise UserError(
             f"the suite {suite} has no rows of {', '.join(map(str, asked))} tokens: choose larger --lengths"
         )
-    return found
+    return list(found.values())
 
 
 def _at(suite: str, learned: DataConfig, length: int, rows: int) -> Iterator[Point]:
     """The points of one length: of each variant that has rows of it."""
-    for kind, size, chance, changes in _variants(learned, length):
+    for kind, size, chance, answers, changes in _variants(learned, length):
         try:
             cls, values = changes.pop("type", type(learned)), _common(learned)
             task = cls(**values | changes | {"validation_rows": rows})
         except ConfigError:
             continue
-        yield Point(suite, kind, make_task(task).length, size, chance, task)
+        yield Point(suite, kind, make_task(task).length, size, chance, answers, task)
 
 
 def _common(learned: Any) -> dict[str, Any]:
@@ -80,27 +87,32 @@ def _common(learned: Any) -> dict[str, Any]:
     return {field.name: getattr(learned, field.name) for field in dataclasses.fields(learned) if field.name in names}
 
 
-def _variants(learned: DataConfig, length: int) -> Iterator[tuple[str, int | None, float, dict[str, Any]]]:
+Variant = tuple[str, int | None, float, range, dict[str, Any]]  # a point without its suite, length and task
+
+
+def _variants(learned: DataConfig, length: int) -> Iterator[Variant]:
     match learned:
         case Recall() | HardRecall():
-            chance, pairs = 1 / (learned.symbols - learned.symbols // 2), learned.pairs
-            yield "recall", pairs, chance, {"type": Recall, "length": length}
+            values, pairs, most = range(learned.symbols // 2, learned.symbols), learned.pairs, length // 4
+            yield "recall", pairs, 1 / pairs, values, {"type": Recall, "length": length}
             for kind, more in [
                 ("noisy", {"noise": 2 * pairs}),
                 ("stacked", {"passes": 2}),
                 ("forgetting", {"updates": max(pairs // 2, 1)}),
             ]:
-                yield kind, pairs, chance, {"type": HardRecall, "length": length} | more
-            yield "full of pairs", length // 4, chance, {"type": Recall, "length": length, "pairs": length // 4}
+                yield kind, pairs, 1 / pairs, values, {"type": HardRecall, "length": length} | more
+            yield "full of pairs", most, 1 / max(most, 1), values, {"type": Recall, "length": length, "pairs": most}
         case Copy():
-            yield "copy", length // 2, 1 / learned.symbols, {"length": length // 2}
+            yield "copy", length // 2, 1 / learned.symbols, range(learned.symbols), {"length": length // 2}
         case Sort():
-            yield "sort", (length + 1) // 2, 1 / learned.symbols, {"length": (length + 1) // 2}
+            yield "sort", (length + 1) // 2, 1 / learned.symbols, range(learned.symbols), {"length": (length + 1) // 2}
         case Induction():
-            yield "induction", None, 1 / learned.symbols, {"length": length}
+            yield "induction", None, 1 / learned.symbols, range(learned.symbols), {"length": length}
         case Needle():
-            chance = 1 / (learned.symbols - learned.symbols // 2)
-            for kind, n in {"one needle": 1, f"one of {learned.needles} needles": learned.needles}.items():
-                yield kind, n, chance, {"length": length, "needles": n}
+            values = range(learned.symbols // 2, learned.symbols)
+            for n in dict.fromkeys((1, learned.needles)):
+                kind = "one needle" if n == 1 else f"one of {n} needles"
+                yield kind, n, 1 / len(values), values, {"length": length, "needles": n}
         case Track():
-            yield learned.group, None, 1 / make_task(learned).vocab_size, {"length": length}
+            states = make_task(learned).vocab_size  # the first state is its own input
+            yield learned.group, None, (1 + (length - 1) / states) / length, range(0), {"length": length}

@@ -158,6 +158,8 @@ class HarnessModel(TemplateLM):
         if unknown:
             raise UserError(f'gpt_jax generates without "{min(unknown)}": leave it out of generation_kwargs')
         sampling = {name: options[name] for name in SAMPLING if name in options}
+        if sampling.get("top_k") == 0:  # keeps all, as in `hf`
+            del sampling["top_k"]
         sampler = Sampler(**sampling) if options["do_sample"] else Sampler(temperature=0)
         # One shape for all batches: the rows that follow the last prompt repeat it.
         blank = self._score.rows - len(prompts)

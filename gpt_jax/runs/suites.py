@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,10 @@ from gpt_jax.config import DataConfig, Text, TokenizerFile, check_length, learne
 from gpt_jax.config.errors import UserError
 from gpt_jax.config.mesh import ALL_DATA
 from gpt_jax.data import Data, open_data
-from gpt_jax.data.prompts import KINDS, Haystack
+from gpt_jax.data.prompts import KINDS, Haystack, NoQuestion
 from gpt_jax.data.suites import SUITES, points
 from gpt_jax.data.tasks import make_task
-from gpt_jax.runs import consensus
+from gpt_jax.runs import consensus, record
 from gpt_jax.runs.folder import TOKENIZER, RunFolder, Workdir
 from gpt_jax.runs.load import OpenedRun, open_run
 from gpt_jax.training.sharding import make_mesh
@@ -43,6 +45,8 @@ def evaluate_suites(
 ) -> list[Result]:
     """Evaluates a checkpoint of a run on suites and writes `suites.json`, `suites.csv` and `suites.png` in its folder.
 
+    A length at which a kind of question cannot be asked is left out, with a warning that says why.
+
     Args:
       suites: some of NAMES. A run that learned a task takes the suite of that task, one on text those of text.
       step: the checkpoint's step (None: the newest good one).
@@ -52,7 +56,8 @@ def evaluate_suites(
       axes: the mesh over all devices, written as `Config.mesh`.
 
     Raises:
-      ConfigError, MissingFile, UserError: as `load_run`; or a suite is unknown or does not fit the run.
+      ConfigError, MissingFile, UserError: as `load_run`; or a suite is unknown or does not fit the run, or the text is
+        not the one that the run began with.
     """
     unknown = [name for name in suites if name not in NAMES]
     if unknown or not suites:
@@ -70,7 +75,7 @@ def evaluate_suites(
     else:
         results = list(_on_task(opened, learned, score, suites, questions, lengths))
     if not results:
-        raise UserError("no question fits these lengths: choose larger --lengths")
+        raise UserError("no question can be asked, as the warnings say: choose other --lengths, or other suites")
     about = {"step": opened.step, "questions": questions}
     write(opened.folder, about, {opened.folder.path.name: results})
     return results
@@ -103,30 +108,51 @@ def _on_text(
 ) -> Iterator[Result]:
     data, trained = _held_out(opened, learned), opened.config.model.context_length
     limit = learned_positions(opened.config.model)
-    asked = sorted({max(round(factor * trained), 2) for factor in TEXT_FACTORS}) if lengths is None else sorted(lengths)
-    asked = [length for length in asked if limit is None or length <= limit]
-    kept = np.concatenate([batch.targets[batch.weights > 0] for batch in data.validation(score.rows)])
+    wanted = [max(round(factor * trained), 2) for factor in TEXT_FACTORS] if lengths is None else lengths
+    asked = sorted({length for length in wanted if limit is None or length <= limit})
+    kept = words_alone(data, score.rows)
+    if wrong := [suite for suite in suites if suite not in TEXT_SUITES]:
+        raise UserError(
+            f"the suite {wrong[0]} is of symbols, and this run learned text: choose {','.join(TEXT_SUITES)}"
+        )
+    if set(suites) & KINDS.keys():
+        Haystack(kept, data.tokenizer)  # refuses a text of few words before anything is computed
     for suite in suites:
-        if suite not in TEXT_SUITES:
-            raise UserError(
-                f"the suite {suite} is of symbols, and this run learned text: choose {','.join(TEXT_SUITES)}"
-            )
         if suite == "text":
             yield from measure_text(score, data)
         elif suite in KINDS:
             for kind in KINDS[suite]:
-                hay = Haystack(kept, data.tokenizer)
-                found = (measure_questions(score, hay, suite, kind, length, count, trained) for length in asked)
-                yield from (result for result in found if result is not None)
+                ask = partial(measure_questions, score, Haystack(kept, data.tokenizer), suite, kind)
+                yield from _each(f"{suite}, {kind}", ask, asked, count, trained)
         else:
-            yield from (measure_repeats(score, kept, suite, length, count, trained) for length in asked)
+            even = sorted({length // 2 * 2 for length in asked})  # two halves
+            yield from _each(suite, partial(measure_repeats, score, kept, suite), even, count, trained)
+
+
+def _each(
+    name: str, ask: Callable[[int, int, int], Result], lengths: Sequence[int], count: int, trained: int
+) -> Iterator[Result]:
+    """The result at each length; a warning where the questions cannot be asked."""
+    for length in lengths:
+        try:
+            yield ask(length, count, trained)
+        except NoQuestion as reason:
+            warnings.warn(f"{name}: nothing is asked at {length:,} tokens: {reason}", stacklevel=2)
+
+
+def words_alone(data: Data, rows: int) -> np.ndarray:
+    """The held-out text as ids, without special tokens such as the end of a document: training attends across none."""
+    ids = np.concatenate([batch.targets[batch.weights > 0] for batch in data.validation(rows)])
+    return ids[~np.isin(ids, list(data.tokenizer.special_tokens.values()))]
 
 
 def _held_out(opened: OpenedRun, learned: Text) -> Data:
     """The run's data, with the run's own copy of a tokenizer file."""
     if isinstance(learned.tokenizer, TokenizerFile):
         learned = dataclasses.replace(learned, tokenizer=TokenizerFile(str(opened.folder.file(TOKENIZER))))
-    return open_data(learned, opened.config.model.context_length, opened.config.data_seed, progress=False)
+    data = open_data(learned, opened.config.model.context_length, opened.config.data_seed, progress=False)
+    record.check_data(opened.folder, data)
+    return data
 
 
 # ── what is written and shown ────────────────────────────────────────────────────────────────────────────────────────
@@ -141,7 +167,10 @@ def write(folder: RunFolder, about: Mapping[str, Any], arms: Mapping[str, Sequen
     writer.writeheader()
     writer.writerows(rows)
     folder.write_bytes(TABLE, text.getvalue().encode())
-    folder.write_bytes(PICTURE, picture(arms))
+    if any(result.measure == "accuracy" for results in arms.values() for result in results):
+        folder.write_bytes(PICTURE, picture(arms))
+    else:  # an earlier picture would show other results
+        folder.file(PICTURE).unlink(missing_ok=True)
 
 
 def show(console: Console, arms: Mapping[str, Sequence[Result]]) -> None:

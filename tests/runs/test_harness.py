@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,22 @@ def test_generations_are_those_of_hf(both: tuple[Any, Any, Path]) -> None:
     asked = requests(*((prompt, dict(options[i % 2])) for i, prompt in enumerate(prompts)))
     mine, theirs = own.generate_until(asked), hf.generate_until(asked, disable_tqdm=True)
     assert mine == theirs and len(set(mine)) > COUNT / 4
+
+
+def test_sampling_takes_what_hf_takes(both: tuple[Any, Any, Path]) -> None:
+    own, _, _ = both
+    options = {"until": ["\n\n"], "max_gen_toks": 4, "do_sample": True}
+    with_all, without = (own.generate_until(requests(("a", {**options, **more}))) for more in ({"top_k": 0}, {}))
+    assert with_all == without  # 0 keeps all tokens
+
+
+def test_the_command_takes_a_mesh_of_two_axes() -> None:
+    from lm_eval._cli.utils import key_val_to_dict
+
+    from experiments.harness import PAGE
+
+    (written,) = re.findall(r'"(workdir=DIR,mesh=.*?)"', PAGE)
+    assert key_val_to_dict(written) == {"workdir": "DIR", "mesh": "data=2,tensor=2"}
 
 
 def test_a_user_mistake_is_a_sentence(both: tuple[Any, Any, Path], tmp_path: Path) -> None:
