@@ -52,6 +52,7 @@ def test_a_whole_run_is_good_and_nothing_is_written(run: Path) -> None:
 def rewrite(name: str, change: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         lines = (folder / name).read_text().splitlines(keepends=True)
+        lines = [line for line in lines if '"goodput"' not in line]  # which come where the clock says
         (folder / name).write_text("".join(change(lines)))
 
     return damage
