@@ -135,7 +135,8 @@ def measure_text(score: Scorer, data: Data) -> Iterator[Result]:
         yield from _loss(kind, T, nll * mask, weights * mask)
     edges = np.unique(np.concatenate([[0], np.geomspace(1, T, BINS).round().astype(int)]))
     for low, high in zip(edges, edges[1:], strict=False):
-        yield from _loss(f"positions {low} to {high - 1}", int(high), nll[:, low:high], weights[:, low:high])
+        place = f"position {low}" if high == low + 1 else f"positions {low} to {high - 1}"
+        yield from _loss(place, int(high), nll[:, low:high], weights[:, low:high])
 
 
 def repeated_pairs(batch: Batch) -> Bool[np.ndarray, "B T"]:

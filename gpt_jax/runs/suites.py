@@ -175,16 +175,20 @@ def write(folder: RunFolder, about: Mapping[str, Any], arms: Mapping[str, Sequen
 
 def show(console: Console, arms: Mapping[str, Sequence[Result]]) -> None:
     """Prints a table; lengths beyond those of training have a +."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("arm", "suite", "kind"):
+    rows = [(arm, result) for arm, results in arms.items() for result in results]
+    table, has_sizes = Table(box=None, padding=(0, 2, 0, 0), header_style="dim"), any(r.size for _, r in rows)
+    for name in (*(["arm"] if len(arms) > 1 else []), "suite", "kind"):
         table.add_column(name)
-    for name in ("length", "size", "value", "95% interval", "chance", "rows"):
+    for name in ("length", *(["size"] if has_sizes else []), "value", "95% interval", "chance", "rows"):
         table.add_column(name, justify="right", no_wrap=True)
-    for arm, r in ((arm, result) for arm, results in arms.items() for result in results):
+    for arm, r in rows:
         length = f"{r.length:,}" if r.trained else f"+{r.length:,}"
-        chance, size = "" if r.chance is None else f"{r.chance:.3f}", "" if r.size is None else f"{r.size:,}"
+        chance = "" if r.chance is None else f"{r.chance:.3f}"
+        size = ["" if r.size is None else f"{r.size:,}"] if has_sizes else []
+        first = [arm] if len(arms) > 1 else []
         value = f"{r.value:.3f}" if r.measure == "accuracy" else f"{r.value:.3f} nats"
-        table.add_row(arm, r.suite, r.kind, length, size, value, f"{r.low:.3f}–{r.high:.3f}", chance, f"{r.rows:,}")
+        shown = f"{r.low:.3f}–{r.high:.3f}"
+        table.add_row(*first, r.suite, r.kind, length, *size, value, shown, chance, f"{r.rows:,}")
     console.print(table)
 
 
