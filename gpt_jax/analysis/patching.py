@@ -148,9 +148,17 @@ def _logits(model: GPT, params: Any, tokens: Array, edit: dict[str, Any]) -> Arr
 
 
 def _axes(model: GPT, params: Any, tokens: Array, values: Mapping[str, Any]) -> Axes:
-    """The axis of positions of each value."""
-    first = heads_first(model, params, tokens)
-    return tuple((name, 2 if name in first else 1) for name in values)
+    """The axis of positions of each value.
+
+    Raises:
+      UserError: a value has none, as a recurrent mixer's state.
+    """
+    first, T = heads_first(model, params, tokens), tokens.shape[1]
+    axes = {name: 2 if name in first else 1 for name in values}
+    for name, axis in axes.items():
+        if name.endswith("/state") or np.shape(values[name])[axis : axis + 1] != (T,):
+            raise UserError(f'"{name}" is no value of each position, which patching needs: leave it out of capture')
+    return tuple(axes.items())
 
 
 def _head_axis(is_first: bool, ndim: int) -> int | None:

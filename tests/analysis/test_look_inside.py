@@ -291,6 +291,10 @@ def test_patching_the_stream_of_the_last_position_restores_the_answer() -> None:
     assert small == pytest.approx(exact, rel=0.02)
     with pytest.raises(UserError, match="make the prompts equally long"):
         activation_patching(model, params, clean, TOKENS[:1, :-1], metric)
+    recurrent = GPT(tiny(Delta(2, head_width=4)))
+    for patching in (activation_patching, attribution_patching):
+        with pytest.raises(UserError, match='attention/state" is no value of each position'):
+            patching(recurrent, random_params(recurrent), clean, corrupted, metric, "**")
     with pytest.raises(UserError, match="both prompts give the same metric"):
         attribution_patching(model, params, clean, clean, metric)
 
