@@ -34,12 +34,10 @@ class Edited(GPT):
         tokens: Int[Array, "B T"],
         to_logits: bool,
         *,
-        capture: str | Sequence[str] | None = None,
         edit: Mapping[str, Edit] | None = None,
         **options: Any,
     ) -> Any:
-        every = {**dict(self.edits), **(edit or {})}
-        return super()._run(tokens, to_logits, capture=capture, edit=every, **options)
+        return super()._run(tokens, to_logits, edit={**dict(self.edits), **(edit or {})}, **options)
 
 
 def edited(model: GPT, edit: Mapping[str, Edit]) -> GPT:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from gpt_jax.config import HardRecall, Needle, Track
-from gpt_jax.data.tasks import POWER, Task, integers, make_task
+from gpt_jax.data.task import POWER, Task, integers, make_task
 
 
 @make_task.register

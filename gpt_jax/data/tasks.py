@@ -8,45 +8,27 @@ The validation set is the same for every seed, and so is the tuning set. Both ar
 rows, so a task with few possible rows (for example 3 symbols in sequences of 6: 729) has the same rows in all three.
 """
 
-import functools
 import hashlib
 import itertools
 import json
 import string
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
 from gpt_jax.config import Copy, DataConfig, Induction, Recall, Sort, require
 from gpt_jax.config.conversion import to_dict
 from gpt_jax.config.data import HeldOut
+from gpt_jax.data import harder_tasks  # noqa: F401  (registers its tasks)
 from gpt_jax.data.batches import Data
 from gpt_jax.data.rows import MASK64, Batch
+from gpt_jax.data.task import POWER, Task, integers
+from gpt_jax.data.task import make_task as make_task
 from gpt_jax.data.tokenizer import CharacterTokenizer
 
 DEFINITION = 1  # The version of all tasks: increase it when a task draws other rows.
-POWER = 0.01  # Zoology's exponent `power_a`: a small one places most queries soon after the pairs.
 
 # The number of the first row of what is held out. Training rows are numbered from 0.
 FIRST_HELD_OUT: dict[HeldOut, int] = {"validation": 2**63, "tuning": 2**62}
-
-# Maps uniform random numbers (B, n) in [0, 1) to symbols (B, T + 1) and a mask of the answers among them (B, T + 1). In
-# a task whose targets do not follow as inputs, it maps them to inputs (B, T) and their targets (B, T).
-Draw = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-
-class Task(NamedTuple):
-    """A task with V = `vocab_size` symbols; `draw` makes rows of T = `length` from `numbers` uniform numbers each.
-
-    `follows` says that each target is the next input, as in text; else all targets of a row count.
-    """
-
-    vocab_size: int
-    length: int
-    numbers: int
-    draw: Draw
-    follows: bool = True
 
 
 class TaskRows:
@@ -96,16 +78,6 @@ def open_task(config: DataConfig, context_length: int, seed: int) -> Data:
         validation_tokens=int(held_out.gather(np.arange(held_out.count)).weights.sum()),
         validation_bytes=None,
     )
-
-
-@functools.singledispatch
-def make_task(config: DataConfig) -> Task:
-    """Returns the task that `config` describes; `make_task.register` adds a type of configuration.
-
-    Raises:
-      TypeError: the type of `config` is not registered.
-    """
-    raise TypeError(f"{type(config).__name__} is not a registered task: register it with gpt_jax.data.tasks.make_task")
 
 
 @make_task.register
@@ -187,15 +159,7 @@ def letters(count: int) -> str:
     return "".join(itertools.islice(itertools.chain(known, rest), count))
 
 
-def integers(uniform: np.ndarray, bound: int) -> np.ndarray:
-    """Turns uniform numbers in [0, 1) into integers in [0, bound)."""
-    return (uniform * bound).astype(np.int64)
-
-
 def _answer(question: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Concatenates question and answer; the mask marks the answer."""
     symbols = np.concatenate([question, answer], axis=1)
     return symbols, np.broadcast_to(np.arange(symbols.shape[1]) >= question.shape[1], symbols.shape)
-
-
-from gpt_jax.data import harder_tasks  # noqa: E402, F401  (registers its tasks, which are made of the parts above)

@@ -88,7 +88,7 @@ def test_what_decides_no_number_keeps_the_address(package: Path, file: str, old:
     [
         ("model/norm.py", "jnp.float32", "jnp.bfloat16"),
         ("config/training.py", "eps: float = ", "eps: float = 1 + "),
-        ("data/tasks.py", "POWER = 0.01", "POWER = 0.02"),
+        ("data/task.py", "POWER = 0.01", "POWER = 0.02"),
         ("training/loss.py", "jnp.float32", "jnp.bfloat16"),
     ],
 )
