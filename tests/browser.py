@@ -54,5 +54,8 @@ def framed(report: Path, width: int) -> Path:
     page = report.with_name("framed.html")
     source = html.escape(report.read_text("utf-8"))
     style = f"border: 0; width: {width}px; height: 20000px"
-    page.write_text(f'<!doctype html><body><iframe style="{style}" srcdoc="{source}"></iframe></body>', "utf-8")
+    page.write_text(
+        f'<!doctype html><meta charset="utf-8"><body><iframe style="{style}" srcdoc="{source}"></iframe></body>',
+        "utf-8",
+    )
     return page
