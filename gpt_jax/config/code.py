@@ -31,10 +31,17 @@ def _code_hashes(roots: tuple[str, ...], package: Path) -> dict[str, str]:
     while waiting:
         name = waiting.pop()
         if name not in hashes:
-            tree = ast.parse(files[name].read_text("utf-8"))
-            waiting += _imported(tree, files)  # before the tree is changed
-            hashes[name] = digest(meaning(tree))
+            imported, hashes[name] = _read(files[name].read_text("utf-8"))
+            waiting += (other for other in imported if other in files)
     return dict(sorted(hashes.items()))
+
+
+@functools.cache  # the modules that one root needs are mostly those of the others
+def _read(source: str) -> tuple[frozenset[str], str]:
+    """The dotted names that a module imports, and the hash of what it does."""
+    tree = ast.parse(source)
+    imported = frozenset(_imported(tree))  # before the tree is changed
+    return imported, digest(meaning(tree))
 
 
 def _modules(package: Path) -> dict[str, Path]:
@@ -48,15 +55,13 @@ def _modules(package: Path) -> dict[str, Path]:
     return found
 
 
-def _imported(tree: ast.AST, files: dict[str, Path]) -> Iterator[str]:
-    """The modules among `files` that an import anywhere in `tree` names."""
+def _imported(tree: ast.AST) -> Iterator[str]:
+    """The dotted names that an import anywhere in `tree` could mean a module by."""
     for node in ast.walk(tree):
-        names: list[str] = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        yield from (name for name in names if name in files)
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
 
 
 class _Meaning(ast.NodeTransformer):
