@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jupytext
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -28,5 +29,26 @@ def test_a_notebook_runs_at_its_small_size(path: Path, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
-def test_a_notebook_is_committed_without_outputs(path: Path) -> None:
-    assert all(not cell.get("outputs") for cell in nbformat.read(path, as_version=4).cells)
+def test_a_notebook_is_valid_and_committed_without_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) >= (4, 5)  # since then each cell has an id
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in cells), (
+        f"clear them: jupyter nbconvert --clear-output --inplace notebooks/{path.name}"
+    )
+
+
+def test_every_notebook_is_the_text_beside_it() -> None:
+    assert [path.with_suffix(".py") for path in NOTEBOOKS] == sorted(NOTEBOOKS[0].parent.glob("*.py"))
+    for path in NOTEBOOKS:
+        text, notebook = jupytext.read(path.with_suffix(".py")), nbformat.read(path, as_version=4)
+        pair = [[(cell.cell_type, cell.source) for cell in one.cells] for one in (text, notebook)]
+        assert pair[0] == pair[1], f"edit the .py, then: touch notebooks/*.py; jupytext --sync notebooks/{path.stem}.py"
+
+
+def test_every_notebook_starts_with_the_same_cell() -> None:
+    first = [next(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code") for path in NOTEBOOKS]
+    for path, source in zip(NOTEBOOKS, first, strict=True):
+        assert source == first[0], f"the first code cell of {path.name} is not that of {NOTEBOOKS[0].name}"
