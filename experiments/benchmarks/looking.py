@@ -4,14 +4,7 @@ it is, and how fast it answers in headless Chromium.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
-import json
-import re
-import shutil
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments.benchmarks.browser import CHROMIUM, probe
 from experiments.benchmarks.timing import alternate
 from gpt_jax.analysis.walkthrough import walk_through
 from gpt_jax.config import Attention, BlockConfig, GatedMlp, ModelConfig, Rope
@@ -29,7 +23,6 @@ from gpt_jax.model.gpt import GPT
 from gpt_jax.pages.walkthrough import walkthrough_page
 
 CAPTURED, TOKENS, CALLS = "blocks/14/mlp/hidden", 256, 2
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PROMPT = "In a hole in the ground there lived a hobbit. Not a nasty"
 CHANGES = 20  # of a slider, and steps of the loop
 # Times until the page is there and laid out, and of single changes with the layout that follows. Painting comes on top.
@@ -86,35 +79,19 @@ def _browser() -> dict[str, Any]:
     """Milliseconds of the page of a model of 6 layers and V = 8,192 with 64 tokens: the median and the longest of each
     kind of change. Empty without Chromium.
     """
-    chromium = next((path for name in NAMES if (path := shutil.which(name))), None)
-    if chromium is None:
+    if CHROMIUM is None:
         return {}
     block = BlockConfig(Attention(6, position=Rope()), GatedMlp(512))
     model, tokenizer = GPT(ModelConfig(8192, 128, 192, (block,) * 6)), ByteTokenizer()
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
     walked = walk_through(model, params, tokenizer, tokenizer.encode((PROMPT * 2)[:44]), name="model", new_tokens=20)
     text = walkthrough_page("A walk through a model", PROMPT, [walked], "experiments.benchmark", False)
-    found = _measured(chromium, text)
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder, "page.html")
+        page.write_text(text, "utf-8")
+        found = probe(page, SCRIPT % (CHANGES, CHANGES))
     changes = {
         name: {"median": statistics.median(found[name]), "longest": max(found[name])}
         for name in ("slider_ms", "step_ms")
     }
     return {"first_view_ms": found["first_view_ms"], **changes, "tokens": len(walked.tokens), "steps": walked.new}
-
-
-def _measured(chromium: str, page: str) -> dict[str, Any]:
-    """What `SCRIPT` finds. The page's policy lets that script run too."""
-    measure = SCRIPT % (CHANGES, CHANGES)
-    code = f"addEventListener('load', () => {{ {measure}\ndocument.body.dataset.seen = JSON.stringify(seen); }});"
-    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
-    page = page.replace("script-src '", f"script-src 'sha256-{digest}' '", 1)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "page.html")
-        file.write_text(page.replace("</body>", f"<script>{code}</script></body>"), "utf-8")
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-        options += [f"--user-data-dir={folder}/profile", "--window-size=1280,900", "--dump-dom", file.as_uri()]
-        shown = subprocess.run([chromium, *options], capture_output=True, text=True, timeout=180, check=True).stdout
-    seen = re.search(r'data-seen="([^"]*)"', shown)
-    assert seen is not None, "the script in the page failed"
-    found: dict[str, Any] = json.loads(html.unescape(seen.group(1)))
-    return found

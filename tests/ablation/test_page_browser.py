@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from experiments.benchmarks.browser import browse, probe
 from gpt_jax.ablation.report import write_report
 from tests.ablation import made_up
 from tests.ablation.rasters import no_pixels
-from tests.browser import browse, framed, needs_chromium, probe
+from tests.browser import framed, needs_chromium
 
 __all__ = ["no_pixels"]  # for every test here
 pytestmark = needs_chromium

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from experiments.benchmarks.browser import probe
 from gpt_jax.ablation.report import write_report
 from gpt_jax.pages.walkthrough import walkthrough_page
 from tests.ablation import made_up
 from tests.ablation.rasters import no_pixels
 from tests.analysis.walked import PROMPT, walk
-from tests.browser import needs_chromium, probe
+from tests.browser import needs_chromium
 
 __all__ = ["no_pixels"]
 pytestmark = needs_chromium

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.benchmarks.browser import probe
 from gpt_jax.decoding.sampling import Sampler
 from gpt_jax.pages.walkthrough import walkthrough_page
 from tests.analysis.walked import NEW, PROMPT, prompt, walk
-from tests.browser import framed, needs_chromium, probe
+from tests.browser import framed, needs_chromium
 
 pytestmark = needs_chromium
 CELLS = [(0, 0), (7, 3), (20, 20), (29, 6)]
