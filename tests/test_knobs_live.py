@@ -22,13 +22,14 @@ import pytest
 from rich.console import Console
 
 from gpt_jax import config as knobs
+from gpt_jax.analysis.scoring import Scorer
 from gpt_jax.config import Attention, Config, Mlp
 from gpt_jax.config.conversion import to_dict
 from gpt_jax.config.variant import Variant
 from gpt_jax.data import open_data
 from gpt_jax.data.tokenizer import ByteTokenizer, CharacterTokenizer
 from gpt_jax.model.gpt import GPT
-from gpt_jax.runs import diagnostics, watchdog
+from gpt_jax.runs import diagnostics, questions, watchdog
 from gpt_jax.runs.checkpoint import Checkpoints
 from gpt_jax.runs.console import sample_text
 from gpt_jax.runs.folder import RunFolder
@@ -97,6 +98,7 @@ PLACES: dict[type, Place] = {
     knobs.SpikesConfig: lambda c, v: dataclasses.replace(c, train=dataclasses.replace(c.train, spikes=v)),
     knobs.Watchdog: lambda c, v: dataclasses.replace(c, watchdog=v),
     knobs.Diagnostics: lambda c, v: dataclasses.replace(c, diagnostics=v),
+    knobs.Suites: lambda c, v: dataclasses.replace(c, suites=v),
     knobs.AverageConfig: lambda c, v: dataclasses.replace(c, train=dataclasses.replace(c.train, average=v)),
     knobs.Score: lambda c, v: in_attention(c, score=v),
     knobs.BlockConfig: lambda c, v: dataclasses.replace(
@@ -397,12 +399,21 @@ def diagnosed(config: Config, folder: Path) -> Any:
     return [record["step"] for record in read(RunFolder(folder), DIAGNOSTICS)], shapes
 
 
+def asked(config: Config, folder: Path) -> Any:
+    """How often the run is asked what."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scorer, "terms", lambda self, batch: [batch.weights] * 3)
+        watches = questions.watch_suites(config, open_data(config.data, 16, 0), make_mesh())
+        return [(watch.every, watch.settings, watch.measure({})) for watch in watches]
+
+
 DIVERGING = dataclasses.replace(BASE, optimizer=knobs.Sgd(learning_rate=1e25), schedule=knobs.Constant())
 DIVERGING = dataclasses.replace(DIVERGING, train=dataclasses.replace(BASE.train, steps=30, clip_norm=None))
 
 SPIKING = PLACES[knobs.SpikesConfig](BASE, knobs.LogSpikes(window=2, sigmas=0.1))
 REWINDING = PLACES[knobs.SpikesConfig](BASE, knobs.RewindSpikes(window=2, sigmas=0.1, most=1))
 DIAGNOSED = dataclasses.replace(BASE, diagnostics=knobs.Diagnostics(every=4, rows=2, tokens=4))
+ASKED = dataclasses.replace(BASE, suites=knobs.Suites("copy", every=4, questions=2))
 HANGING = dataclasses.replace(BASE, watchdog=knobs.Watchdog(floor_seconds=0.2))
 
 # Fields that show in what a run does, not in what it computes: where to start, another value, what to look at.
@@ -424,6 +435,10 @@ IN_THE_RUN: dict[str, tuple[Config, Any, Callable[[Config, Path], Any]]] = {
     "Diagnostics.rows": (DIAGNOSED, 3, diagnosed),
     "Diagnostics.tokens": (DIAGNOSED, 6, diagnosed),
     "Config.diagnostics": (DIAGNOSED, knobs.Diagnostics(), diagnosed),
+    "Suites.names": (ASKED, None, asked),
+    "Suites.every": (ASKED, 3, asked),
+    "Suites.questions": (ASKED, 3, asked),
+    "Config.suites": (ASKED, knobs.Suites(), asked),
     "Train.max_skipped": (DIVERGING, 3, written),
     "Train.parallel": (BASE, "pmap", placed),
     "Evaluation.every": (BASE, 3, written),
@@ -470,6 +485,7 @@ def test_changing_a_field_alone_changes_what_is_observed(name: str, tmp_path: Pa
             base.train.spikes,
             base.watchdog,
             base.diagnostics,
+            base.suites,
         )
         start = next(v for v in places if isinstance(v, kind))
         changed = place(base, dataclasses.replace(start, **{field: value}))

@@ -83,7 +83,7 @@ def run(rounds: int) -> dict[str, Any]:
                 config=config,
                 step=0,
                 evaluate=lambda params: {"loss": 0.0, "loss_standard_error": 0.0, "accuracy": 0.0},
-                diagnose=None,
+                watches=(),
                 checkpoints=cast(Checkpoints, NoCheckpoints()),
                 records=records,
                 display=display,

@@ -19,6 +19,7 @@ from gpt_jax.ablation.findings import ArmResults, Curves, Diagnostics
 from gpt_jax.ablation.schema import AccuracyBy, ArmPlan, ArmRecord, Measurements, Points, StudyRecord
 from gpt_jax.ablation.study_runs import StudyRun
 from gpt_jax.ablation.values import SeedRuns
+from gpt_jax.runs import metrics
 
 CURVE_POINTS = 150
 
@@ -77,6 +78,7 @@ def arm_results(
         losses={seed: found.own.loss for seed, found in seeds.items() if found.own.is_done},
         by_learning_rate={f"{rate:g}": tuple(x) for rate, x in by_rate.items()} if len(rates) > 1 else None,
         curves=Curves(_curve([r.train for r in figures]), _curve([r.validation for r in figures])),
+        suites={} if has_failures else _suites(arm, figures),
         loss_by_position=tuple(row[:2] for row in _points([m.loss_by_position for m in measured])),
         extrapolation=_points([m.extrapolation for m in measured]),
         accuracy_by=_accuracy([m.accuracy_by for m in measured if m.accuracy_by is not None]),
@@ -110,9 +112,9 @@ def median(values: Sequence[float | int | None]) -> float | None:
     return float(np.median(known)) if known else None
 
 
-def _curve(runs: Sequence[Sequence[Mapping[str, Any]]]) -> Points:
+def _curve(runs: Sequence[Sequence[Mapping[str, Any]]], name: str = "loss") -> Points:
     """(step, mean, least, most) over the runs, neighbouring steps averaged where they are many."""
-    by_run = [{r["step"]: r["loss"] for r in found if r["loss"] is not None} for found in runs]
+    by_run = [{r["step"]: r[name] for r in found if r.get(name) is not None} for found in runs]
     steps = sorted(set.intersection(*map(set, by_run))) if by_run else []
     if not steps:
         return ()
@@ -146,6 +148,17 @@ def _diagnostics(runs: Sequence[StudyRun], measured: Sequence[Measurements]) -> 
         gradient_norm=median([r["grad_norm"] for run in runs for r in run.train]),
         skipped_steps=mean([run.train[-1]["skipped"] for run in runs if run.train]),
     )
+
+
+def _suites(arm: ArmRecord, runs: Sequence[StudyRun]) -> dict[str, Points]:
+    """What the runs answered over training, by name, of an arm whose runs are asked suites."""
+    asked = arm.config.get("suites")  # None: of earlier studies
+    if asked is None or asked["names"] is None:
+        return {}
+    found = [run.answered(asked["questions"]) for run in runs]
+    names = dict.fromkeys(name for records in found for record in records for name in metrics.plotted(record))
+    curves = {name: _curve(found, name) for name in names}
+    return {name: curve for name, curve in curves.items() if curve}
 
 
 def _inside(arm: ArmRecord, seeds: Mapping[str, SeedRuns]) -> dict[str, dict[str, float]]:

@@ -21,7 +21,8 @@ def _curve(arm: ArmResults, split: Split) -> Points | None:
     return curves.train if split == "train" else curves.validation
 
 
-def _bands(lines: list[Line]) -> str:
+def bands(lines: list[Line]) -> str:
+    """A sentence on the bands of the lines; empty if there are none."""
     has_bands = any(lo is not None and hi is not None and hi > lo for a in lines for _, _, lo, hi in a.points)
     return " Mean over seeds; the bands span them." if has_bands else ""
 
@@ -29,7 +30,7 @@ def _bands(lines: list[Line]) -> str:
 def curves(results: StudyResults, split: Split) -> Picture | None:
     """The loss over training, of the split `train` or `validation`."""
     lines = lines_of(results, lambda arm: banded(_curve(arm, split)))
-    note = _bands(lines)
+    note = bands(lines)
     note += " Neighbouring steps are averaged." if any(len(a.points) > MOST_POINTS[None] for a in lines) else ""
     note += f" The first losses may leave the picture at the top.{not_drawn(results)}"
     title = "Training loss" if split == "train" else "Validation loss over training"
@@ -59,7 +60,7 @@ def positions(results: StudyResults) -> Picture | None:
     found = [p[0] for arm in results.arms for p in arm.loss_by_position or () if p[0] is not None]
     shift = 1 - min(found) if found and min(found) < 1 else 0
     lines = lines_of(results, lambda a: [(x + shift, y, lo, hi) for x, y, lo, hi in banded(a.loss_by_position)])
-    note = f"How much an arm gains from a longer context: a line that keeps falling uses it.{_bands(lines)}"
+    note = f"How much an arm gains from a longer context: a line that keeps falling uses it.{bands(lines)}"
     plane = Plane("position in the context (tokens, log scale)", "validation loss (nats)", log_x=2, cut=True)
     return line_picture("position", "Loss by position", note + not_drawn(results), lines, plane)
 
@@ -74,7 +75,7 @@ def extrapolation(results: StudyResults) -> Picture | None:
     lines = lines_of(results, lambda arm: banded(arm.extrapolation))
     lines = [_marked(a, lambda p: f"{p[0]:g}×: {loss(p[1])}") for a in lines]
     ticks = [(x, f"{x:g}×") for x in sorted({p[0] for a in lines for p in a.points})]
-    note = f"Evaluated on rows longer than those of training, without training further.{_bands(lines)}"
+    note = f"Evaluated on rows longer than those of training, without training further.{bands(lines)}"
     plane = Plane("length of a row (× the training context, log scale)", LOSS, log_x=2, x_ticks=ticks)
     return line_picture("extrapolation", "Length extrapolation", note + not_drawn(results), lines, plane)
 
@@ -90,5 +91,5 @@ def accuracy(results: StudyResults) -> Picture | None:
     ticks = [(x, compact(x)) for x in places]
     title = f"{label} (log scale)" if log else label
     plane = Plane(title, "accuracy (share of answers)", log_x=log, x_ticks=ticks, y_range=(-0.03, 1.03))
-    note = f"1 is every answer right.{_bands(lines) or ' Mean over seeds.'}"
+    note = f"1 is every answer right.{bands(lines) or ' Mean over seeds.'}"
     return line_picture("accuracy", f"Accuracy by {label}", note + not_drawn(results), lines, plane)

@@ -140,8 +140,10 @@ class ArmResults(ArmPlan):
     None where the seed failed; `mean`, `std` and `interval` are of the values, None where a seed failed. `values` lacks
     seeds that make no pair with the baseline's. `losses`, `curves` and what is measured are of the runs at
     `learning_rate`; curves and means over the seeds are left out where a seed failed. `by_learning_rate` has the losses
-    of a sweep in the order of the seeds. `inside` has the scores of attention heads after the last step, by score and
-    seed, of runs that record them; `answers` has the accuracies by secondary endpoint and seed, None where it failed.
+    of a sweep in the order of the seeds. `suites` has what runs that are asked suites while they train record over the
+    updates: accuracies, levels of chance and losses. `inside` has the scores of attention heads after the last step, by
+    score and seed, of runs that record them; `answers` has the accuracies by secondary endpoint and seed, None where it
+    failed.
     """
 
     measured_decode_tokens_per_second: float | None = None
@@ -159,6 +161,7 @@ class ArmResults(ArmPlan):
     losses: Mapping[str, float | None] = field(default_factory=dict)
     by_learning_rate: Mapping[str, tuple[float | None, ...]] | None = None
     curves: Curves | None = None
+    suites: Mapping[str, Points] = field(default_factory=dict)
     loss_by_position: Points | None = None
     extrapolation: Points | None = None
     accuracy_by: AccuracyBy | None = None

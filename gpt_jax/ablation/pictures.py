@@ -10,6 +10,7 @@ from gpt_jax.ablation.forests import arms_forest, contrasts_forest, secondary_fo
 from gpt_jax.ablation.picture import STAMP, Picture, coloured, endpoint_title
 from gpt_jax.ablation.rates import learning_rates, tuning
 from gpt_jax.ablation.statuses import failed
+from gpt_jax.ablation.suite_curves import suite_curves
 from gpt_jax.pages.charts import Plane, Spot, draw_spots, front
 from gpt_jax.pages.numbers import compact, writer
 
@@ -26,6 +27,7 @@ def pictures(results: StudyResults) -> tuple[list[Picture], list[str]]:
         "validation loss over training": curves(results, "validation"),
         "loss minus the baseline’s over training": gap(results),
         "training loss": curves(results, "train"),
+        **suite_curves(results),
         "loss against learning rate": learning_rates(results),
         "loss by position": positions(results),
         "length extrapolation": extrapolation(results),

@@ -113,9 +113,13 @@ class StudyRun:
             name: float(value)
             for record in last
             if (record["step"], record["rows"], record["tokens"]) == (self.planned.steps, rows, tokens)
-            for name, value in record.items()
-            if name not in metrics.UNPLOTTED and "/" not in name and value is not None
+            for name, value in metrics.plotted(record).items()
+            if "/" not in name
         }
+
+    def answered(self, questions: int) -> list[dict[str, Any]]:
+        """What the run answered while it trained, where it was asked so many questions of each kind."""
+        return [r for r in metrics.read(self.folder, metrics.SUITE) if r["questions"] == questions]
 
     def described(self) -> RunRecord:
         """The run as `results.json` holds it."""

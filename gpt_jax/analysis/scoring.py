@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any, NamedTuple, cast
 
@@ -59,9 +60,13 @@ class Scorer:
         self.rows = -(-batch_size // self._parts) * self._parts
         whole = depends_on_length(model.config) or has_prefix(model.config) or SEQUENCE in mesh.shape
         self._shares = not whole  # else contexts must be processed with their continuations
-        alone, after = (traced_under(mesh, partial(terms, model)) for terms in (weighted_terms, _terms_after))
-        self._terms = jax.jit(alone, out_shardings=replicated(mesh))
-        self._after = jax.jit(after, out_shardings=replicated(mesh))
+        self._terms, self._after = _programs(model, mesh)
+
+    def of(self, params: Any) -> Scorer:
+        """The same with other parameters."""
+        scorer = copy(self)
+        scorer.params = params
+        return scorer
 
     def __call__(self, questions: Sequence[tuple[Ids, Ids]]) -> list[Score]:
         """The score of each (context, continuation).
@@ -159,6 +164,13 @@ class Scorer:
 
     def _spread(self, values: Int[np.ndarray, "G 1"]) -> Array:
         return self._placed(Batch(values, values, values.astype(np.float32))).tokens[:, 0]
+
+
+@lru_cache(maxsize=16)
+def _programs(model: GPT, mesh: Mesh) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`weighted_terms` and `_terms_after`, compiled once for all scorers of a model."""
+    alone, after = (traced_under(mesh, partial(terms, model)) for terms in (weighted_terms, _terms_after))
+    return jax.jit(alone, out_shardings=replicated(mesh)), jax.jit(after, out_shardings=replicated(mesh))
 
 
 def blank(rows: int, length: int) -> Batch:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -42,15 +43,28 @@ class Result:
     trained: bool
 
 
+Measure = Callable[[Scorer], Result]
+
+
 def measure_task(score: Scorer, point: Point, trained_length: int) -> Result:
     """The accuracy on the rows of a task."""
+    return ask_task(score.rows, point, trained_length)(score)
+
+
+def ask_task(rows: int, point: Point, trained_length: int) -> Measure:
+    """As `measure_task`, of batches of `rows` rows that are made once."""
     data = open_data(point.task, ANY_LENGTH, 0, progress=False)
-    batches = list(data.validation(score.rows))
-    terms = [score.terms(batch) for batch in batches]
-    hits, answers = (np.concatenate([term[i].sum(axis=1) for term in terms])[: data.validation_rows] for i in (1, 2))
-    found = accuracy(hits.astype(np.float64), answers.astype(np.float64))
+    batches = list(data.validation(rows))
     within, chance = point.length <= trained_length, max(point.chance, drawn_from_row(batches, point.answers))
-    return Result(point.suite, point.kind, point.length, point.size, "accuracy", *found, chance, len(hits), within)
+
+    def measure(score: Scorer) -> Result:
+        terms = [score.terms(batch) for batch in batches]
+        each = (np.concatenate([term[i].sum(axis=1) for term in terms])[: data.validation_rows] for i in (1, 2))
+        hits, answers = (values.astype(np.float64) for values in each)
+        found = accuracy(hits, answers)
+        return Result(point.suite, point.kind, point.length, point.size, "accuracy", *found, chance, len(hits), within)
+
+    return measure
 
 
 def drawn_from_row(batches: Iterable[Batch], answers: range) -> float:
@@ -73,12 +87,21 @@ def measure_questions(
     Raises:
       NoQuestion: as `questions`.
     """
+    return ask_questions(hay, suite, kind, length, count, trained_length)(score)
+
+
+def ask_questions(hay: Haystack, suite: str, kind: str, length: int, count: int, trained_length: int) -> Measure:
+    """As `measure_questions`, of questions that are made once."""
     asked = questions(hay, suite, kind, length, count)
-    scores = score([(question.context, choice) for question in asked for choice in question.choices])
-    logs = np.array([s.loglikelihood for s in scores]).reshape(len(asked), CHOICES)
-    right = (logs.argmax(axis=1) == [question.answer for question in asked]).astype(np.float64)
-    found = accuracy(right, np.ones(len(asked)))
-    return Result(suite, kind, length, None, "accuracy", *found, 1 / CHOICES, len(asked), length <= trained_length)
+
+    def measure(score: Scorer) -> Result:
+        scores = score([(question.context, choice) for question in asked for choice in question.choices])
+        logs = np.array([s.loglikelihood for s in scores]).reshape(len(asked), CHOICES)
+        right = (logs.argmax(axis=1) == [question.answer for question in asked]).astype(np.float64)
+        found = accuracy(right, np.ones(len(asked)))
+        return Result(suite, kind, length, None, "accuracy", *found, 1 / CHOICES, len(asked), length <= trained_length)
+
+    return measure
 
 
 def measure_repeats(
@@ -93,10 +116,17 @@ def measure_repeats(
     Raises:
       NoQuestion: rows of this length have no half that repeats.
     """
+    return ask_repeats(score.rows, ids, suite, length, count, trained_length, seed)(score)
+
+
+def ask_repeats(
+    size: int, ids: np.ndarray, suite: str, length: int, count: int, trained_length: int, seed: int = 0
+) -> Measure:
+    """As `measure_repeats`, of batches of `size` rows that are made once."""
     rng, half = np.random.default_rng(seed), length // 2
     if half < 2:
         raise NoQuestion("a row that repeats has 4 tokens or more")
-    rows, different = np.empty((-(-count // score.rows) * score.rows, 2 * half), np.int32), np.unique(ids)
+    rows, different = np.empty((-(-count // size) * size, 2 * half), np.int32), np.unique(ids)
     for row in rows:
         begin = int(rng.integers(0, max(len(ids) - half, 0) + 1))
         first = np.resize(ids[begin : begin + half], half) if suite == "copy" else rng.choice(different, half)
@@ -104,15 +134,17 @@ def measure_repeats(
     weights = np.zeros((len(rows), 2 * half - 1), np.float32)
     weights[:count] = 1
     weights[:, half - 1] = 0  # the first repeated token can't be known
-    whole = Batch(rows[:, :-1], rows[:, 1:], weights)
-    terms = [score.terms(_rows(whole, k, score.rows)) for k in range(0, len(rows), score.rows)]
-    hits = np.concatenate([term[1] for term in terms])[:count].astype(np.float64)
-    found = accuracy(hits[:, half:].sum(axis=1), np.full(count, half - 1.0))
-    if suite == "copy":
-        chance = float(hits[:, : half - 1].mean())
-    else:
-        chance = float(np.mean([_commonest(row[:half]) for row in rows[:count]]))
-    return Result(suite, "repeated", 2 * half, None, "accuracy", *found, chance, count, length <= trained_length)
+    whole, within = Batch(rows[:, :-1], rows[:, 1:], weights), length <= trained_length
+    commonest = float(np.mean([_commonest(row[:half]) for row in rows[:count]]))
+
+    def measure(score: Scorer) -> Result:
+        terms = [score.terms(_rows(whole, k, size)) for k in range(0, len(rows), size)]
+        hits = np.concatenate([term[1] for term in terms])[:count].astype(np.float64)
+        found = accuracy(hits[:, half:].sum(axis=1), np.full(count, half - 1.0))
+        chance = float(hits[:, : half - 1].mean()) if suite == "copy" else commonest
+        return Result(suite, "repeated", 2 * half, None, "accuracy", *found, chance, count, within)
+
+    return measure
 
 
 def _commonest(first: np.ndarray) -> float:
@@ -121,14 +153,15 @@ def _commonest(first: np.ndarray) -> float:
     return float(np.mean(first[1:] == values[counts.argmax()]))
 
 
-def measure_text(score: Scorer, data: Data) -> Iterator[Result]:
+def measure_text(score: Scorer, data: Data, rows: int | None = None) -> Iterator[Result]:
     """The loss on held-out text by position, and by kind of token: those that complete a pair of tokens which the row
     has shown already ("repeated pair": recall can know them; Zoology's AR hits, Arora et al. 2023), and the others
-    ("new pair").
+    ("new pair"); of the first `rows` rows (None: of all).
     """
-    batches = list(data.validation(score.rows))
+    count = data.validation_rows if rows is None else min(rows, data.validation_rows)
+    batches = list(islice(data.validation(score.rows), -(-count // score.rows)))
     terms = [score.terms(batch) for batch in batches]
-    nll, weights = (np.concatenate([term[i] for term in terms])[: data.validation_rows] for i in (0, 2))
+    nll, weights = (np.concatenate([term[i] for term in terms])[:count] for i in (0, 2))
     repeated = np.concatenate([repeated_pairs(batch) for batch in batches])[: len(nll)]
     T = nll.shape[1]
     for kind, mask in (("repeated pair", repeated), ("new pair", ~repeated)):

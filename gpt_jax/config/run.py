@@ -17,6 +17,7 @@ from gpt_jax.config.training import (
     Evaluation,
     OptimizerConfig,
     ScheduleConfig,
+    Suites,
     Train,
 )
 
@@ -47,6 +48,7 @@ class Config:
     watchdog: Watchdog = Watchdog()
     recompute_every: int | None = None
     diagnostics: Diagnostics = Diagnostics()
+    suites: Suites = Suites()
 
     def __post_init__(self) -> None:
         require(
@@ -81,7 +83,7 @@ def check_sequence(config: Config) -> None:
     """Refuses rows that cannot be divided over the mesh's axis `sequence`.
 
     Raises:
-      ConfigError: see `check_positions` and `check_ring`; or the run asks for diagnostics.
+      ConfigError: see `check_positions` and `check_ring`; or the run asks for diagnostics or suites.
     """
     sizes, model = parse_mesh(config.mesh), config.model
     if SEQUENCE not in sizes or sizes[SEQUENCE] == 1:
@@ -90,6 +92,11 @@ def check_sequence(config: Config) -> None:
         config.diagnostics.every is None,
         "scores of heads need whole rows on a device: leave diagnostics.every at None, or leave the axis sequence out"
         " of the mesh",
+    )
+    require(
+        config.suites.names is None,
+        "questions of suites need whole rows on a device: leave suites.names at None, or leave the axis sequence out of"
+        " the mesh",
     )
     if sizes[SEQUENCE] > 0 and isinstance(config.data, Text):  # the others are checked when a batch is placed
         check_positions(model.context_length, sizes[SEQUENCE])

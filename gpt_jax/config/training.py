@@ -241,3 +241,19 @@ class Diagnostics:
         require_positive(self.every, "diagnostics.every")
         require_positive(self.rows, "diagnostics.rows")
         require(self.tokens >= 4, f"diagnostics.tokens must be at least 4, two that repeat, not {self.tokens}")
+
+
+@dataclass(frozen=True)
+class Suites:
+    """Questions with known answers, every `every` steps and after the last one: those of the suites `names`, separated
+    by commas (None: no questions). Each kind has the same `questions` questions at every step, which are as long as the
+    rows of the training. They change no number of the training.
+    """
+
+    names: str | None = None
+    every: int = 500
+    questions: int = 32
+
+    def __post_init__(self) -> None:
+        require_positive(self.every, "suites.every")
+        require(self.questions >= 2, f"suites.questions must be at least 2, not {self.questions}")

@@ -16,7 +16,8 @@ verify.py       checks a whole run folder
 load.py         opens a checkpoint: `load_run`
 init_from.py    what a run takes from the run it begins with, and what must agree with it
 write.py        writes a model from elsewhere as a run: `write_run`
-evaluate.py     evaluates a checkpoint: `evaluate_run`
+evaluate.py     evaluates a checkpoint: `evaluate_run`; suites.py: asks it questions with known answers
+diagnostics.py  scores of heads while a run trains; questions.py: answers to questions while it does
 display.py      the progress bar; console.py: what is printed before and after it; plot.py: the loss curve
 recompute.py    computes a step twice and compares bits
 watchdog.py     notices a hang, and writes the stacks of all threads

@@ -42,7 +42,7 @@ SILENT_FLAGS = ("--xla_dump",)  # flags that begin so write files and change no 
 # What the run writes and watches beside its numbers; and paths, whose content has parts of its own.
 NEUTRAL = (
     "prompt", "wandb", "checkpoint", "init_from", "data.path", "data.tokenizer.path", "watchdog", "recompute_every",
-    "diagnostics",
+    "diagnostics", "suites",
 )  # fmt: skip
 
 

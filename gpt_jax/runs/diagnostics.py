@@ -14,23 +14,25 @@ from gpt_jax.config import Config
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch, Data
 from gpt_jax.model.gpt import GPT
+from gpt_jax.runs.loop import Watch
+from gpt_jax.runs.metrics import DIAGNOSTICS
 from gpt_jax.training.step import model_arguments
-
-Diagnose = Callable[[Any], dict[str, float]]
 
 OF_REPEATS = ("duplicate_token", "induction")  # scores of the rows whose tokens repeat
 LARGEST = (*OF_REPEATS, "previous_token", "largest_logit")  # of the whole model, the largest head's; else the mean
 SEED = 0  # of the tokens that repeat: the same in every run
 
 
-def make_diagnose(config: Config, data: Data, mesh: Mesh) -> Diagnose:
-    """`diagnose(params) → scores` of a resolved configuration, as `head_scores` defines them.
+def watch_heads(config: Config, data: Data, mesh: Mesh) -> list[Watch]:
+    """Scores of the heads of a resolved configuration, as `head_scores` defines them; none if it asks for none.
 
     `blocks/3/attention/entropy/5` is the score of a head, `blocks/3/attention/entropy` the mean over the layer's heads,
     and `entropy` that over all heads; `induction`, `duplicate_token`, `previous_token` and `largest_logit` are those of
     the head that has most. What a mixer does not define is absent. Runs of one model share the programs.
     """
     model, settings = GPT(config.model), config.diagnostics
+    if settings.every is None:
+        return []
     count = min(settings.rows, data.validation_rows)
     text = Batch._make(None if array is None else array[:, : settings.tokens] for array in next(data.validation(count)))
     repeats = repeated_tokens(count, min(settings.tokens, data.row_length), data.vocab_size)
@@ -42,7 +44,8 @@ def make_diagnose(config: Config, data: Data, mesh: Mesh) -> Diagnose:
         )
         return summarize(of_text | {name: of_repeats[name] for name in OF_REPEATS if name in of_repeats})
 
-    return diagnose
+    asked = {"rows": settings.rows, "tokens": settings.tokens}
+    return [Watch(DIAGNOSTICS, "diagnostics", settings.every, asked, diagnose)]
 
 
 def repeated_tokens(rows: int, tokens: int, vocab_size: int) -> Batch:

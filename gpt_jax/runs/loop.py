@@ -7,7 +7,7 @@ program have a `GroupObserver` (`runs/together.py`) around one `RunObserver` eac
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,11 +17,10 @@ from gpt_jax.config import Config
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import Batch
 from gpt_jax.runs.checkpoint import Checkpoints
-from gpt_jax.runs.diagnostics import Diagnose
 from gpt_jax.runs.display import Display
 from gpt_jax.runs.goodput import CHECKPOINT, DATA, EVALUATION, STEPS, Goodput, describe
 from gpt_jax.runs.interrupt import Interrupts
-from gpt_jax.runs.metrics import DIAGNOSTICS, Metrics
+from gpt_jax.runs.metrics import Metrics
 from gpt_jax.runs.profile import Trace
 from gpt_jax.runs.spikes import SpikeWatch, sentence
 from gpt_jax.training.evaluate import Evaluate
@@ -74,6 +73,19 @@ class TrainingDiverged(UserError):
     """Too many updates in a row were skipped: the loss or gradient was not finite, or the loss spiked."""
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What a run measures of its model beside the validation loss, every `every` steps and after the last one. Its
+    records have the split `split`, the settings `settings` and what `measure(params)` returns; `name` is for messages.
+    """
+
+    split: str
+    name: str
+    every: int
+    settings: Mapping[str, int]
+    measure: Callable[[Any], dict[str, float]]
+
+
 @dataclass
 class RunObserver:
     """Observes the loop of one run, which begins after `step` updates.
@@ -85,7 +97,7 @@ class RunObserver:
     config: Config
     step: int  # updates done
     evaluate: Evaluate
-    diagnose: Diagnose | None  # None: never
+    watches: Sequence[Watch]
     checkpoints: Checkpoints
     records: Metrics
     display: Display
@@ -111,8 +123,8 @@ class RunObserver:
         self.has_ended = self._has_diverged() or self._is_last()
         if not self._has_diverged() and self._evaluation_due() and not self.records.had(self.step, "validation"):
             self.checkpoints.evaluated(self.step, self._evaluate(state))
-        if not self._has_diverged() and self._diagnosis_due() and not self.records.had(self.step, DIAGNOSTICS):
-            self._diagnose(state)
+        if not self._has_diverged():
+            self._measure(state, [watch for watch in self._due() if not self.records.had(self.step, watch.split)])
 
     def before_step(self, step: int) -> None:
         self.interrupts.doing = f"step {step}"
@@ -132,17 +144,16 @@ class RunObserver:
             self._record_goodput()
 
     def needs_state(self, step: int) -> bool:
-        return self.spike is None and (self._evaluates() or self._diagnoses() or self._saves())
+        return self.spike is None and (self._evaluates() or bool(self._measures()) or self._saves())
 
     def take_state(self, step: int, state: TrainState) -> None:
-        """Evaluates, diagnoses and saves, as this step requires. A checkpoint is never ahead of the records."""
+        """Evaluates, measures and saves, as this step requires. A checkpoint is never ahead of the records."""
         self._switch(STEPS)
         self._report()
         if self.spike is not None:
             return
         loss = self._evaluate(state) if self._evaluates() else None
-        if self._diagnoses():
-            self._diagnose(state)
+        self._measure(state, self._measures())
         if self._saves():
             self._save(state, loss)
         self._switch(DATA)
@@ -181,13 +192,12 @@ class RunObserver:
         """An interrupted run puts its evaluation off to the next start, so that the process ends soon."""
         return self._is_last() or (self._evaluation_due() and not self._is_stopping)
 
-    def _diagnosis_due(self) -> bool:
-        every = self.config.diagnostics.every
-        return every is not None and (self.step % every == 0 or self._is_last())
+    def _due(self) -> list[Watch]:
+        return [watch for watch in self.watches if self.step % watch.every == 0 or self._is_last()]
 
-    def _diagnoses(self) -> bool:
-        """An interrupted run puts it off too."""
-        return self._diagnosis_due() and (self._is_last() or not self._is_stopping)
+    def _measures(self) -> list[Watch]:
+        """An interrupted run puts them off too."""
+        return self._due() if self._is_last() or not self._is_stopping else []
 
     def _saves(self) -> bool:
         return self._is_last() or self._is_stopping or self.step % self.config.checkpoint.every == 0
@@ -231,13 +241,13 @@ class RunObserver:
         self._pause()
         return float(result["loss"])
 
-    def _diagnose(self, state: TrainState) -> None:
-        assert self.diagnose is not None
-        self.interrupts.doing = f"the diagnostics after step {self.step}"
-        self._switch(EVALUATION)
-        read = {"rows": self.config.diagnostics.rows, "tokens": self.config.diagnostics.tokens}
-        self.records.write({"step": self.step, "split": DIAGNOSTICS, **read, **self.diagnose(state.model_params)})
-        self._pause()
+    def _measure(self, state: TrainState, watches: Sequence[Watch]) -> None:
+        for watch in watches:
+            self.interrupts.doing = f"the {watch.name} after step {self.step}"
+            self._switch(EVALUATION)
+            found = watch.measure(state.model_params)
+            self.records.write({"step": self.step, "split": watch.split, **watch.settings, **found})
+            self._pause()
 
     def _save(self, state: TrainState, validation_loss: float | None) -> None:
         self.interrupts.doing = f"the checkpoint of step {self.step}"

@@ -3,7 +3,8 @@
 A line is a JSON object with `step` (updates done, from 1), `split` (`train` or `validation`), `loss` (nats per token)
 and further metrics. A resumed run first drops the lines after its checkpoint, so that no step is recorded twice. Lines
 of the split `goodput` tell where the wall time went, and all of them stay. Those of the split `diagnostics` have scores
-of attention heads, read on `rows` rows of up to `tokens` tokens.
+of attention heads, read on `rows` rows of up to `tokens` tokens, and those of the split `suite` accuracies on
+`questions` questions of each kind.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ FLUSH_SECONDS = 1.0
 EVENTS_SECONDS = 60.0  # between flushes of TensorBoard's file
 MEASURED = ("train", "validation")
 DIAGNOSTICS = "diagnostics"  # the split of the records of runs/diagnostics.py
-CURVES = (*MEASURED, GOODPUT, DIAGNOSTICS)
-UNPLOTTED = ("step", "split", "time", "rows", "tokens")  # what TensorBoard and Weights & Biases get no curve of
+SUITE = "suite"  # the split of the records of runs/questions.py
+CURVES = (*MEASURED, GOODPUT, DIAGNOSTICS, SUITE)
+# Last parts of the names of what TensorBoard and Weights & Biases get no curve of.
+UNPLOTTED = ("step", "split", "time", "rows", "tokens", "questions", "low", "high")
 
 
 def parse(content: bytes, upto: int | None = None) -> list[dict[str, Any]]:
@@ -107,6 +110,11 @@ def _all(folder: RunFolder, upto: int | None) -> list[dict[str, Any]]:
     return parse(folder.file(METRICS).read_bytes(), upto) if folder.exists(METRICS) else []
 
 
+def plotted(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What curves are drawn of."""
+    return {k: v for k, v in record.items() if k.split("/")[-1] not in UNPLOTTED and v is not None}
+
+
 @runtime_checkable
 class Sink(Protocol):
     """A destination for copies of the records."""
@@ -179,8 +187,7 @@ class TensorBoard:
         # One event per step: tensorboardX's `add_scalar` writes one per number, which would slow down the loop.
         values = [
             Summary.Value(tag=f"{record['split']}/{name}", simple_value=value)
-            for name, value in record.items()
-            if name not in UNPLOTTED and value is not None
+            for name, value in plotted(record).items()
         ]
         self._add(step=record["step"], summary=Summary(value=values))
         if time.monotonic() - self._flushed >= EVENTS_SECONDS:
@@ -214,7 +221,7 @@ class WeightsAndBiases:
         self._run = wandb.init(project=project, id=run_id, name=folder.path.name, config=dict(config), resume="allow")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        values = {f"{record['split']}/{k}": v for k, v in record.items() if k not in UNPLOTTED and v is not None}
+        values = {f"{record['split']}/{name}": value for name, value in plotted(record).items()}
         self._run.log(values | {"step": record["step"]})
 
     def close(self) -> None:

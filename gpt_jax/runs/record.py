@@ -23,7 +23,7 @@ from gpt_jax.runs.environment import git_revision, versions
 from gpt_jax.runs.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, SAVED, RunFolder
 
 # Settings that change no number, and that a suspicion makes one change.
-WATCHING = ("watchdog", "recompute_every", "diagnostics")
+WATCHING = ("watchdog", "recompute_every", "diagnostics", "suites")
 
 
 class ConfigChanged(ConfigError):

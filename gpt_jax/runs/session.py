@@ -18,7 +18,7 @@ from gpt_jax.model.gpt import GPT
 from gpt_jax.runs import consensus, metrics, record
 from gpt_jax.runs.checkpoint import Checkpoints, Restored
 from gpt_jax.runs.console import make_display, show_banner
-from gpt_jax.runs.diagnostics import make_diagnose
+from gpt_jax.runs.diagnostics import watch_heads
 from gpt_jax.runs.folder import PROFILE, TOKENIZER, RunFolder, Workdir
 from gpt_jax.runs.goodput import GOODPUT, Goodput, Stopwatch
 from gpt_jax.runs.init_from import changed_settings, check_base, with_vocabulary
@@ -28,6 +28,7 @@ from gpt_jax.runs.longer import check_schedule, go_back
 from gpt_jax.runs.loop import RunObserver
 from gpt_jax.runs.plot import plot_loss
 from gpt_jax.runs.profile import Trace
+from gpt_jax.runs.questions import watch_suites
 from gpt_jax.runs.restart import check_whole, move_aside
 from gpt_jax.runs.rewind import LeftOut, check_count, read_left_out, write_left_out
 from gpt_jax.runs.spikes import SpikeWatch
@@ -150,6 +151,7 @@ class Session:
     ) -> Iterator[RunObserver]:
         """Records a start after `start` updates, prints the banner, and yields the observer for the loop."""
         folder, config, data = self.folder, self.config, self.data
+        watches = [*watch_heads(config, data, mesh), *watch_suites(config, data, mesh)]  # or refuses before all else
         environment = record.record_start(folder, data, start, None if self.base is None else self.base.record)
         record.write_config(folder, self.given, config)
         if folder.writes:
@@ -166,7 +168,7 @@ class Session:
                 config=config,
                 step=start,
                 evaluate=make_evaluate(GPT(config.model), data, rows, mesh, sums),
-                diagnose=None if config.diagnostics.every is None else make_diagnose(config, data, mesh),
+                watches=watches,
                 checkpoints=self.checkpoints,
                 records=records,
                 display=display,

@@ -1,4 +1,6 @@
-"""Scores of heads in a report: paired by seed, corrected over all rows, and said to be secondary."""
+"""Scores of heads in a report: paired by seed, corrected over all rows, and said to be secondary. And answers to
+questions over training, of which each kind has a picture.
+"""
 
 import dataclasses
 
@@ -42,3 +44,18 @@ def test_the_report_has_them_as_secondary() -> None:
     assert "<td>+0.2</td>" in page and "−0.5" in page
     assert "| gqa | induction | 0.5 | 0.7 | +0.2 |" in to_markdown(scored())
     assert "Inside the heads" not in to_html(made_up.results()) + to_markdown(made_up.results())
+
+
+def test_the_report_draws_the_accuracy_on_each_kind_of_question() -> None:
+    results = made_up.results(("mha", "gqa"))
+    answered = [{f"recall{kind}/{name}": ((2, y, y, y), (4, y, y - 0.01, y)) for kind in ("", "/full_of_pairs")
+                 for name, y in (("accuracy", accuracy), ("chance", 0.125))} for accuracy in (0.5, 0.75)]  # fmt: skip
+    arms = [dataclasses.replace(arm, suites=found) for arm, found in zip(results.arms, answered, strict=True)]
+    page = to_html(dataclasses.replace(results, arms=tuple(arms)))
+    for key, title in (("recall", "recall"), ("recall-full-of-pairs", "recall, full of pairs")):
+        assert f'<figure id="suite-{key}">' in page and f"<h3>Accuracy on {title} over training</h3>" in page
+    assert page.count("The level of chance is 0.125. Mean over seeds; the bands span them.") >= 2
+    text_alone = [
+        dataclasses.replace(arm, suites={"text/new_pair/loss": ((2, 1.0, 1.0, 1.0),)}) for arm in results.arms
+    ]
+    assert "suite-" not in to_html(dataclasses.replace(results, arms=tuple(text_alone)))

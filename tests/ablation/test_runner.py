@@ -139,6 +139,24 @@ def test_scores_of_heads_are_those_after_the_last_step(done: tuple[Path, dict[st
     assert [len(arm["inside"]) for arm in collect(folder)["arms"]] == [1, 0]
 
 
+def test_answers_over_training_are_means_over_the_seeds(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Of steps that all runs of an arm recorded, and of as many questions as the arm asks."""
+    folder = shutil.copytree(done[0], tmp_path / "study")
+    assert all(arm["suites"] == {} for arm in done[1]["arms"])
+    study = json.loads((folder / "study.json").read_text())
+    for arm, questions in zip(study["arms"], (8, 9), strict=True):
+        arm["config"]["suites"] = {"names": "recall", "every": 3, "questions": questions}
+    (folder / "study.json").write_text(json.dumps(study))
+    for planned in study["runs"]:
+        with (folder / planned["folder"] / "metrics.jsonl").open("a") as file:
+            for step in (3, 6, 7 + planned["seed"]):
+                found = {"recall/accuracy": step / 10 + planned["seed"] / 100, "recall/low": 0.0, "recall/chance": 0.1}
+                file.write(json.dumps({"step": step, "split": "suite", "questions": 8} | found) + "\n")
+    asked, other = (arm["suites"] for arm in collect(folder)["arms"])
+    assert other == {} and asked.keys() == {"recall/accuracy", "recall/chance"}
+    assert np.allclose(asked["recall/accuracy"], [(3, 0.305, 0.3, 0.31), (6, 0.605, 0.6, 0.61)])
+
+
 def test_runs_are_those_that_train_makes(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """Sharing programs, arms in turn and measuring in between change no bit of a run, and its folder is ordinary."""
     folder, results = done

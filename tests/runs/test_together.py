@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax.config import Checkpoint, Config, Ema, Evaluation
+from gpt_jax.config import Checkpoint, Config, Ema, Evaluation, Suites
 from gpt_jax.runs import metrics, together
 from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.interrupt import Interrupts
@@ -23,7 +23,10 @@ from tests.tiny import PROGRAMS, tiny_config
 
 
 def configs(**changes: Any) -> list[Config]:
-    base = tiny_config(**{"evaluation": Evaluation(every=4), "checkpoint": Checkpoint(every=2)} | changes)
+    asked = Suites("copy", every=4, questions=4)
+    base = tiny_config(
+        **{"evaluation": Evaluation(every=4), "checkpoint": Checkpoint(every=2), "suites": asked} | changes
+    )
     block = dataclasses.replace(base.model.blocks[0], dropout=0.1)
     base = dataclasses.replace(
         base,
@@ -38,7 +41,8 @@ def folders(place: Path, count: int = 3) -> list[Path]:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in metrics.read(RunFolder(folder))]
+    found = [*metrics.read(RunFolder(folder)), *metrics.read(RunFolder(folder), metrics.SUITE)]
+    return [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in found]
 
 
 def params(folder: Path) -> list[np.ndarray]:
@@ -63,7 +67,9 @@ def test_each_run_is_what_it_would_be_alone(done: list[Path], tmp_path: Path) ->
         train(config, alone, programs=PROGRAMS)
         ours, theirs = records(place), records(alone)
         assert [(r["step"], r["split"]) for r in ours] == [(r["step"], r["split"]) for r in theirs]
-        assert [r["loss"] for r in ours] == pytest.approx([r["loss"] for r in theirs], rel=1e-5)
+        for name in ("loss", "copy/accuracy"):
+            of_both = [[r[name] for r in rs if name in r] for rs in (ours, theirs)]
+            assert of_both[0] == pytest.approx(of_both[1], rel=1e-5) and len(of_both[0]) > 1
         assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(params(place), params(alone), strict=True))
     assert not np.allclose(params(done[0])[0], params(done[1])[0], atol=1e-2)
 
