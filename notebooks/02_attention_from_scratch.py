@@ -87,6 +87,7 @@ from rich.console import Console
 
 from gpt_jax import config as c
 
+console = Console(force_jupyter=False, force_terminal=False)  # plain lines
 # TPUs and recent GPUs round the inputs of a product unless told not to, and we want to compare five digits.
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -108,14 +109,14 @@ config = c.Config(
         embedding=c.Embedding(position=c.Learned()),
         final_norm=c.LayerNorm(),
     ),
-    data=c.Text(corpus="python", tokenizer=c.Bpe(512 if SMOKE else 1024), validation_tokens=16_384),
+    data=c.Text(corpus="python", tokenizer=c.Bpe(512 if SMOKE else 2048), validation_tokens=16_384),
     optimizer=c.Adamw(learning_rate=3e-3),
-    schedule=c.WarmupCosine(warmup=20),
-    train=c.Train(steps=60 if SMOKE else 600, batch_size=8 if SMOKE else 16),
+    schedule=c.WarmupCosine(warmup=10 if SMOKE else 50),
+    train=c.Train(steps=60 if SMOKE else 800, batch_size=8 if SMOKE else 16),
     evaluation=c.Evaluation(every=30 if SMOKE else 100),
-    checkpoint=c.Checkpoint(every=300),
+    checkpoint=c.Checkpoint(every=200),
 )
-outcome = gpt_jax.train(config, str(runs / "from_scratch"), console=Console(force_jupyter=False))
+outcome = gpt_jax.train(config, str(runs / "from_scratch"), console=console)
 
 # %% [markdown]
 # A model that knows nothing gives each of the `V` tokens the same probability, and has a loss of ln `V` nats. The
@@ -135,7 +136,7 @@ plt.axhline(math.log(V), color="grey", linestyle=":", label="ln V: a uniform gue
 plt.xlabel("step"), plt.ylabel("loss (nats per token)"), plt.legend(), plt.show()
 
 # %% [markdown]
-# Three small helpers: one compares NumPy with the library, two draw.
+# Small helpers: one compares NumPy with the library, the others draw.
 
 
 # %%
@@ -155,6 +156,16 @@ def heat(axis, values, title, x=None, y=None, signed=False):
     axis.set_yticks(range(len(y)) if y else [], y or [], family="monospace", fontsize=7)
 
 
+def shown(token_id, tokenizer=tokenizer):
+    return tokenizer.decode([token_id]).replace(" ", "·").replace("\n", "↵")
+
+
+def label(axis, x, y, token_id):
+    """Writes a token into a cell."""
+    box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
+    axis.text(x, y, shown(token_id), ha="center", va="center", family="monospace", bbox=box)
+
+
 def figure(columns, width=12.0, height=3.2, **options):
     return plt.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False, **options)[1][0]
 
@@ -169,13 +180,13 @@ def figure(columns, width=12.0, height=3.2, **options):
 # %%
 from gpt_jax.data.tokenizer import CharacterTokenizer
 
-text = "def area(self, width, height):\n    return width * height\n"
+text = "def get(self, key, default):\n    return self.data.get(key, default)\n"
 letters = CharacterTokenizer.train([text])
 vocabulary = sorted(set(text))
 by_hand = [vocabulary.index(letter) for letter in text]
 assert by_hand == letters.encode(text)
 assert letters.decode(by_hand) == text
-print(len(vocabulary), "characters:", "".join(vocabulary).strip())
+print(len(vocabulary), "characters:", vocabulary)
 print(by_hand[:10], "…")
 
 # %% [markdown]
@@ -206,16 +217,12 @@ for any_text in ("", text, "안녕 😉\r\n"):
 # Because its alphabet is bytes, any text can be encoded, and comes back unchanged. Below: the same line as characters
 # and as byte pairs (`·` is a space, `↵` a new line). Frequent words are one token, with the space before them.
 
-
 # %%
-def shown(token_id, of=tokenizer):
-    return of.decode([token_id]).replace(" ", "·").replace("\n", "↵")
-
-
 plt.figure(figsize=(12, 1.5))
 for row, coder in enumerate((tokenizer, letters)):
     place, ids = 0, coder.encode(text)
-    for number, token in enumerate(map(lambda i, coder=coder: shown(i, coder), ids)):
+    for number, token_id in enumerate(ids):
+        token = shown(token_id, coder)
         plt.barh(row, len(token), left=place, color=f"C{number % 8}", alpha=0.35, edgecolor="white", height=0.7)
         for letter in token:
             plt.text(place + 0.5, row, letter, ha="center", va="center", family="monospace")
@@ -243,7 +250,7 @@ wte, wpe = p["embedding"]["table"], p["embedding"]["position"]["table"]
 embedding = wte[ids] + wpe[:T]  # (T, C)
 same(embedding, seen["embedding"])
 
-left, middle, right = figure(3, sharey=True)
+left, middle, right = figure(3)
 heat(left, wte[ids][:, :48], "token: wte[ids]", y=names, signed=True)
 heat(middle, wpe[:T, :48], "position: wpe[:T]", signed=True)
 heat(right, embedding[:, :48], "their sum (the first 48 of C numbers)", signed=True)
@@ -279,7 +286,7 @@ assert (neighbours[:, 0] == some).all()
 (axis,) = figure(1, 9, 2.6)
 heat(axis, library, "cosine with the nearest neighbours in the table", y=[shown(i) for i in some])
 for row, column in np.ndindex(*neighbours.shape):
-    axis.text(column, row, shown(int(neighbours[row, column])), ha="center", va="center", family="monospace")
+    label(axis, column, row, int(neighbours[row, column]))
 plt.show()
 
 # %% [markdown]
@@ -414,8 +421,8 @@ causal, blind = (np.abs(one_head(ids, see) - one_head(other, see)).max(-1) for s
 assert (causal[:-1] == 0).all() and (blind > 0).all()
 (axis,) = figure(1, 8, 2.4)
 axis.bar(np.arange(T) - 0.2, causal, 0.4, label="causal"), axis.bar(np.arange(T) + 0.2, blind, 0.4, label="no mask")
-axis.set_xticks(range(T), names, rotation=90, family="monospace"), axis.legend()
-axis.set_title("How far the head's output moves when the last token changes"), plt.show()
+axis.set_xticks(range(T), names, rotation=90, family="monospace"), axis.legend(), axis.set_yscale("log")
+axis.set_title("How far the head's output moves when the last token changes (no bar: not at all)"), plt.show()
 
 # %% [markdown]
 # ## Several heads, in parallel
@@ -439,8 +446,9 @@ def attention(x, kernels):
 same(attention(x, layer["attention"]), seen["blocks/0/attention_change"])
 
 # %% [markdown]
-# Different heads attend to different things at once. Look for a diagonal one place below the main one (the previous
-# token), for columns (a token that many look at, often the first), and for weights on tokens of the same kind.
+# Different heads attend to different things at once. Look for columns: a token that many others look at, such as the
+# first one or the one where a statement begins. Look for diagonals too: the token before, or the one that followed
+# this token last time. The lines below the picture say where the last token looks.
 
 # %%
 maps = np.stack([seen[f"blocks/{i}/attention/probabilities"] for i in range(L)])  # (L, H, T, T)
@@ -450,9 +458,9 @@ for i, h in np.ndindex(L, H):
     last, first = i == L - 1, h == 0
     heat(axes[i, h], maps[i, h], f"layer {i}, head {h}", x=names if last else None, y=names if first else None)
 plt.show()
-to_previous = np.diagonal(maps, -1, 2, 3).mean(-1)
-i, h = np.unravel_index(to_previous.argmax(), to_previous.shape)
-print(f"layer {i}, head {h} gives the previous token most weight: {to_previous[i, h]:.0%} on average")
+for i, h in np.ndindex(L, H):
+    most = maps[i, h, -1].argmax()
+    print(f"layer {i}, head {h}: {names[-1]} gives most weight to {names[most]} ({maps[i, h, -1, most]:.0%})")
 
 # %% [markdown]
 # ## The MLP: each position by itself
@@ -482,7 +490,7 @@ grid = np.linspace(-4, 4, 200)
 left.plot(grid, gelu(grid)), left.axhline(0, color="grey", lw=0.5), left.set_title("GELU")
 heat(right, hidden[:, :128], f"hidden numbers (the first 128 of {hidden.shape[1]})", y=names, signed=True)
 plt.show()
-print(f"{(hidden > 0.1).mean():.0%} of the hidden numbers are above 0.1: few are at work at any position")
+print(f"{(hidden > 0.1).mean():.0%} of the hidden numbers are above 0.1; the others hardly count")
 
 # %% [markdown]
 # ## Blocks repeat, and vectors learn their context
@@ -492,7 +500,7 @@ print(f"{(hidden > 0.1).mean():.0%} of the hidden numbers are above 0.1: few are
 # to the right, never to the left.
 
 # %%
-place = 3
+place = 4
 other = ids.copy()
 other[place] = (ids[place] + 1) % V
 stages = ["embedding", *(f"blocks/{i}/output" for i in range(L))]
@@ -530,27 +538,30 @@ assert forward(ids).shape == (T, V)
 # %% [markdown]
 # ## Softmax: scores become probabilities
 #
-# The same softmax as above turns a row of `V` logits into probabilities. They lie between 0 and 1, sum to 1, and keep
-# the order of the logits. Only differences of logits count, and even huge logits do no harm, because the largest is
-# subtracted first.
+# What follows `return`? The same softmax as above turns a row of `V` logits into probabilities. They lie between 0
+# and 1, sum to 1, and keep the order of the logits. Only differences of logits count, and even huge logits do no
+# harm, because the largest is subtracted first.
 
 # %%
-guess = softmax(forward(ids)[-1])  # after the last token
+here = len(tokenizer.encode(text[: text.index(" self.data")]))  # the number of tokens up to `return`
+last = forward(ids)[here - 1]
+guess = softmax(last)
 assert (guess > 0).all() and (guess < 1).all() and math.isclose(guess.sum(), 1)
-assert np.array_equal(guess.argsort(), forward(ids)[-1].argsort())
-assert np.allclose(softmax(forward(ids)[-1] + 7), guess)
+assert np.array_equal(guess.argsort(), last.argsort())
+assert np.allclose(softmax(last + 7), guess)
 assert np.isfinite(softmax(np.array([1e4, 0.0, -1e4]))).all()
 
 best = np.argsort(-guess)[:12]
 (axis,) = figure(1, 8, 2.6)
-axis.bar(range(12), guess[best]), axis.set_xticks(range(12), [shown(int(i)) for i in best], family="monospace")
-axis.set_ylabel("probability"), axis.set_title("What comes after the last token?"), plt.show()
+axis.bar(range(12), guess[best]), axis.set_ylabel("probability")
+axis.set_xticks(range(12), [shown(int(i)) for i in best], rotation=90, family="monospace")
+axis.set_title(f"What follows {names[here - 1]}?"), plt.show()
 
 # %% [markdown]
 # ## Loss: position t predicts token t + 1
 #
 # The loss at a position is −ln of the probability that the model gave to the token that came. The training loss is
-# its mean. Surprising tokens (a new name) cost much; those that had to come (the colon after a closing bracket) cost
+# its mean. Surprising tokens (a new name) cost much; those that had to come (the indentation after a colon) cost
 # little.
 
 # %%
@@ -573,18 +584,17 @@ axis.set_title(f"Loss for each token (mean {surprise.mean():.2f}; dotted: a unif
 # distribution flattens, and its entropy rises towards that of a uniform guess, ln `V`.
 
 # %%
-last = forward(ids)[-1]
-temperatures = (0.01, 0.3, 0.6, 1.0, 1.5, 3.0, 10.0)
+temperatures = (0.001, 0.3, 0.6, 1.0, 1.5, 3.0, 10.0)
 drawn_from = np.stack([softmax(last / t) for t in temperatures])
 entropy = -(drawn_from * np.log(np.maximum(drawn_from, 1e-300))).sum(-1)
 assert (np.diff(entropy) > 0).all() and entropy[-1] < math.log(V)
-assert drawn_from[0].argmax() == last.argmax() and drawn_from[0].max() > 0.99
-same(drawn_from[1], gpt_jax.Sampler(temperature=0.3).probabilities(logits[:1, -1])[0])
+assert drawn_from[0].argmax() == last.argmax() and drawn_from[0].max() > 0.9
+same(drawn_from[1], gpt_jax.Sampler(temperature=0.3).probabilities(logits[:1, here - 1])[0])
 
 left, right = figure(2, 11, 2.8)
 for t in (0.3, 1.0, 3.0):
     left.plot(drawn_from[temperatures.index(t), best], "o-", label=f"τ = {t}")
-left.set_xticks(range(12), [shown(int(i)) for i in best], family="monospace")
+left.set_xticks(range(12), [shown(int(i)) for i in best], rotation=90, family="monospace")
 left.legend(), left.set_title("probability")
 right.semilogx(temperatures, entropy, "o-"), right.axhline(math.log(V), color="grey", linestyle=":")
 right.set_xlabel("temperature"), right.set_title("entropy in nats (dotted: ln V)"), plt.show()
@@ -596,7 +606,7 @@ right.set_xlabel("temperature"), right.set_title("entropy in nats (dotted: ln V)
 # the most probable token chosen each time, our NumPy writes exactly what the library writes.
 
 # %%
-prompt = tokenizer.encode("class ")
+prompt = tokenizer.encode("    def __init__(self")
 new = 12 if SMOKE else 40
 written, steps = list(prompt), []
 for _ in range(new):
@@ -616,8 +626,7 @@ top = np.argsort(-np.stack(steps[:12]))[:, :5].T  # (5, steps)
 (axis,) = figure(1, 12, 2.6)
 heat(axis, np.take_along_axis(np.stack(steps[:12]).T, top, 0), "probability of the five best tokens of each step")
 for row, column in np.ndindex(*top.shape):
-    box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
-    axis.text(column, row, shown(int(top[row, column])), ha="center", va="center", family="monospace", bbox=box)
+    label(axis, column, row, int(top[row, column]))
 plt.show()
 
 # %% [markdown]

@@ -86,8 +86,10 @@ from gpt_jax.ablation.judging import Rule
 from gpt_jax.ablation.power import power
 from gpt_jax.ablation.run_study import run_study
 from gpt_jax.ablation.study import Arm, Study
+from gpt_jax.training.programs import Programs
 
 console = Console(force_jupyter=False, force_terminal=False)  # plain lines
+programs = Programs()  # the pilot and the study compile each arm once
 
 # %% [markdown]
 # ## The question
@@ -131,7 +133,7 @@ study = Study(
 # %%
 pilot_seeds = tuple(range(1000, 1002 if SMOKE else 1004))
 pilot = replace(study, arms=arms[:2], seeds=pilot_seeds, most_seeds=len(pilot_seeds), fresh_seeds=0, aa=False)
-ended = run_study(pilot, runs / "windows_pilot", console=console)
+ended = run_study(pilot, runs / "windows_pilot", console=console, programs=programs)
 assert ended.status == "finished"
 losses = np.array([[arm.losses[str(seed)] for seed in pilot_seeds] for arm in ended.results.arms])  # (arms, seeds)
 noise = float(np.std(losses[1] - losses[0], ddof=1))
@@ -183,7 +185,7 @@ plt.xlabel("seeds"), plt.ylabel("difference found (nats)"), plt.legend(), plt.sh
 
 # %%
 study = replace(study, seeds=tuple(range(seeds)), most_seeds=seeds, fresh_seeds=0, is_smoke=SMOKE)
-ended = run_study(study, runs / "windows", console=console)
+ended = run_study(study, runs / "windows", console=console, programs=programs)
 results = ended.results
 assert ended.status == "finished"
 assert results.aa is not None and results.aa.equal
