@@ -89,7 +89,8 @@ from gpt_jax.ablation.study import Arm, Study
 from gpt_jax.training.programs import Programs
 
 console = Console(force_jupyter=False, force_terminal=False)  # plain lines
-programs = Programs()  # the pilot and the study compile each arm once
+# Both studies share compiled programs, and train one seed after the other (a GPU may prefer several together).
+options = {"console": console, "programs": Programs(), "together": 1}
 
 # %% [markdown]
 # ## The question
@@ -133,7 +134,7 @@ study = Study(
 # %%
 pilot_seeds = tuple(range(1000, 1002 if SMOKE else 1004))
 pilot = replace(study, arms=arms[:2], seeds=pilot_seeds, most_seeds=len(pilot_seeds), fresh_seeds=0, aa=False)
-ended = run_study(pilot, runs / "windows_pilot", console=console, programs=programs)
+ended = run_study(pilot, runs / "windows_pilot", **options)
 assert ended.status == "finished"
 losses = np.array([[arm.losses[str(seed)] for seed in pilot_seeds] for arm in ended.results.arms])  # (arms, seeds)
 noise = float(np.std(losses[1] - losses[0], ddof=1))
@@ -185,7 +186,7 @@ plt.xlabel("seeds"), plt.ylabel("difference found (nats)"), plt.legend(), plt.sh
 
 # %%
 study = replace(study, seeds=tuple(range(seeds)), most_seeds=seeds, fresh_seeds=0, is_smoke=SMOKE)
-ended = run_study(study, runs / "windows", console=console, programs=programs)
+ended = run_study(study, runs / "windows", **options)
 results = ended.results
 assert ended.status == "finished"
 assert results.aa is not None and results.aa.equal
