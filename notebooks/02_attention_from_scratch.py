@@ -136,7 +136,7 @@ plt.axhline(math.log(V), color="grey", linestyle=":", label="ln V: a uniform gue
 plt.xlabel("step"), plt.ylabel("loss (nats per token)"), plt.legend(), plt.show()
 
 # %% [markdown]
-# Small helpers: one compares NumPy with the library, the others draw.
+# Small helpers, to compare NumPy with the library and to draw.
 
 
 # %%
@@ -146,6 +146,11 @@ def same(by_hand, library):
     print(f"by hand = library, to {np.abs(np.asarray(by_hand) - np.asarray(library)).max():.0e}")
 
 
+def shown(token_id, tokenizer=tokenizer):
+    return tokenizer.decode([token_id]).replace(" ", "·").replace("\n", "↵")
+
+
+# %%
 def heat(axis, values, title, x=None, y=None, signed=False):
     """Draws a matrix; `x` and `y` name its columns and rows. Signed values: red is positive, blue negative."""
     values = np.asarray(values)
@@ -154,10 +159,6 @@ def heat(axis, values, title, x=None, y=None, signed=False):
     axis.set_title(title, fontsize=10)
     axis.set_xticks(range(len(x)) if x else [], x or [], rotation=90, family="monospace", fontsize=7)
     axis.set_yticks(range(len(y)) if y else [], y or [], family="monospace", fontsize=7)
-
-
-def shown(token_id, tokenizer=tokenizer):
-    return tokenizer.decode([token_id]).replace(" ", "·").replace("\n", "↵")
 
 
 def label(axis, x, y, token_id):
@@ -292,8 +293,9 @@ plt.show()
 # %% [markdown]
 # ## Norm: every vector at the same scale
 #
-# Before each sublayer, **LayerNorm** shifts and scales each position's vector to mean 0 and deviation 1, then applies
-# a learned scale and bias. Positions do not mix: reorder them, and the result is reordered in the same way.
+# Before each sublayer, **LayerNorm** shifts and scales each position's vector to mean 0 and standard deviation 1,
+# then applies a learned scale and bias. Positions do not mix: reorder them, and the result is reordered in the same
+# way.
 
 
 # %%
