@@ -73,7 +73,9 @@ def _words(number: int) -> str:
 
 
 def hush() -> None:
-    """Keeps Orbax from printing a traceback of each error that it also raises, once per thread and item."""
+    """Keeps Orbax from printing a traceback of each error that it also raises, once per thread and item, and from
+    warning of a folder that it was told only to read.
+    """
     logger = absl_logging.get_absl_logger()
     if _is_no_echo not in logger.filters:
         logger.addFilter(_is_no_echo)
@@ -81,7 +83,8 @@ def hush() -> None:
 
 
 def _is_no_echo(record: logging.LogRecord) -> Any:
-    return not ("orbax" in record.pathname and record.levelno >= logging.ERROR)
+    is_echo = record.levelno >= logging.ERROR or str(record.msg).startswith("Given directory is read only")
+    return not ("orbax" in record.pathname and is_echo)
 
 
 def _without_echoes(shown: Callable[[Any], None]) -> Callable[[Any], None]:

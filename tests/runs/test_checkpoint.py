@@ -1,5 +1,6 @@
 """Checkpoints come back bit for bit, or not at all."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,6 +143,19 @@ def test_reading_moves_nothing(tmp_path: Path) -> None:
     with Checkpoints(RunFolder(tmp_path), read_only=True) as reader, pytest.warns(UserWarning):
         assert reader.restore_newest(TEMPLATES) is not None
     assert (tmp_path / "checkpoints" / "2").is_dir() and not (tmp_path / "damaged").exists()
+
+
+def test_reading_warns_of_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with saved(tmp_path, [None]):
+        pass
+    logger = logging.getLogger("absl")
+    logger.addHandler(caplog.handler)
+    try:
+        with Checkpoints(RunFolder(tmp_path), read_only=True) as checkpoints:
+            assert checkpoints.restore_newest(TEMPLATES) is not None
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_damage_to_all_is_an_error(tmp_path: Path) -> None:
