@@ -155,7 +155,8 @@ for layer, row in enumerate(axes):
         axis.imshow(found[f"blocks/{layer}/attention/probabilities"][0, head], cmap="magma", vmin=0, vmax=1)
         axis.set_title(f"layer {layer}, head {head}")
         axis.set_xticks(range(len(letters)), letters), axis.set_yticks(range(len(letters)), letters)
-plt.tight_layout(), plt.show()
+plt.tight_layout()
+plt.show()
 
 # %% [markdown]
 # Each row is a query, each column a key. You should see a line beside the diagonal in the first layer, and in the second a line that starts where the text repeats: the symbol after the last occurrence.
@@ -183,7 +184,8 @@ for axis, (title, table) in zip(axes, tables.items(), strict=True):
     for shift, score in ((-0.2, "previous_token"), (0.2, "induction")):
         axis.bar(places + shift, table[score], 0.4, label=score)
     axis.set_xticks(places, [f"{i}.{j}" for i, j in zip(table["layer"], table["head"], strict=True)])
-    axis.set_title(title), axis.set_xlabel("layer.head"), axis.legend()
+    axis.set_title(title), axis.set_xlabel("layer.head")
+axes[1].legend()
 plt.show()
 
 # %% [markdown]
@@ -198,7 +200,7 @@ assert one["induction"].max() < 0.3 and two["induction"][first].max() < 0.3
 # %% [markdown]
 # ## Without it
 #
-# An edit takes a value and returns what the model goes on with. If the circuit is the known one, the heads of the second layer find nothing without the previous-token head of the first.
+# An edit takes a value and returns what the model goes on with. If the circuit is the known one, the heads of the second layer find much less without the previous-token head of the first.
 
 # %%
 best = int(two["previous_token"][first].argmax())
@@ -258,7 +260,8 @@ for axis, title, table in zip(axes, ("activation patching", "attribution patchin
     image = axis.imshow(np.array(list(table.values())), cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
     axis.set_yticks(range(3), ["embedding", "layer 0", "layer 1"]), axis.set_title(title)
 axes[1].set_xticks(range(clean.shape[1]), letters[: clean.shape[1]])
-figure.colorbar(image, ax=axes, label="share of the answer"), plt.show()
+figure.colorbar(image, ax=axes, label="share of the answer")
+plt.show()
 
 # %% [markdown]
 # You should see the answer move: up to the first layer it stands at the symbol itself, after the second it stands at the end. That is the copying, found without looking at any attention.
