@@ -181,7 +181,7 @@ assert SMOKE or (tokenizer.decode([final]) == " Paris" and np.exp(log_p)[: model
 # %% [markdown]
 # ## Teach it
 #
-# The text is about 130 short questions and answers, all in one manner. France is not among them.
+# The text is 110 short questions and answers, all in one manner. France is not among them.
 
 # %%
 capitals = """Japan Tokyo, Italy Rome, Spain Madrid, Germany Berlin, Greece Athens, Egypt Cairo, Peru Lima, Cuba Havana,
