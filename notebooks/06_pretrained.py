@@ -213,17 +213,17 @@ if not base.is_dir():
 adapter = c.Lora(rank=8)
 adapted = dataclasses.replace(
     model.config,
-    context_length=128,
+    context_length=64,
     blocks=tuple(dataclasses.replace(block, adapter=adapter) for block in model.config.blocks),
 )
-steps = 20 if SMOKE else 30
+steps = 20 if SMOKE else 24
 config = c.Config(
     model=adapted,
     data=c.Text(path=str(place / "pirate.txt"), separator="\n\n", tokenizer=c.TokenizerFile(str(base / "tokenizer"))),
-    optimizer=c.Adamw(learning_rate=1e-2 if SMOKE else 2e-3, weight_decay=0.0),
+    optimizer=c.Adamw(learning_rate=1e-2 if SMOKE else 4e-3, weight_decay=0.0),
     schedule=c.WarmupCosine(warmup=5),
     train=c.Train(steps=steps, batch_size=4),
-    evaluation=c.Evaluation(every=steps // 2),
+    evaluation=c.Evaluation(every=steps // 2, batch_size=8),
     checkpoint=c.Checkpoint(every=steps // 2),
     init_from=str(base),
 )

@@ -170,7 +170,7 @@ config = c.Config(
     data=c.Text(corpus="python", validation_tokens=8_192 if SMOKE else 65_536),
     optimizer=c.Adamw(learning_rate=3e-3),
     schedule=c.WarmupCosine(warmup=10),
-    train=c.Train(steps=20 if SMOKE else 200, batch_size=2 * n),
+    train=c.Train(steps=20 if SMOKE else 100, batch_size=2 * n),
     evaluation=c.Evaluation(every=10 if SMOKE else 50),
     checkpoint=c.Checkpoint(every=10 if SMOKE else 50),
 )
