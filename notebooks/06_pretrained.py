@@ -260,7 +260,7 @@ for question in ("What is the capital of France?", "What colour is the sky?", "W
     assert SMOKE or ("matey" in after and "matey" not in before)
 
 # %% [markdown]
-# You should see the pirate answer, also about what no card asks.
+# You should see the pirate answer, also about what no card asks. The cards teach a manner, not knowledge, and may cost some: look at the last answer.
 #
 # ## Keep it
 #

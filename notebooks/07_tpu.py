@@ -75,7 +75,6 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import treescope
-from IPython.display import HTML
 from jax.extend.backend import clear_backends
 from rich.console import Console
 
@@ -136,10 +135,10 @@ kernel = params["params"]["blocks"]["0"]["mlp"]["up"]["kernel"]
 jax.debug.visualize_array_sharding(kernel)
 
 # %% [markdown]
-# The picture above is one kernel: the two rows of devices along `data` have copies of the parts along `fsdp`. treescope shows the same of any array, with its values.
+# The picture above is one kernel: its columns or rows are divided along `fsdp`, and devices along `data` have copies. treescope draws the same for arrays of any number of axes.
 
 # %%
-HTML(treescope.render_to_html(kernel))
+treescope.render_array_sharding(kernel)
 
 # %%
 held = {device.id: 0 for device in devices}
@@ -208,12 +207,13 @@ plt.xlabel("line of the log"), plt.ylabel("training loss (nats per token)"), plt
 plt.show()
 
 # %% [markdown]
-# You should see one curve on top of the other: the order in which devices add changes the last digits alone.
+# You should see one curve on top of the other. The order in which devices add changes last digits, and training makes such differences grow: the first steps agree to a thousandth, the last ones by their mean.
 
 # %%
 apart = np.abs(np.subtract(*curves.values()))
-print(f"largest difference: {apart.max():.1e} nats")
-assert curves["data"][-1] < curves["data"][0] and apart[:10].max() < 1e-3
+late = [np.mean(losses[-10:]) for losses in curves.values()]
+print(f"apart: {apart[:10].max():.1e} nats in the first ten steps, {apart.max():.1e} at most; at the end by mean: {late}")
+assert curves["data"][-1] < curves["data"][0] and apart[:10].max() < 1e-3 and abs(late[0] - late[1]) < 0.1
 
 # %% [markdown]
 # ## Next
