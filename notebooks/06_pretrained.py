@@ -181,7 +181,7 @@ assert SMOKE or (tokenizer.decode([final]) == " Paris" and np.exp(log_p)[: model
 # %% [markdown]
 # ## Teach it
 #
-# The text is about 130 short questions and answers, all in one manner. France is not among them.
+# The text is 110 short questions and answers, all in one manner. France is not among them.
 
 # %%
 capitals = """Japan Tokyo, Italy Rome, Spain Madrid, Germany Berlin, Greece Athens, Egypt Cairo, Peru Lima, Cuba Havana,
@@ -213,17 +213,17 @@ if not base.is_dir():
 adapter = c.Lora(rank=8)
 adapted = dataclasses.replace(
     model.config,
-    context_length=128,
+    context_length=64,
     blocks=tuple(dataclasses.replace(block, adapter=adapter) for block in model.config.blocks),
 )
-steps = 20 if SMOKE else 30
+steps = 20 if SMOKE else 24
 config = c.Config(
     model=adapted,
     data=c.Text(path=str(place / "pirate.txt"), separator="\n\n", tokenizer=c.TokenizerFile(str(base / "tokenizer"))),
-    optimizer=c.Adamw(learning_rate=1e-2 if SMOKE else 2e-3, weight_decay=0.0),
+    optimizer=c.Adamw(learning_rate=1e-2 if SMOKE else 4e-3, weight_decay=0.0),
     schedule=c.WarmupCosine(warmup=5),
     train=c.Train(steps=steps, batch_size=4),
-    evaluation=c.Evaluation(every=steps // 2),
+    evaluation=c.Evaluation(every=steps // 2, batch_size=8),
     checkpoint=c.Checkpoint(every=steps // 2),
     init_from=str(base),
 )
@@ -260,7 +260,7 @@ for question in ("What is the capital of France?", "What colour is the sky?", "W
     assert SMOKE or ("matey" in after and "matey" not in before)
 
 # %% [markdown]
-# You should see the pirate answer, also about what no card asks.
+# You should see the pirate answer, also about what no card asks. The cards teach a manner, not knowledge, and may cost some: look at the last answer.
 #
 # ## Keep it
 #

@@ -1,6 +1,8 @@
 """Every notebook runs from its first cell to its last, at the small size that SMOKE=1 asks for."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jupytext
 import nbformat
@@ -48,7 +50,38 @@ def test_every_notebook_is_the_text_beside_it() -> None:
         assert pair[0] == pair[1], f"edit the .py, then: touch notebooks/*.py; jupytext --sync notebooks/{path.stem}.py"
 
 
+def first_cell(path: Path) -> str:
+    return next(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+
+
 def test_every_notebook_starts_with_the_same_cell() -> None:
-    first = [next(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code") for path in NOTEBOOKS]
-    for path, source in zip(NOTEBOOKS, first, strict=True):
-        assert source == first[0], f"the first code cell of {path.name} is not that of {NOTEBOOKS[0].name}"
+    for path in NOTEBOOKS:
+        assert first_cell(path) == first_cell(NOTEBOOKS[0]), f"{path.name} differs from {NOTEBOOKS[0].name}"
+
+
+def test_the_first_cell_upgrades_jax_only_where_the_runtimes_own_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip's constraints keep numpy and jax; where no release fits, jax may be newer, with its accelerator's plugin."""
+    place: dict[str, Any] = {}
+    exec(first_cell(NOTEBOOKS[0]).split("\n\n\nif ")[0], place)
+    found = {"jax": "0.7.2", "jax_cuda12_plugin": "0.7.2", "NumPy": "2.1.3", "torch": "2.11.0+cu128"}
+    found = [SimpleNamespace(name=name, version=version) for name, version in found.items()]
+    monkeypatch.setattr("importlib.metadata.distributions", lambda: found)
+    calls: list[tuple[list[str], set[str]]] = []
+    statuses: list[int] = []
+
+    def pip(command: list[str], **options: Any) -> SimpleNamespace:
+        constraints = set(Path(command[command.index("-c") + 1]).read_text().split())
+        calls.append((command[command.index("-c") + 2 :], constraints))
+        return SimpleNamespace(returncode=statuses.pop(0), stderr="no release fits")
+
+    monkeypatch.setattr("subprocess.run", pip)
+    kept = (["gpt_jax"], {"jax==0.7.2", "jax-cuda12-plugin==0.7.2", "numpy==2.1.3"})
+    newer = (["gpt_jax", "jax[cuda12]"], {"jax>=0.7.2", "jax-cuda12-plugin>=0.7.2", "numpy==2.1.3"})
+    for ends, expected in (([0], [kept]), ([1, 0], [kept, newer])):
+        calls.clear()
+        statuses[:] = ends
+        place["install"]("gpt_jax")
+        assert calls == expected
+    statuses[:] = [1, 1]
+    with pytest.raises(SystemExit, match="no release fits"):
+        place["install"]("gpt_jax")
