@@ -226,7 +226,8 @@ for row, (name, versus) in enumerate(found.items()):
     axis.plot(versus.interval, [row, row], lw=3), axis.plot(versus.mean, row, "ko")
     axis.text(versus.interval[1], row + 0.15, f"  {name}: {versus.verdict}")
 axis.axvspan(-MATTERS, MATTERS, color="grey", alpha=0.2), axis.axvline(0, color="grey", lw=0.5)
-axis.set_yticks([]), axis.set_ylim(-0.5, 1.7), axis.margins(x=0.4), axis.set_title("Grey: does not matter")
+axis.set_yticks([]), axis.set_ylim(-0.5, 1.7), axis.margins(x=0.4)
+axis.set_title("Differences and their intervals (grey: does not matter)")
 axis.set_xlabel("loss − loss of full attention (nats per byte)"), plt.show()
 
 # %% [markdown]
