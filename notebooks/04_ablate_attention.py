@@ -205,19 +205,21 @@ found = {arm.name: arm.versus_baseline for arm in results.arms[1:]}
 assert SMOKE or found["window 1"].verdict == "worse"
 
 # %% [markdown]
-# The verdict is read off the interval by fixed rules, which fit in a few lines. An interval that excludes 0 shows a
-# difference. One that lies within ± what matters shows that there is none that matters. Anything else is
-# **undecided**, which says something about the study and nothing about the arms.
+# The verdict is read off the interval by fixed rules, which fit in a few lines. An interval within ± what matters
+# shows *no difference that matters*. That holds even if it excludes 0: the difference is real then, and too small to
+# change our model for. Any other interval that excludes 0 shows a difference. The rest is **undecided**, which says
+# something about the study and nothing about the arms.
 
 
 # %%
 def verdict(versus):
     low, high = versus.interval
+    if -MATTERS <= low and high <= MATTERS and versus.n >= 14:
+        return "no difference that matters"
     if low > 0 or high < 0:
         size = "" if abs(versus.mean) >= MATTERS else "slightly "
         return size + ("worse" if versus.mean > 0 else "better")
-    is_alike = -MATTERS <= low and high <= MATTERS and versus.n >= 14
-    return "no difference that matters" if is_alike else "undecided"
+    return "undecided"
 
 
 figure, axis = plt.subplots(figsize=(8, 2.4))
