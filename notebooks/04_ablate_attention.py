@@ -143,7 +143,8 @@ print(f"losses vary by {losses[0].std(ddof=1):.4f} nats between seeds, paired di
 
 plt.figure(figsize=(6, 2.8))
 plt.plot(losses, "o-"), plt.xticks([0, 1], [arm.name for arm in ended.results.arms]), plt.ylabel("loss (nats per byte)")
-plt.title("The pilot: one line for each seed"), plt.show()
+plt.title("The pilot: one line for each seed")
+plt.show()
 
 # %% [markdown]
 # ## The design: how many seeds?
@@ -176,7 +177,8 @@ if not is_enough(table[seeds]):
 plt.figure(figsize=(6, 2.8))
 plt.plot(counts, [np.nan if table[n].detectable is None else table[n].detectable for n in counts], "o-")
 plt.axhline(MATTERS, color="grey", linestyle=":", label="what matters"), plt.yscale("log")
-plt.xlabel("seeds"), plt.ylabel("difference found (nats)"), plt.legend(), plt.show()
+plt.xlabel("seeds"), plt.ylabel("difference found (nats)"), plt.legend()
+plt.show()
 
 # %% [markdown]
 # ## Run it
@@ -230,7 +232,8 @@ for row, (name, versus) in enumerate(found.items()):
 axis.axvspan(-MATTERS, MATTERS, color="grey", alpha=0.2), axis.axvline(0, color="grey", lw=0.5)
 axis.set_yticks([]), axis.set_ylim(-0.5, 1.7), axis.margins(x=0.4)
 axis.set_title("Differences and their intervals (grey: does not matter)")
-axis.set_xlabel("loss − loss of full attention (nats per byte)"), plt.show()
+axis.set_xlabel("loss − loss of full attention (nats per byte)")
+plt.show()
 
 # %% [markdown]
 # ## What a window saves
