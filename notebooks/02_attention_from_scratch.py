@@ -176,8 +176,8 @@ def figure(columns, width=12.0, height=3.2, **options):
 # ## Text becomes ids
 #
 # A model computes with numbers, so text is cut into **tokens**, and each token has an **id** in a vocabulary of `V`
-# entries. The simplest tokens are characters: the vocabulary is the set of characters that occur, and the id is the
-# place in it.
+# entries. The simplest tokens are characters: the vocabulary is the set of characters that occur, and an id is a
+# character's place in it.
 
 # %%
 from gpt_jax.data.tokenizer import CharacterTokenizer
@@ -193,8 +193,8 @@ print(by_hand[:10], "…")
 
 # %% [markdown]
 # Characters make long rows. **Byte-pair encoding** starts from the 256 bytes and has learned, from the training text,
-# which neighbours to merge: the most frequent pair first, then again. To encode a word, merge its pairs in the order
-# in which they were learned.
+# which neighbours to merge: the most frequent pair first, then the next. To encode a word, merge its pairs in the
+# order in which they were learned.
 
 # %%
 pieces = {tokenizer.decode_bytes([i]): i for i in range(V)}
