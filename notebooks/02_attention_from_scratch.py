@@ -133,7 +133,8 @@ assert outcome.validation["loss"] < math.log(V) - 0.5
 plt.figure(figsize=(7, 2.5))
 plt.plot(*zip(*curve, strict=True))
 plt.axhline(math.log(V), color="grey", linestyle=":", label="ln V: a uniform guess")
-plt.xlabel("step"), plt.ylabel("loss (nats per token)"), plt.legend(), plt.show()
+plt.xlabel("step"), plt.ylabel("loss (nats per token)"), plt.legend()
+plt.show()
 
 # %% [markdown]
 # Small helpers, to compare NumPy with the library and to draw.
@@ -175,8 +176,8 @@ def figure(columns, width=12.0, height=3.2, **options):
 # ## Text becomes ids
 #
 # A model computes with numbers, so text is cut into **tokens**, and each token has an **id** in a vocabulary of `V`
-# entries. The simplest tokens are characters: the vocabulary is the set of characters that occur, and the id is the
-# place in it.
+# entries. The simplest tokens are characters: the vocabulary is the set of characters that occur, and an id is a
+# character's place in it.
 
 # %%
 from gpt_jax.data.tokenizer import CharacterTokenizer
@@ -192,8 +193,8 @@ print(by_hand[:10], "…")
 
 # %% [markdown]
 # Characters make long rows. **Byte-pair encoding** starts from the 256 bytes and has learned, from the training text,
-# which neighbours to merge: the most frequent pair first, then again. To encode a word, merge its pairs in the order
-# in which they were learned.
+# which neighbours to merge: the most frequent pair first, then the next. To encode a word, merge its pairs in the
+# order in which they were learned.
 
 # %%
 pieces = {tokenizer.decode_bytes([i]): i for i in range(V)}
@@ -229,7 +230,8 @@ for row, coder in enumerate((tokenizer, letters)):
             plt.text(place + 0.5, row, letter, ha="center", va="center", family="monospace")
             place += 1
     plt.text(place + 1, row, f"{len(ids)} tokens", va="center")
-plt.xlim(0, len(text) + 9), plt.axis("off"), plt.show()
+plt.xlim(0, len(text) + 9), plt.axis("off")
+plt.show()
 assert len(tokenizer.encode(text)) < len(letters.encode(text))
 
 # %% [markdown]
@@ -347,7 +349,8 @@ parts = {"embedding": embedding} | {name.replace("blocks/", ""): seen[name] for 
 (axis,) = figure(1, 8, 2.6)
 axis.bar(parts.keys(), [np.linalg.norm(value, axis=-1).mean() for value in parts.values()], color="C0")
 axis.set_ylabel("length of the vector"), axis.set_title("What each part adds to the stream, mean over the positions")
-axis.tick_params(axis="x", rotation=20), plt.show()
+axis.tick_params(axis="x", rotation=20)
+plt.show()
 
 # %% [markdown]
 # ## One head: who is relevant for whom?
@@ -424,7 +427,8 @@ assert (causal[:-1] == 0).all() and (blind > 0).all()
 (axis,) = figure(1, 8, 2.4)
 axis.bar(np.arange(T) - 0.2, causal, 0.4, label="causal"), axis.bar(np.arange(T) + 0.2, blind, 0.4, label="no mask")
 axis.set_xticks(range(T), names, rotation=90, family="monospace"), axis.legend(), axis.set_yscale("log")
-axis.set_title("How far the head's output moves when the last token changes (no bar: not at all)"), plt.show()
+axis.set_title("How far the head's output moves when the last token changes (no bar: not at all)")
+plt.show()
 
 # %% [markdown]
 # ## Several heads, in parallel
@@ -557,7 +561,8 @@ best = np.argsort(-guess)[:12]
 (axis,) = figure(1, 8, 2.6)
 axis.bar(range(12), guess[best]), axis.set_ylabel("probability")
 axis.set_xticks(range(12), [shown(int(i)) for i in best], rotation=90, family="monospace")
-axis.set_title(f"What follows {names[here - 1]}?"), plt.show()
+axis.set_title(f"What follows {names[here - 1]}?")
+plt.show()
 
 # %% [markdown]
 # ## Loss: position t predicts token t + 1
@@ -576,7 +581,8 @@ same(surprise, cross_entropy(logits[0, :-1], jnp.asarray(ids[1:]))[0])
 (axis,) = figure(1, 10, 2.8)
 axis.bar(range(1, T), surprise), axis.set_xticks(range(1, T), names[1:], rotation=90, family="monospace")
 axis.axhline(math.log(V), color="grey", linestyle=":"), axis.set_ylabel("nats")
-axis.set_title(f"Loss for each token (mean {surprise.mean():.2f}; dotted: a uniform guess)"), plt.show()
+axis.set_title(f"Loss for each token (mean {surprise.mean():.2f}; dotted: a uniform guess)")
+plt.show()
 
 # %% [markdown]
 # ## Temperature: bold or careful
@@ -599,7 +605,8 @@ for t in (0.3, 1.0, 3.0):
 left.set_xticks(range(12), [shown(int(i)) for i in best], rotation=90, family="monospace")
 left.legend(), left.set_title("probability")
 right.semilogx(temperatures, entropy, "o-"), right.axhline(math.log(V), color="grey", linestyle=":")
-right.set_xlabel("temperature"), right.set_title("entropy in nats (dotted: ln V)"), plt.show()
+right.set_xlabel("temperature"), right.set_title("entropy in nats (dotted: ln V)")
+plt.show()
 
 # %% [markdown]
 # ## The loop: forward, choose, append, again
@@ -706,7 +713,8 @@ assert math.isclose(without[-1], 128 * forward_flops_per_token(model.config, 128
 (axis,) = figure(1, 7, 2.8)
 axis.plot(lengths, without / 1e6, label="without a cache"), axis.plot(lengths, with_cache / 1e6, label="with a cache")
 axis.set_xlabel("length of the text"), axis.set_ylabel("million operations"), axis.legend()
-axis.set_title("Work for one more token"), plt.show()
+axis.set_title("Work for one more token")
+plt.show()
 print(f"at 128 tokens: {without[-1] / with_cache[-1]:.0f} times less work with a cache")
 
 # %% [markdown]

@@ -143,7 +143,8 @@ print(f"losses vary by {losses[0].std(ddof=1):.4f} nats between seeds, paired di
 
 plt.figure(figsize=(6, 2.8))
 plt.plot(losses, "o-"), plt.xticks([0, 1], [arm.name for arm in ended.results.arms]), plt.ylabel("loss (nats per byte)")
-plt.title("The pilot: one line for each seed"), plt.show()
+plt.title("The pilot: one line for each seed")
+plt.show()
 
 # %% [markdown]
 # ## The design: how many seeds?
@@ -176,7 +177,8 @@ if not is_enough(table[seeds]):
 plt.figure(figsize=(6, 2.8))
 plt.plot(counts, [np.nan if table[n].detectable is None else table[n].detectable for n in counts], "o-")
 plt.axhline(MATTERS, color="grey", linestyle=":", label="what matters"), plt.yscale("log")
-plt.xlabel("seeds"), plt.ylabel("difference found (nats)"), plt.legend(), plt.show()
+plt.xlabel("seeds"), plt.ylabel("difference found (nats)"), plt.legend()
+plt.show()
 
 # %% [markdown]
 # ## Run it
@@ -205,19 +207,21 @@ found = {arm.name: arm.versus_baseline for arm in results.arms[1:]}
 assert SMOKE or found["window 1"].verdict == "worse"
 
 # %% [markdown]
-# The verdict is read off the interval by fixed rules, which fit in a few lines. An interval that excludes 0 shows a
-# difference. One that lies within ± what matters shows that there is none that matters. Anything else is
-# **undecided**, which says something about the study and nothing about the arms.
+# The verdict is read off the interval by fixed rules, which fit in a few lines. An interval within ± what matters
+# shows *no difference that matters*. That holds even if it excludes 0: the difference is real then, and too small to
+# change our model for. Any other interval that excludes 0 shows a difference. The rest is **undecided**, which says
+# something about the study and nothing about the arms.
 
 
 # %%
 def verdict(versus):
     low, high = versus.interval
+    if -MATTERS <= low and high <= MATTERS and versus.n >= 14:
+        return "no difference that matters"
     if low > 0 or high < 0:
         size = "" if abs(versus.mean) >= MATTERS else "slightly "
         return size + ("worse" if versus.mean > 0 else "better")
-    is_alike = -MATTERS <= low and high <= MATTERS and versus.n >= 14
-    return "no difference that matters" if is_alike else "undecided"
+    return "undecided"
 
 
 figure, axis = plt.subplots(figsize=(8, 2.4))
@@ -226,8 +230,10 @@ for row, (name, versus) in enumerate(found.items()):
     axis.plot(versus.interval, [row, row], lw=3), axis.plot(versus.mean, row, "ko")
     axis.text(versus.interval[1], row + 0.15, f"  {name}: {versus.verdict}")
 axis.axvspan(-MATTERS, MATTERS, color="grey", alpha=0.2), axis.axvline(0, color="grey", lw=0.5)
-axis.set_yticks([]), axis.set_ylim(-0.5, 1.7), axis.margins(x=0.4), axis.set_title("Grey: does not matter")
-axis.set_xlabel("loss − loss of full attention (nats per byte)"), plt.show()
+axis.set_yticks([]), axis.set_ylim(-0.5, 1.7), axis.margins(x=0.4)
+axis.set_title("Differences and their intervals (grey: does not matter)")
+axis.set_xlabel("loss − loss of full attention (nats per byte)")
+plt.show()
 
 # %% [markdown]
 # ## What a window saves
