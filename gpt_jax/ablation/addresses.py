@@ -19,7 +19,7 @@ from gpt_jax.runs.address import DECIDING, Address, run_address
 from gpt_jax.runs.folder import RunFolder
 from gpt_jax.runs.pieces import pieces
 
-MEASURING = "gpt_jax.ablation.measure"
+MEASURING, ASKING = "gpt_jax.ablation.measure", "gpt_jax.ablation.answers"
 
 
 def planned_address(
@@ -44,7 +44,11 @@ def measurement_address(run: Address, study: Study, is_first: bool) -> str:
     }
     decided = code_hashes(*DECIDING)
     asked["pieces"] = [] if probe is None else [pieces(data, decided) for data in probe.data.values()]
-    code = {name: value for name, value in code_hashes(MEASURING).items() if name not in decided}
+    roots = [MEASURING]
+    if study.secondary:  # absent else, so that the measurements of other studies keep their addresses
+        asked["secondary"] = [[s.name, list(s.kinds), list(s.lengths), s.questions] for s in study.secondary]
+        roots.append(ASKING)
+    code = {name: value for name, value in code_hashes(*roots).items() if name not in decided}
     return digest(json.dumps([run.hash, asked, code], sort_keys=True))
 
 

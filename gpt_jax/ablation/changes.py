@@ -28,6 +28,7 @@ WORDS = {
     "free_bounds": "the range of the free key",
     "extrapolation": "the list of longer contexts",
     "probe": "the probe",
+    "secondary": "the set of secondary endpoints",
     "fresh_seeds": "the number of fresh seeds",
     "aa": "the determinism check",
     "data_hash": "the content of the data",

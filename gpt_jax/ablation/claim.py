@@ -14,7 +14,7 @@ from typing import Any
 
 from gpt_jax import config as configuration
 from gpt_jax.ablation import records
-from gpt_jax.ablation.endpoint import Endpoint
+from gpt_jax.ablation.endpoint import Endpoint, Suite
 from gpt_jax.ablation.schema import Interval, Number
 from gpt_jax.ablation.study import Arm, Probe, Study, Tuning
 from gpt_jax.config import Config, DataConfig
@@ -27,7 +27,7 @@ from gpt_jax.runs.address import DECIDING
 from gpt_jax.runs.folder import RunFolder, Workdir
 
 CLAIM = "claim.json"
-JUDGING = ("gpt_jax.ablation.verdict",)  # which imports the statistics
+JUDGING = ("gpt_jax.ablation.verdict", "gpt_jax.ablation.secondary")  # which import the statistics
 
 
 # ── what the file holds ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -71,6 +71,7 @@ class ClaimedStudy:
     free_bounds: tuple[int, int] | None = None
     extrapolation: tuple[int, ...] = ()
     probe: ClaimedProbe | None = None
+    secondary: tuple[Suite, ...] = ()
     fresh_seeds: int
     aa: bool
     is_smoke: bool

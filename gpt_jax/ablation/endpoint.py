@@ -136,3 +136,35 @@ class FailureRate(Endpoint):
     @property
     def unit(self) -> str:
         return "share of the seeds"
+
+
+# ── secondary ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Questions with known answers that every run of a study is asked after its training, the same in all arms and
+    seeds. The accuracy is a secondary endpoint, one for each kind of question at each length.
+
+    `name` is a suite of `experiments.evaluate` that fits the data of the runs. `kinds` are some of its kinds (empty:
+    all that it has), `lengths` are in tokens (empty: that of the training rows). `questions` counts the rows or
+    questions of each kind and length. `smallest_difference` is the smallest difference of accuracies that matters.
+
+    Raises:
+      ConfigError: a number that makes no sense.
+    """
+
+    name: str
+    kinds: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
+    questions: int = 256
+    smallest_difference: float = 0.05
+
+    def __post_init__(self) -> None:
+        what = f'the suite "{self.name}" of the secondary endpoints'
+        require(all(length >= 1 for length in self.lengths), f"{what} has lengths below 1 token: {self.lengths}")
+        require(self.questions >= 2, f"{what} needs 2 questions or more, not {self.questions}")
+        matters = 0 < self.smallest_difference < 1
+        require(
+            matters, f"{what} has accuracies between 0 and 1: {self.smallest_difference:g} is no difference of them"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gpt_jax.ablation import secondary_table
 from gpt_jax.ablation.findings import StudyResults
 from gpt_jax.ablation.latex import to_latex
 from gpt_jax.ablation.method import paragraph
@@ -28,6 +29,8 @@ def write_exports(results: StudyResults, pictures: Sequence[Picture], folder: Ru
     folder.make(EXPORT)
     folder.write_text(f"{EXPORT}/{TABLE_TEX}", to_latex(results))
     folder.write_text(f"{EXPORT}/{TABLE_CSV}", to_csv(results))
+    if results.secondary:
+        folder.write_text(f"{EXPORT}/{secondary_table.SECONDARY_CSV}", secondary_table.to_csv(results))
     folder.write_text(f"{EXPORT}/{METHODS_MD}", f"{escape_markdown(words)}\n")
     folder.write_text(f"{EXPORT}/{METHODS_TXT}", f"{words}\n")
     for picture in pictures:
@@ -36,7 +39,8 @@ def write_exports(results: StudyResults, pictures: Sequence[Picture], folder: Ru
         folder.write_bytes(f"{EXPORT}/{picture.key}.png", png(svg))
 
 
-def links_html() -> str:
+def links_html(results: StudyResults) -> str:
     """Links to the files that are not pictures, relative to the page."""
-    links = " · ".join(f'<a href="{EXPORT}/{name}">{words}</a>' for name, words in TEXTS.items())
+    more = {secondary_table.SECONDARY_CSV: "secondary endpoints as CSV"} if results.secondary else {}
+    links = " · ".join(f'<a href="{EXPORT}/{name}">{words}</a>' for name, words in (TEXTS | more).items())
     return f'<p class="files">For a paper: {links}. Each picture links to its files.</p>'

@@ -13,6 +13,7 @@ from typing import Any
 
 from gpt_jax.ablation.schema import (
     AccuracyBy,
+    Answered,
     ArmPlan,
     AttentionDiagnostics,
     Budget,
@@ -80,6 +81,22 @@ class Contrast:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Secondary:
+    """An arm − the baseline on a secondary endpoint, a share of right answers: their means over the seeds that both
+    have (None where a seed failed), the level of chance, and the smallest difference that matters.
+    """
+
+    endpoint: str
+    suite: str
+    arm: str
+    value: float | None
+    baseline: float | None
+    chance: float | None
+    smallest_difference: float
+    versus: Versus
+
+
+@dataclass(frozen=True, kw_only=True)
 class Event:
     """A line of the study's log: a start, a look at the results, or a change of the claim."""
 
@@ -124,7 +141,7 @@ class ArmResults(ArmPlan):
     seeds that make no pair with the baseline's. `losses`, `curves` and what is measured are of the runs at
     `learning_rate`; curves and means over the seeds are left out where a seed failed. `by_learning_rate` has the losses
     of a sweep in the order of the seeds. `inside` has the scores of attention heads after the last step, by score and
-    seed, of runs that record them.
+    seed, of runs that record them; `answers` has the accuracies by secondary endpoint and seed, None where it failed.
     """
 
     measured_decode_tokens_per_second: float | None = None
@@ -147,6 +164,7 @@ class ArmResults(ArmPlan):
     accuracy_by: AccuracyBy | None = None
     diagnostics: Diagnostics | None = None
     inside: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    answers: Mapping[str, Mapping[str, Answered | None]] = field(default_factory=dict)
     runs: tuple[RunRecord, ...] = ()
 
 
@@ -183,7 +201,8 @@ class Repeat(Origin):
 class StudyResults(Rules):
     """`results.json`: the results of a study, whole or half-way, for its report. `marks` are what the headline must
     say: a claim that was changed after results were seen, arms off the budget that were ranked, rates not tuned, a
-    tiny size. `devices` names each kind of device that runs used, `jobs` how many processes shared a machine.
+    tiny size. `secondary_comparisons` is the number that the correction of the secondary endpoints covers. `devices`
+    names each kind of device that runs used, `jobs` how many processes shared a machine.
     """
 
     question: str
@@ -203,4 +222,6 @@ class StudyResults(Rules):
     aa: Copies | None = None
     arms: tuple[ArmResults, ...]
     contrasts: tuple[Contrast, ...] = ()
+    secondary: tuple[Secondary, ...] = ()
+    secondary_comparisons: int = 0
     repeat: Repeat = Repeat()

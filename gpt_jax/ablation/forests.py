@@ -1,4 +1,4 @@
-"""Forests: the arms' differences from the baseline, and the contrasts beside them."""
+"""Forests: the arms' differences from the baseline, and the contrasts and secondary endpoints beside them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gpt_jax.ablation.findings import ArmResults, StudyResults, Versus
 from gpt_jax.ablation.picture import Picture, coloured, endpoint_title
+from gpt_jax.ablation.secondary import NOT_COMPARED, SHARES
 from gpt_jax.ablation.verdict import is_of_failures
 from gpt_jax.pages.forest import ForestRow, Pair, draw_forest
 from gpt_jax.pages.numbers import Number, Writer, p_value, writer
@@ -36,7 +37,7 @@ def arms_forest(results: StudyResults) -> Picture | str | None:
         return "there is nothing to compare" if len(results.arms) == 1 else None
     left_out = [a.name for a in results.arms if a.versus_baseline is not None and a.versus_baseline.mean is None]
     note = f"Paired difference from {results.baseline}, mean over seeds."
-    note += _how_to_read(results, rows, "all arms")
+    note += _how_to_read(results.smallest_difference, rows, "all arms")
     note += f" Without a difference, because seeds failed: {', '.join(left_out)}." if left_out else ""
     return _forest("forest", "Differences from the baseline", note, rows, results)
 
@@ -49,18 +50,39 @@ def contrasts_forest(results: StudyResults) -> Picture | str | None:
     if not rows:
         return "no two other arms" if not results.contrasts else "where seeds failed there is no difference of means"
     note = "Secondary: pairs of other arms, and what two changes do together beyond what each does alone."
-    note += _how_to_read(results, rows, "all contrasts of a kind")
+    note += _how_to_read(results.smallest_difference, rows, "all contrasts of a kind")
     return _forest("contrasts", "Arms against each other, and interactions", note, rows, results)
 
 
-def _how_to_read(results: StudyResults, rows: Sequence[ForestRow], together: str) -> str:
+def secondary_forest(results: StudyResults) -> Picture | str:
+    """The differences of accuracies on the secondary endpoints that can be compared, endpoint by endpoint."""
+    colours = {arm.name: (index, i) for i, arm, index in coloured(results)}
+    compared = [
+        found for found in results.secondary if found.versus.mean is not None and found.versus.verdict != NOT_COMPARED
+    ]
+    rows = [_row(f"{found.arm}: {found.endpoint}", *colours[found.arm], found.versus, [], SHARES) for found in compared]
+    if not rows:
+        return "there is nothing to compare yet" if not results.secondary else "the accuracies can’t be compared"
+    margins = {found.smallest_difference for found in compared}
+    smallest = margins.pop() if len(margins) == 1 else None
+    note = f"Secondary: accuracy on questions with known answers, paired difference from {results.baseline}."
+    note += _how_to_read(smallest, rows, "all secondary comparisons")
+    left_out = len(results.secondary) - len(rows)
+    note += f" Not drawn: {left_out} that can’t be compared; the table says why." if left_out else ""
+
+    def draw(width: int, kind: str, about: str) -> str:
+        return draw_forest(rows, smallest, "Δ accuracy (share of the answers)", ("worse", "better"), width, kind, about)
+
+    return Picture("secondary", "Secondary endpoints", note, draw)
+
+
+def _how_to_read(smallest: Number | None, rows: Sequence[ForestRow], together: str) -> str:
     if all(row.interval is None for row in rows):
         bars = " One seed: no intervals."
     else:
         pairs = [pair for row in rows for pair in row.pairs]
         bars = BARS.format(all=together, dots=DOTS if pairs else "")
         bars += BEYOND if any(pair.is_outlier for pair in pairs) else ""
-    smallest = results.smallest_difference
     return bars + ("" if smallest is None else f" Shaded: differences too small to matter (± {smallest:g}).")
 
 

@@ -48,6 +48,9 @@ def facts(results: StudyResults) -> list[tuple[str, str]]:
     """The study in a few figures, as pairs of a name and a text. What is not known is left out."""
     unit = f"{results.metric.replace('_', ' ')} ({results.unit}); all else is secondary"
     found: list[tuple[str, str | None]] = [("Endpoint", unit)]
+    if results.secondary_comparisons:
+        n = results.secondary_comparisons
+        found.append(("Secondary endpoints", f"{_endpoints(results)}; {n} comparisons under a correction of their own"))
     if results.smallest_difference is not None:
         found.append(("Smallest difference that matters", f"{results.smallest_difference:g}"))
     n = len(results.arms) - 1
@@ -59,6 +62,11 @@ def facts(results: StudyResults) -> list[tuple[str, str]]:
         field = f", by {known.field}" if known.field else ""
         found.append(("Matched on", f"{known.match}{field}" if known.match else "nothing"))
     return [(name, text) for name, text in [*found, *_runs(results)] if text]
+
+
+def _endpoints(results: StudyResults) -> str:
+    names = dict.fromkeys(found.endpoint for found in results.secondary)
+    return f"accuracy on {'; '.join(names)}" if names else "not measured yet"
 
 
 def _seeds(results: StudyResults) -> str | None:

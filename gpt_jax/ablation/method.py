@@ -114,7 +114,17 @@ def _endpoint(results: StudyResults) -> str:
     text += ", of which lower is better" if results.lower_is_better else ", of which higher is better"
     if results.smallest_difference is not None:
         text += f"; the smallest difference that matters was set to {results.smallest_difference:g}"
-    return text + ". All other measurements are secondary."
+    return text + f". All other measurements are secondary.{_secondary(results)}"
+
+
+def _secondary(results: StudyResults) -> str:
+    names = list(dict.fromkeys(found.endpoint for found in results.secondary))
+    if not names:
+        return ""
+    return (
+        f" Of these, we compare the accuracy on {_list(names)} with known answers, the same questions for every run, in"
+        f" {_count(results.secondary_comparisons, 'comparison')} under a Bonferroni correction of their own."
+    )
 
 
 def _statistics(results: StudyResults) -> str:

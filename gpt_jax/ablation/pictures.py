@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from gpt_jax.ablation.curves import accuracy, curves, extrapolation, gap, positions
 from gpt_jax.ablation.findings import StudyResults
-from gpt_jax.ablation.forests import arms_forest, contrasts_forest
+from gpt_jax.ablation.forests import arms_forest, contrasts_forest, secondary_forest
 from gpt_jax.ablation.picture import STAMP, Picture, coloured, endpoint_title
 from gpt_jax.ablation.rates import learning_rates, tuning
 from gpt_jax.ablation.statuses import failed
@@ -20,6 +20,7 @@ def pictures(results: StudyResults) -> tuple[list[Picture], list[str]]:
     """
     made = {
         "forest of differences": arms_forest(results),
+        **({"forest of secondary endpoints": secondary_forest(results)} if results.secondary_comparisons else {}),
         "forest of contrasts": contrasts_forest(results),
         "tuning of the learning rate": tuning(results),
         "validation loss over training": curves(results, "validation"),

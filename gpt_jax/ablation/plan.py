@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from gpt_jax.ablation import guard
+from gpt_jax.ablation.answers import Case, check_arms
 from gpt_jax.ablation.endpoint import LongLoss
 from gpt_jax.ablation.matching import Matched, match_arms
 from gpt_jax.ablation.planned import Group, Opened, PlannedRun, Planner
@@ -21,6 +22,7 @@ from gpt_jax.ablation.schema import (
     Leaf,
     Origin,
     PlannedRunRecord,
+    SecondaryEndpoint,
     Setup,
     StudyRecord,
     Tuned,
@@ -41,7 +43,7 @@ class StudyPlan:
     together. `trials` are those of the tuning that are known so far, `groups` those that decide; the latter follow the
     former, and there are none while a study `is_tuning`. `tuned` is the tuning of each arm (empty: the study tunes
     nothing). `leaves` are the settings in which each arm differs from the baseline, and who asked for them; `unit` is
-    that of the endpoint's values.
+    that of the endpoint's values. `cases` are the secondary endpoints.
     """
 
     study: Study
@@ -53,6 +55,7 @@ class StudyPlan:
     leaves: dict[str, tuple[Leaf, ...]]
     setup: Setup
     unit: str
+    cases: tuple[Case, ...]
     planner: Planner
 
     @property
@@ -92,6 +95,7 @@ def make_plan(study: Study, together: int = 1, shards: int = 1) -> StudyPlan:
     leaves = guard.check_knobs(study, resolved)
     unit = guard.check_text(study, resolved, data)
     guard.check_different(arms, resolved, data)
+    cases = check_arms(study.secondary, resolved, data, study.baseline)
     setup = _setup(resolved[study.baseline], data[study.baseline])
     planner = Planner(study, arms, opened, together, shards)
     is_tuning = study.tuning is not None
@@ -105,6 +109,7 @@ def make_plan(study: Study, together: int = 1, shards: int = 1) -> StudyPlan:
         leaves=leaves,
         setup=setup,
         unit=unit,
+        cases=cases,
         planner=planner,
     )
 
@@ -185,6 +190,7 @@ def describe(
         tuning=None if study.tuning is None else dataclasses.asdict(study.tuning),
         budget=Budget(study.match, ", ".join(free) if free else None),
         probe=None if study.probe is None else study.probe.label,
+        secondary=tuple(SecondaryEndpoint(c.name, c.suite.name, c.suite.smallest_difference) for c in plan.cases),
         arms=tuple(
             ArmRecord(
                 name=name,

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from html import escape
 
-from gpt_jax.ablation import headline, inside, records, sections, table
+from gpt_jax.ablation import headline, inside, records, secondary_table, sections, table
 from gpt_jax.ablation.arms_table import arms_html
 from gpt_jax.ablation.claim import CLAIM
 from gpt_jax.ablation.exports import links_html, write_exports
@@ -17,6 +17,7 @@ from gpt_jax.ablation.method import method, paragraph
 from gpt_jax.ablation.picture import STAMP, Picture
 from gpt_jax.ablation.pictures import pictures
 from gpt_jax.ablation.schema import RESULTS
+from gpt_jax.ablation.secondary import sentences
 from gpt_jax.ablation.table_csv import to_csv
 from gpt_jax.config.errors import MissingFile
 from gpt_jax.pages.markdown import escape_markdown, pipe_table
@@ -88,12 +89,13 @@ def to_html(results: StudyResults, is_exported: bool = True, has_inspect: bool =
     body = [
         f'<p class="eyebrow">Ablation study</p>\n<h1>{escape(question)}</h1>',
         f'<p class="verdict">{escape(results.verdict or "No verdict yet.")}</p>',
+        secondary_table.sentences_html(results),
         headline.marks_html(results),
         *(f'<p class="warning">{escape(warning)}</p>' for warning in headline.warnings(results)),
         headline.facts_html(headline.facts(results)),
         "<h2>Arms</h2>",
         arms_html(results),
-        links_html() if is_exported else "",
+        links_html(results) if is_exported else "",
         f'<p class="note">{INSPECT_LINK}</p>' if has_inspect else "",
         "<h2>Pictures</h2>",
         pictures_html(drawn, missing, is_exported),
@@ -114,6 +116,8 @@ def to_html(results: StudyResults, is_exported: bool = True, has_inspect: bool =
 def _optional(results: StudyResults) -> list[str]:
     """The sections that not every study has."""
     parts = []
+    if found := secondary_table.html(results):
+        parts += ["<h2>Secondary endpoints</h2>", found]
     if results.contrasts:
         parts += ["<h2>Arms against each other, and interactions</h2>", sections.contrasts_html(results)]
     heads, rows = sections.tuning(results)
@@ -139,7 +143,7 @@ def to_markdown(results: StudyResults) -> str:
     say = escape_markdown
     parts = [f"# {say(results.question)}"]
     parts += [f"**{STAMP[:1].upper()}{STAMP[1:]}.**"] if results.is_smoke else []
-    parts += [say(results.verdict or "No verdict yet.")]
+    parts += [say(results.verdict or "No verdict yet."), *(say(text) for text in sentences(results))]
     parts += [f"> **{say(mark)}**" for mark in headline.marks(results)]
     parts += [f"> {say(warning)}" for warning in headline.warnings(results)]
     parts.append("".join(f"- {say(name)}: {say(value)}\n" for name, value in headline.facts(results)))
@@ -149,6 +153,9 @@ def to_markdown(results: StudyResults) -> str:
     if unmeasured:
         parts.append(f"Not measured: {say('; '.join(unmeasured))}.")
     titled = {
+        f"Secondary endpoints ({results.secondary_comparisons} comparisons, corrected together)": secondary_table.table(
+            results
+        ),
         "Arms against each other, and interactions": sections.contrasts(results),
         "Tuning": sections.tuning(results),
         "How this study was looked at": sections.log(results),

@@ -5,11 +5,11 @@ of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 
-from gpt_jax.ablation import history, records, values
+from gpt_jax.ablation import history, records, secondary, values
 from gpt_jax.ablation import statistics as st
 from gpt_jax.ablation.arms import arm_results, own_rate, seeds_of, values_of
 from gpt_jax.ablation.contrasts import contrasts
@@ -64,11 +64,14 @@ def collect(workdir: Workdir) -> StudyResults:
     paired = {name: _paired(found, seeds[study.baseline]) for name, found in seeds.items()}
     shared = _shared_machine(endpoint, study)
     arms: Sequence[ArmResults] = [
-        arm_results(
-            arm,
-            [run for run in runs if run.is_of(arm.name)],
-            seeds[arm.name],
-            {} if shared else values_of(endpoint, paired[arm.name]),
+        replace(
+            arm_results(
+                arm,
+                [run for run in runs if run.is_of(arm.name)],
+                seeds[arm.name],
+                {} if shared else values_of(endpoint, paired[arm.name]),
+            ),
+            answers=secondary.answers_of(study, paired[arm.name]),
         )
         for arm in study.arms
     ]
@@ -92,6 +95,8 @@ def collect(workdir: Workdir) -> StudyResults:
         aa=copies,
         arms=tuple(arms),
         contrasts=contrasts(arms, study, rows),
+        secondary=secondary.judged(arms, study),
+        secondary_comparisons=secondary.comparisons(arms, study),
         repeat=_repeat(study, runs),
     )
 

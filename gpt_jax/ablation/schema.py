@@ -7,7 +7,7 @@ Losses are nats per token. A field that is None was not measured, or does not ap
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 TOLERANCE = 0.01  # by how much a matched cost may differ from the baseline's
@@ -181,6 +181,15 @@ class Rules:
     rules_out_failures: float | None = None
 
 
+@dataclass(frozen=True)
+class SecondaryEndpoint:
+    """A secondary endpoint of the study: the accuracy on questions of one `suite`, kind and length."""
+
+    name: str
+    suite: str
+    smallest_difference: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord(Rules):
     """`study.json`: what the results need of the study, without its file. `tuning` is what the first stage may try;
@@ -195,6 +204,7 @@ class StudyRecord(Rules):
     tuning: Mapping[str, Any] | None = None
     budget: Budget = Budget()
     probe: str | None = None
+    secondary: tuple[SecondaryEndpoint, ...] = ()
     setup: Setup = Setup()
     arms: tuple[ArmRecord, ...]
     runs: tuple[PlannedRunRecord, ...]
@@ -239,13 +249,28 @@ class AttentionDiagnostics:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """The accuracy of a run on a secondary endpoint, over so many `rows` or questions; `low` is the lower end of its
+    95% interval. `chance` is the accuracy that needs no more than the row's own symbols.
+    """
+
+    value: float
+    low: float
+    chance: float
+    rows: int
+
+
+@dataclass(frozen=True)
 class Measurements:
-    """`measurements.json`: what was measured of a trained run. `address` says which code and settings measured it."""
+    """`measurements.json`: what was measured of a trained run; `answers` are by secondary endpoint. `address` says
+    which code and settings measured it.
+    """
 
     loss_by_position: Points = ()
     diagnostics: AttentionDiagnostics = AttentionDiagnostics()
     extrapolation: Points = ()
     accuracy_by: AccuracyBy | None = None
+    answers: Mapping[str, Answered] = field(default_factory=dict)
     measured_decode_tokens_per_second: float | None = None
     measured_peak_bytes: int | None = None
     address: str | None = None

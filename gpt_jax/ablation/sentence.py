@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gpt_jax.ablation.findings import ArmResults, StudyResults, Versus
 from gpt_jax.ablation.schema import StudyRecord
+from gpt_jax.ablation.secondary import sentences
 from gpt_jax.pages.numbers import signed
 
 NATS = "nats per token"
@@ -26,8 +27,9 @@ def verdict_sentence(arms: Sequence[ArmResults], study: StudyRecord, done: int, 
 
 
 def with_marks(results: StudyResults) -> str:
-    """The verdict, and each mark that belongs beside it on a line of its own."""
-    return "\n".join([results.verdict or "No verdict yet.", *(f"  note: {mark}" for mark in results.marks)])
+    """The verdict, and on lines of their own what the secondary endpoints say beside it, and each mark."""
+    beside = [f"  secondary: {text}" for text in sentences(results)]
+    return "\n".join([results.verdict or "No verdict yet.", *beside, *(f"  note: {mark}" for mark in results.marks)])
 
 
 def _part(name: str, versus: Versus, study: StudyRecord) -> str:

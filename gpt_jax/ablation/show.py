@@ -17,6 +17,7 @@ from gpt_jax.ablation.plan import StudyPlan
 from gpt_jax.ablation.power import SEEDS, power
 from gpt_jax.ablation.schema import RESULTS, Leaf
 from gpt_jax.ablation.study import Study
+from gpt_jax.analysis.cost import forward_flops_per_token
 from gpt_jax.config.errors import MissingFile, UserError
 from gpt_jax.runs.folder import RunFolder
 
@@ -32,6 +33,7 @@ def show_plan(plan: StudyPlan, console: Console) -> None:
     ]
     for name in plan.arms:
         lines += _arm(plan, name)
+    lines += _secondary(plan)
     lines += _tuning(study, plan)
     verdict = [run for group in plan.planner.verdict({}) for run in group]
     copies = sum(run.purpose == "aa" for run in verdict)
@@ -41,6 +43,25 @@ def show_plan(plan: StudyPlan, console: Console) -> None:
     stage = "" if study.tuning is None else "stage 2, at each arm's best: "
     lines.append(f"  {stage}{len(verdict)} runs: {len(plan.arms)} arms{rates} × {len(study.seeds)} seeds{extra}")
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _secondary(plan: StudyPlan) -> list[str]:
+    """The secondary endpoints, and what asking a run costs beside training it."""
+    if not plan.cases:
+        return []
+    ranked = sum(arm.is_ranked for name, arm in plan.arms.items() if name != plan.study.baseline)
+    tokens = sum(case.tokens for case in plan.cases)
+    share = max(
+        sum(forward_flops_per_token(arm.config.model, case.length) * case.tokens for case in plan.cases)
+        / arm.costs.flops
+        for arm in plan.arms.values()
+    )
+    names = "; ".join(f"{case.name} (±{case.suite.smallest_difference:g})" for case in plan.cases)
+    return [
+        f"  secondary, under a correction of their own over {_counted(ranked * len(plan.cases), 'comparison')}:"
+        f" accuracy on {names}",
+        f"    each run is asked after its training: {tokens:,} tokens, about {share:.1%} of the FLOPs of training it",
+    ]
 
 
 def _tuning(study: Study, plan: StudyPlan) -> list[str]:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gpt_jax.ablation.endpoint import Endpoint, FinalLoss, LongLoss, PositionLoss, ProbeAccuracy, RateSensitivity
+from gpt_jax.ablation.endpoint import Endpoint, FinalLoss, LongLoss, PositionLoss, ProbeAccuracy, RateSensitivity, Suite
 from gpt_jax.ablation.statistics import FAILURES_RULED_OUT, MOST_SEEDS
 from gpt_jax.config import Config, DataConfig
 from gpt_jax.config.conversion import flatten, from_dict, to_dict
@@ -92,7 +92,8 @@ class Study:
     endpoint `RateSensitivity` sweeps. `match` solves the key `free`, an integer such as "model.mlp.width", for each arm
     so that its cost is the baseline's ("flops" and "tokens": those of the whole run); `free` may map arms' names to
     keys, and `free_bounds` allows values of it beyond a quarter to four times its start. `extrapolation` evaluates at
-    these multiples of the training context. `fresh_seeds` further runs of the baseline measure the noise; `aa` repeats
+    these multiples of the training context. `secondary` endpoints are judged beside the verdict, under a correction of
+    their own. `fresh_seeds` further runs of the baseline measure the noise; `aa` repeats
     a run of the baseline, which must come out bit-equal. `is_smoke` is a tiny size that decides nothing.
 
     Raises:
@@ -118,6 +119,7 @@ class Study:
     free_bounds: tuple[int, int] | None = None
     extrapolation: tuple[int, ...] = ()
     probe: Probe | None = None
+    secondary: tuple[Suite, ...] = ()
     fresh_seeds: int = 3
     aa: bool = True
     is_smoke: bool = False

@@ -1,0 +1,185 @@
+"""The secondary endpoints of a study: which questions its suites ask, and what a trained run answers.
+
+Every run is asked the same rows or questions, whatever its arm and seed, so that accuracies are paired as losses are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from gpt_jax.ablation.endpoint import Suite
+from gpt_jax.ablation.schema import Answered
+from gpt_jax.analysis.scoring import Scorer
+from gpt_jax.analysis.suites import ANY_LENGTH, Result, measure_questions, measure_repeats, measure_task
+from gpt_jax.config import Config, ModelConfig, Text, learned_positions
+from gpt_jax.config.errors import ConfigError, UserError, nearest
+from gpt_jax.data import Data
+from gpt_jax.data.prompts import CHOICES, KINDS, Haystack, NoQuestion, questions
+from gpt_jax.data.suites import SUITES, Point, points
+from gpt_jax.data.tasks import make_task
+from gpt_jax.model.gpt import GPT
+from gpt_jax.runs.suites import words_alone
+from gpt_jax.training.sharding import make_mesh
+
+REPEATS = ("copy", "induction")  # of text, whose second half repeats the first
+ON_TEXT = (*KINDS, *REPEATS)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One secondary endpoint: questions of one kind and length. `point` is its task; None for questions about text."""
+
+    suite: Suite
+    kind: str
+    length: int
+    point: Point | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in a report, such as "recall, noisy at 48"."""
+        kind = "" if self.kind in (self.suite.name, "repeated") else f", {self.kind}"
+        return f"{self.suite.name}{kind} at {self.length:,}"
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that a run reads for it, at most."""
+        choices = CHOICES if self.point is None and self.suite.name in KINDS else 1
+        return self.length * self.suite.questions * choices
+
+
+def cases(suites: Sequence[Suite], config: Config) -> tuple[Case, ...]:
+    """The secondary endpoints of runs of the resolved `config`.
+
+    Raises:
+      ConfigError: a suite is unknown or does not fit the data, has no rows of a length, or is named twice.
+    """
+    found = []
+    for suite in suites:
+        if suite.name not in {*SUITES, *ON_TEXT}:
+            hint = nearest(suite.name, {*SUITES, *ON_TEXT})
+            raise ConfigError(f'there is no suite "{suite.name}" whose answers a study can count{hint}')
+        own = _on_text(suite, config) if isinstance(config.data, Text) else _on_task(suite, config)
+        if unknown := [kind for kind in suite.kinds if kind not in {case.kind for case in own}]:
+            raise ConfigError(
+                f'the suite "{suite.name}" has no kind "{unknown[0]}" here: choose among'
+                f" {', '.join(dict.fromkeys(case.kind for case in own))}"
+            )
+        found += [case for case in own if not suite.kinds or case.kind in suite.kinds]
+    names = [case.name for case in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f'the secondary endpoint "{name}" is named twice: name each suite and length once')
+    return tuple(found)
+
+
+def _on_task(suite: Suite, config: Config) -> list[Case]:
+    learned = config.data
+    if suite.name not in SUITES or not isinstance(learned, SUITES[suite.name]):
+        fitting = [name for name, kinds in SUITES.items() if isinstance(learned, kinds)]
+        hint = f"choose {', '.join(fitting)}" if fitting else "no suite asks about that task"
+        raise ConfigError(f'the suite "{suite.name}" does not fit runs on {type(learned).__name__}: {hint}')
+    found = []
+    for length in suite.lengths or (make_task(learned).length,):
+        try:
+            asked = points(suite.name, learned, suite.questions, [length])
+        except UserError:
+            raise ConfigError(
+                f'the suite "{suite.name}" has no rows of {length} tokens for this task: choose larger lengths'
+            ) from None
+        found += [Case(suite, point.kind, point.length, point) for point in asked]
+    return found
+
+
+def _on_text(suite: Suite, config: Config) -> list[Case]:
+    if suite.name not in ON_TEXT:
+        raise ConfigError(f'the suite "{suite.name}" does not fit runs on text: choose {", ".join(ON_TEXT)}')
+    lengths = suite.lengths or (config.model.context_length,)
+    if suite.name in REPEATS:
+        return [Case(suite, "repeated", length // 2 * 2) for length in lengths]
+    return [Case(suite, kind, length) for kind in KINDS[suite.name] for length in lengths]
+
+
+def check_arms(
+    suites: Sequence[Suite], configs: Mapping[str, Config], data: Mapping[str, Data], baseline: str
+) -> tuple[Case, ...]:
+    """The secondary endpoints of a study with these arms, each of which can be asked.
+
+    Raises:
+      ConfigError: as `cases`; an arm reads text otherwise than the baseline, or has too few positions; or the text or
+        the length does not suffice for the questions.
+    """
+    found = cases(suites, configs[baseline])
+    for name, config in configs.items() if found else ():
+        if not data[name].is_task and (
+            data[name].tokenizer.content_hash() != data[baseline].tokenizer.content_hash()
+            or config.model.context_length != configs[baseline].model.context_length
+        ):
+            raise ConfigError(
+                f'the arm "{name}" has another tokenizer or context than "{baseline}", and secondary endpoints ask all'
+                " arms the same questions: leave secondary out, or give all arms the same"
+            )
+        limit = learned_positions(config.model)
+        for case in found:
+            if limit is not None and case.length > limit:
+                raise ConfigError(
+                    f'the secondary endpoint "{case.name}" has rows of {case.length} tokens, and the arm "{name}" has'
+                    f" learned {limit} positions: give it a longer table, or choose shorter lengths"
+                )
+    ids = words_alone(data[baseline], 64) if found and found[0].point is None else None
+    for case in found if ids is not None else ():
+        try:
+            if case.suite.name in KINDS:
+                hay = Haystack(ids, data[baseline].tokenizer)
+                questions(hay, case.suite.name, case.kind, case.length, case.suite.questions)
+            elif case.length < 4:
+                raise NoQuestion("a row that repeats has 4 tokens or more")
+        except (NoQuestion, UserError) as reason:
+            raise ConfigError(f'the secondary endpoint "{case.name}" cannot be asked: {reason}') from None
+    return found
+
+
+class Asker:
+    """Asks trained models; those of one architecture share what is compiled."""
+
+    def __init__(self) -> None:
+        self._scorers: dict[tuple[ModelConfig, int], Scorer] = {}
+
+    def all(self, suites: Sequence[Suite], config: Config, params: Any, data: Data) -> dict[str, Answered]:
+        """The answers of a run of the resolved `config`, with parameters under canonical names, by endpoint."""
+        asked = cases(suites, config)
+        if not asked:
+            return {}
+        score, trained = self._scorer(config), data.row_length
+        score.params = params
+        ids = words_alone(data, score.rows) if asked[0].point is None else None
+        found = {}
+        for case in asked:
+            if case.point is not None:
+                result = measure_task(score, case.point, trained)
+            else:
+                assert ids is not None
+                result = _of_text(case, score, data, ids)
+            assert result.chance is not None
+            found[case.name] = Answered(result.value, result.low, result.chance, result.rows)
+        return found
+
+    def _scorer(self, config: Config) -> Scorer:
+        model, rows = dataclasses.replace(config.model, scan=False), config.evaluation.batch_size
+        if (model, rows) not in self._scorers:
+            mesh, longest = make_mesh(jax.local_devices()[:1]), learned_positions(model) or ANY_LENGTH
+            self._scorers[model, rows] = Scorer(GPT(model), None, mesh, rows, longest)
+        return self._scorers[model, rows]
+
+
+def _of_text(case: Case, score: Scorer, data: Data, ids: Any) -> Result:
+    """A haystack of its own for each case: which questions it asks does not depend on the other cases."""
+    suite, trained = case.suite, data.row_length
+    if suite.name in REPEATS:
+        return measure_repeats(score, ids, suite.name, case.length, suite.questions, trained)
+    hay = Haystack(ids, data.tokenizer)
+    return measure_questions(score, hay, suite.name, case.kind, case.length, suite.questions, trained)
