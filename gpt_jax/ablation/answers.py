@@ -6,7 +6,7 @@ Every run is asked the same rows or questions, whatever its arm and seed, so tha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from gpt_jax.training.sharding import make_mesh
 
 REPEATS = ("copy", "induction")  # of text, whose second half repeats the first
 ON_TEXT = (*KINDS, *REPEATS)
+REPEATED = "repeated"  # their only kind
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Case:
     @property
     def name(self) -> str:
         """Its name in a report, such as "recall, noisy at 48"."""
-        kind = "" if self.kind in (self.suite.name, "repeated") else f", {self.kind}"
+        kind = "" if self.kind in (self.suite.name, REPEATED) else f", {self.kind}"
         return f"{self.suite.name}{kind} at {self.length:,}"
 
     @property
@@ -63,13 +64,13 @@ def cases(suites: Sequence[Suite], config: Config) -> tuple[Case, ...]:
         if suite.name not in {*SUITES, *ON_TEXT}:
             hint = nearest(suite.name, {*SUITES, *ON_TEXT})
             raise ConfigError(f'there is no suite "{suite.name}" whose answers a study can count{hint}')
-        own = _on_text(suite, config) if isinstance(config.data, Text) else _on_task(suite, config)
-        if unknown := [kind for kind in suite.kinds if kind not in {case.kind for case in own}]:
-            raise ConfigError(
-                f'the suite "{suite.name}" has no kind "{unknown[0]}" here: choose among'
-                f" {', '.join(dict.fromkeys(case.kind for case in own))}"
-            )
-        found += [case for case in own if not suite.kinds or case.kind in suite.kinds]
+        for length, of_length in _by_length(suite, config):
+            if missing := [kind for kind in suite.kinds if kind not in {case.kind for case in of_length}]:
+                raise ConfigError(
+                    f'the suite "{suite.name}" has no kind "{missing[0]}" at {length} tokens: there it has'
+                    f" {', '.join(case.kind for case in of_length)}"
+                )
+            found += [case for case in of_length if not suite.kinds or case.kind in suite.kinds]
     names = [case.name for case in found]
     for name in names:
         if names.count(name) > 1:
@@ -77,31 +78,36 @@ def cases(suites: Sequence[Suite], config: Config) -> tuple[Case, ...]:
     return tuple(found)
 
 
-def _on_task(suite: Suite, config: Config) -> list[Case]:
-    learned = config.data
-    if suite.name not in SUITES or not isinstance(learned, SUITES[suite.name]):
-        fitting = [name for name, kinds in SUITES.items() if isinstance(learned, kinds)]
+def _by_length(suite: Suite, config: Config) -> Iterator[tuple[int, list[Case]]]:
+    """The suite's lengths, and the cases of all kinds that it has at each."""
+    of_text = isinstance(config.data, Text)
+    if suite.name not in (ON_TEXT if of_text else _fitting(config)):
+        fitting, data = ON_TEXT if of_text else _fitting(config), "text" if of_text else type(config.data).__name__
         hint = f"choose {', '.join(fitting)}" if fitting else "no suite asks about that task"
-        raise ConfigError(f'the suite "{suite.name}" does not fit runs on {type(learned).__name__}: {hint}')
-    found = []
-    for length in suite.lengths or (make_task(learned).length,):
-        try:
-            asked = points(suite.name, learned, suite.questions, [length])
-        except UserError:
-            raise ConfigError(
-                f'the suite "{suite.name}" has no rows of {length} tokens for this task: choose larger lengths'
-            ) from None
-        found += [Case(suite, point.kind, point.length, point) for point in asked]
-    return found
+        raise ConfigError(f'the suite "{suite.name}" does not fit runs on {data}: {hint}')
+    trained = config.model.context_length if of_text else make_task(config.data).length
+    for length in suite.lengths or (trained,):
+        yield length, _of_text_at(suite, length) if of_text else _of_task_at(suite, config, length)
 
 
-def _on_text(suite: Suite, config: Config) -> list[Case]:
-    if suite.name not in ON_TEXT:
-        raise ConfigError(f'the suite "{suite.name}" does not fit runs on text: choose {", ".join(ON_TEXT)}')
-    lengths = suite.lengths or (config.model.context_length,)
+def _fitting(config: Config) -> list[str]:
+    return [name for name, kinds in SUITES.items() if isinstance(config.data, kinds)]
+
+
+def _of_task_at(suite: Suite, config: Config, length: int) -> list[Case]:
+    try:
+        asked = points(suite.name, config.data, suite.questions, [length])
+    except UserError:
+        raise ConfigError(
+            f'the suite "{suite.name}" has no rows of {length} tokens for this task: choose larger lengths'
+        ) from None
+    return [Case(suite, point.kind, point.length, point) for point in asked]
+
+
+def _of_text_at(suite: Suite, length: int) -> list[Case]:
     if suite.name in REPEATS:
-        return [Case(suite, "repeated", length // 2 * 2) for length in lengths]
-    return [Case(suite, kind, length) for kind in KINDS[suite.name] for length in lengths]
+        return [Case(suite, REPEATED, length // 2 * 2)]
+    return [Case(suite, kind, length) for kind in KINDS[suite.name]]
 
 
 def check_arms(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt_jax.ablation import secondary as secondary_endpoints
 from gpt_jax.ablation import statistics as st
 from gpt_jax.ablation.contrasts import contrasts
 from gpt_jax.ablation.findings import (
@@ -19,7 +20,20 @@ from gpt_jax.ablation.findings import (
     RunRecord,
     StudyResults,
 )
-from gpt_jax.ablation.schema import AccuracyBy, Budget, Grouping, Leaf, Points, Rules, Setup, StudyRecord, Trial, Tuned
+from gpt_jax.ablation.schema import (
+    AccuracyBy,
+    Answered,
+    Budget,
+    Grouping,
+    Leaf,
+    Points,
+    Rules,
+    SecondaryEndpoint,
+    Setup,
+    StudyRecord,
+    Trial,
+    Tuned,
+)
 from gpt_jax.ablation.sentence import verdict_sentence
 from gpt_jax.ablation.verdict import compare_arms
 
@@ -31,6 +45,10 @@ PARTS = (("4", "full"), ("2", "full"), ("1", "full"), ("1", "window"), ("4", "wi
 ROWS = 40  # of the validation set, 128 tokens each
 QUESTION = "How many key/value heads does a small character model need?"
 STEPS, BATCH, CONTEXT = 1000, 12, 128
+ENDPOINTS = (
+    SecondaryEndpoint("recall, full of pairs at 128", "recall", 0.05),
+    SecondaryEndpoint("copy at 128", "copy", 0.05),
+)
 
 
 def losses_of(names: tuple[str, ...], seeds: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -43,12 +61,18 @@ def losses_of(names: tuple[str, ...], seeds: int, rng: np.random.Generator) -> d
 
 
 def results(
-    names: tuple[str, ...] = NAMES, seeds: int = 8, lost: dict[str, tuple[int, ...]] | None = None
+    names: tuple[str, ...] = NAMES,
+    seeds: int = 8,
+    lost: dict[str, tuple[int, ...]] | None = None,
+    secondary: bool = True,
 ) -> StudyResults:
-    """A whole study; the first arm is the baseline. `lost` says which seeds of an arm failed."""
+    """A whole study; the first arm is the baseline. `lost` says which seeds of an arm failed, `secondary` whether there
+    are secondary endpoints.
+    """
     rng = np.random.default_rng(7)
     losses, lost = losses_of(names, seeds, rng), lost or {}
     arms = [_arm(name, i, losses[name], lost[name] if name in lost else (), rng) for i, name in enumerate(names)]
+    arms = [_asked(arm, i) for i, arm in enumerate(arms)] if secondary else arms
     text = rng.normal(0, 20, ROWS)
     rows = {
         name: {str(s): (128 * v + text + rng.normal(0, 2, ROWS), np.full(ROWS, 128.0)) for s, v in enumerate(values)}
@@ -65,6 +89,7 @@ def results(
         fails_above=2.5,
         rules_out_failures=0.5,
         budget=Budget("params", "model.mlp.width"),
+        secondary=ENDPOINTS if secondary else (),
         arms=(),
         runs=(),
     )
@@ -97,6 +122,8 @@ def results(
         aa=Copies(True, 3),
         arms=judged,
         contrasts=contrasts(judged, record, rows),
+        secondary=secondary_endpoints.judged(judged, record),
+        secondary_comparisons=secondary_endpoints.comparisons(judged, record),
         repeat=_repeat(names),
     )
 
@@ -160,6 +187,23 @@ def _arm(name: str, i: int, losses: np.ndarray, lost: tuple[int, ...], rng: np.r
         diagnostics=Diagnostics(2.31 - 0.1 * i, 0.12, 9.7 + i, 0.41, 0),
         runs=tuple(_run(i, seed, seed in lost) for seed in range(len(losses))),
     )
+
+
+def _asked(arm: ArmResults, i: int) -> ArmResults:
+    """With answers: the second arm of equal loss recalls less, and all copy without a mistake."""
+    rng = np.random.default_rng(i)
+    shares = [
+        0.93 - (0.31 if i % 5 == 1 else 0.01 * i) + rng.normal(0, 0.01, len(arm.values)),
+        np.ones(len(arm.values)),
+    ]
+    answers = {
+        endpoint.name: {
+            seed: None if value is None else Answered(float(share), float(share) - 0.05, 0.0625, 256)
+            for (seed, value), share in zip(arm.values.items(), by_seed, strict=True)
+        }
+        for endpoint, by_seed in zip(ENDPOINTS, shares, strict=True)
+    }
+    return dataclasses.replace(arm, answers=answers)
 
 
 def _accuracy(n: int, i: int) -> tuple[float, ...]:
