@@ -112,9 +112,12 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmOutcome:
-    """An arm's values by seed, and its difference from the baseline with what was decided on it."""
+    """An arm's values by seed, and its difference from the baseline with what was decided on it; `answers` are the
+    accuracies by secondary endpoint and seed.
+    """
 
     values: Mapping[str, float | None]
+    answers: Mapping[str, Mapping[str, float | None]] = dataclasses.field(default_factory=dict)
     difference: Number | None = None
     interval: Interval | None = None
     p: float | None = None

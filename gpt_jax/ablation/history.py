@@ -198,10 +198,15 @@ def finish(folder: RunFolder, results: StudyResults) -> None:
 
 def _outcome(arm: ArmResults) -> ArmOutcome:
     versus = arm.versus_baseline
+    answers = {
+        endpoint: {seed: None if answered is None else answered.value for seed, answered in by_seed.items()}
+        for endpoint, by_seed in arm.answers.items()
+    }
     if versus is None:
-        return ArmOutcome(values=arm.values)
+        return ArmOutcome(values=arm.values, answers=answers)
     return ArmOutcome(
         values=arm.values,
+        answers=answers,
         difference=versus.mean,
         interval=versus.interval,
         p=versus.p,

@@ -79,15 +79,15 @@ def compare_outcomes(claim: Claim, found: ClaimOutcome) -> Reproduction:
     lost = [arm for arm in dict.fromkeys([*claimed.arms, *found.arms]) if arm not in {pair[0] for pair in pairs}]
     if lost:
         return Reproduction(None, f"No value of {' and '.join(lost)} can be compared with the claim’s. {found.verdict}")
-    unequal = [(arm, seed) for arm, seed, old, new in pairs if old != new]
+    pairs += _answers(claimed, found)
+    unequal = [pair for pair in pairs if pair[2] != pair[3]]
     differing = _differing(claimed, found)
     but = f" This differs: {'; '.join(differing)}." if differing else ""
     count = f"all {len(pairs)} values of {len(found.arms)} arms"
     if not unequal:
         return Reproduction(True, f"It came out the same: {count} are bit-equal to the claim’s.{but}")
     if not differing and not _is_timed(claim):
-        arm, seed = unequal[0]
-        old, new = claimed.arms[arm].values[seed], found.arms[arm].values[seed]
+        arm, seed, old, new = unequal[0]
         reason = "on the same kind of device, with the same versions and code"
         more = f", as are {len(unequal) - 1} more values" if len(unequal) > 1 else ""
         return Reproduction(
@@ -110,6 +110,17 @@ def _pairs(claimed: ClaimOutcome, found: ClaimOutcome) -> list[tuple[str, str, f
         if name in claimed.arms
         for seed, value in arm.values.items()
         if seed in claimed.arms[name].values
+    ]
+
+
+def _answers(claimed: ClaimOutcome, found: ClaimOutcome) -> list[tuple[str, str, float | None, float | None]]:
+    """(arm and secondary endpoint, seed, the claim's accuracy, the new one) where both were asked."""
+    return [
+        (f"{name} on {endpoint}", seed, claimed.arms[name].answers[endpoint][seed], value)
+        for name, arm in found.arms.items()
+        for endpoint, by_seed in arm.answers.items()
+        for seed, value in by_seed.items()
+        if seed in claimed.arms[name].answers.get(endpoint, {})
     ]
 
 

@@ -303,6 +303,7 @@ SHIPPED = {
     "induction": FinalLoss(),
     "kv_heads": FinalLoss(),
     "latent": FinalLoss(),
+    "mixers": FinalLoss(),
     "positions": LongLoss(4),
     "qk_norm": RateSensitivity(),
     "recall": ProbeAccuracy(),

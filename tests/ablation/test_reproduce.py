@@ -17,7 +17,7 @@ from gpt_jax.ablation import records
 from gpt_jax.ablation.claim import CLAIM, AddressedRun, ArmOutcome, Claim, ClaimOutcome, open_claim, read_claim
 from gpt_jax.ablation.claim import claimed as in_plain_form
 from gpt_jax.ablation.combine import vary
-from gpt_jax.ablation.endpoint import ToTarget
+from gpt_jax.ablation.endpoint import Suite, ToTarget
 from gpt_jax.ablation.plan import StudyPlan, make_plan
 from gpt_jax.ablation.reproduce import compare_outcomes, plan_again, study_again
 from gpt_jax.ablation.results import write_results
@@ -155,7 +155,8 @@ def tiny_study(**changes: Any) -> Study:
 
 
 def test_a_study_is_run_again(tmp_path: Path) -> None:
-    claim = trained(make_plan(tiny_study()), Grouping(1, "", ""), tmp_path / "first")
+    study = tiny_study(secondary=(Suite("copy", questions=8),))
+    claim = trained(make_plan(study), Grouping(1, "", ""), tmp_path / "first")
     assert claim.outcome is not None and set(claim.outcome.arms["mqa"].values) == {"0", "1"}
     moved = tmp_path / "elsewhere.json"
     moved.write_text((tmp_path / "first" / CLAIM).read_text())
@@ -163,7 +164,11 @@ def test_a_study_is_run_again(tmp_path: Path) -> None:
     again = trained(*plan_again(claim, seeds=1), tmp_path / "again")
     assert again.outcome is not None
     found = compare_outcomes(claim, again.outcome)
-    assert found.sentence == "It came out the same: all 2 values of 2 arms are bit-equal to the claim’s."
+    assert found.sentence == "It came out the same: all 4 values of 2 arms are bit-equal to the claim’s."
+    mqa = again.outcome.arms["mqa"]
+    mqa = dataclasses.replace(mqa, answers={"copy at 8": {"0": 0.125}})
+    found = compare_outcomes(claim, dataclasses.replace(again.outcome, arms={**again.outcome.arms, "mqa": mqa}))
+    assert found.is_same is False and "mqa on copy at 8 with seed 0 is 0.125 in place of" in found.sentence
 
 
 def test_a_change_after_results_is_run_as_it_was(tmp_path: Path) -> None:
