@@ -75,7 +75,9 @@ def test_the_study_of_the_page_is_the_one_that_ships() -> None:
     from gpt_jax.config.conversion import from_config_dict
 
     base = from_config_dict(Config, kv_heads.get_config(), {})
-    assert run("studies.md")["get_study"](base) == kv_heads.get_study(base, "tuned")
+    place, shipped = run("studies.md"), kv_heads.get_study(base, "tuned")
+    assert place["get_study"](base) == shipped
+    assert [suite.name for suite in place["with_answers"](shipped).secondary] == ["copy", "recall"]
 
 
 @pytest.mark.usefixtures("loaded")

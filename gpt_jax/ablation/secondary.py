@@ -20,7 +20,7 @@ from gpt_jax.ablation.verdict import rule_of
 from gpt_jax.pages.numbers import Writer
 
 Answers = Mapping[str, Answered | None]  # by seed; None where it failed
-LOST, GAINED, ALIKE = ("worse", "slightly worse"), ("better", "slightly better"), "no difference that matters"
+LOST, GAINED, KEPT = "worse", "better", "no difference that matters"  # what a sentence says of a verdict
 NOT_COMPARED = "not compared"
 SHARES = Writer(3)
 
@@ -123,9 +123,7 @@ def sentences(results: StudyResults) -> list[str]:
 
 def _sentence(name: str, primary: Versus, own: Sequence[Secondary], results: StudyResults) -> str:
     loss, lower = "loss" if "loss" in results.metric else results.metric, results.lower_is_better
-    lost, gained, kept = (
-        [found for found in own if found.versus.verdict in verdicts] for verdicts in (LOST, GAINED, (ALIKE,))
-    )
+    lost, gained, kept = ([found for found in own if found.versus.verdict == word] for word in (LOST, GAINED, KEPT))
     match primary.verdict:
         case "no difference that matters":
             head = f"equal {loss}"
@@ -133,7 +131,8 @@ def _sentence(name: str, primary: Versus, own: Sequence[Secondary], results: Stu
             parts = [(lost, "lost"), (gained, "gained")]
         case "worse" | "slightly worse" | "better" | "slightly better":
             is_gain = primary.verdict.endswith("better")
-            head = f"{'lower' if lower == is_gain else 'higher'} {loss}"
+            slightly = "slightly " if primary.verdict.startswith("slightly") else ""
+            head = f"{slightly}{'lower' if lower == is_gain else 'higher'} {loss}"
             says = f"by the {results.metric}, {name} is {primary.verdict} than {results.baseline}"
             parts = [(lost, "lost") if is_gain else (gained, "gained"), (kept, "kept")]
         case "undecided":
