@@ -87,8 +87,8 @@ def _versus(
     if len(known) < len(seeds):
         return Versus(n=len(seeds), verdict=NOT_COMPARED, reason="seeds failed")
     a, b = [answer for answer, _ in known], [answer for _, answer in known]
-    values = [{seed: x.value for seed, x in zip(seeds, side, strict=True)} for side in (a, b)]
-    versus, reason = compare(*values, rule), None
+    mine, others = ({seed: x.value for seed, x in zip(seeds, side, strict=True)} for side in (a, b))
+    versus, reason = compare(mine, others, rule), None
     if all(answer.value == 1 for answer in (*a, *b)):
         reason = "both answer everything"
     elif _is_at_chance(a) and _is_at_chance(b):
@@ -163,5 +163,5 @@ def _details(found: Sequence[Secondary], word: str) -> str:
         way = f"within ±{most.smallest_difference:g} of it"
     interval = "" if most.versus.interval is None else f"{SHARES.interval(most.versus.interval)}; "
     figures = f"{interval}{SHARES.plain(most.value)} against {SHARES.plain(most.baseline)}"
-    more = f", and {len(found) - 1} more {'is' if len(found) == 2 else 'are'} {word}" if len(found) > 1 else ""
+    more = f", as it is on {len(found) - 1} more" if len(found) > 1 else ""
     return f"its accuracy on {most.endpoint} is {way} ({figures}, chance {SHARES.plain(most.chance)}){more}"
