@@ -58,7 +58,9 @@ def secondary_forest(results: StudyResults) -> Picture | str:
     """The differences of accuracies on the secondary endpoints that can be compared, endpoint by endpoint."""
     colours = {arm.name: (index, i) for i, arm, index in coloured(results)}
     compared = [
-        found for found in results.secondary if found.versus.mean is not None and found.versus.verdict != NOT_COMPARED
+        found
+        for found in results.secondary
+        if found.arm in colours and found.versus.mean is not None and found.versus.verdict != NOT_COMPARED
     ]
     short = {found.endpoint: found.endpoint.removeprefix(f"{found.suite}, ") for found in compared}
     short = short if len(set(short.values())) == len(short) else {name: name for name in short}

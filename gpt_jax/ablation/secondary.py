@@ -115,7 +115,8 @@ def sentences(results: StudyResults) -> list[str]:
     arms = {arm.name: arm for arm in results.arms}
     said = []
     for name in dict.fromkeys(found.arm for found in results.secondary):
-        primary, own = arms[name].versus_baseline, [found for found in results.secondary if found.arm == name]
+        primary = arms[name].versus_baseline if name in arms else None
+        own = [found for found in results.secondary if found.arm == name]
         if primary is not None and (text := _sentence(name, primary, own, results)):
             said.append(text)
     return said
