@@ -4,9 +4,11 @@ rows 4 times as long.
 
     python -m experiments.ablate --config=configs/ablations/mixers.py --workdir=runs/mixers_study
 
-Expected: all but the window learn the task, to losses that hardly differ, and the secondary endpoints tell them apart
-(what linear attention has written stays, the delta rule overwrites: Yang et al. 2024, arXiv:2406.06484; Arora et al.
-2023, arXiv:2312.04927).
+Expected: at equal loss the secondary endpoints tell mixers apart, in keys that get another value and on long rows
+(Arora et al. 2023, arXiv:2312.04927; Yang et al. 2024, arXiv:2406.06484). Seen with :tuned: full attention 0.003 nats
+and linear attention 0.001, no difference that matters, where linear attention recalls more: 1.00 against 0.95 on rows
+of 128 tokens, and 0.74 against 0.68 where keys get another value. The window is worse by 2.74 nats, the delta rule, not
+done learning at its rate, by 0.89. 20 minutes on two CPU cores that six others shared.
 """
 
 from ml_collections import ConfigDict

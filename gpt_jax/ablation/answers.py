@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from gpt_jax.ablation.endpoint import Suite
 from gpt_jax.ablation.schema import Answered
@@ -136,8 +137,9 @@ def check_arms(
                     f'the secondary endpoint "{case.name}" has rows of {case.length} tokens, and the arm "{name}" has'
                     f" learned {limit} positions: give it a longer table, or choose shorter lengths"
                 )
-    ids = words_alone(data[baseline], 64) if found and found[0].point is None else None
-    for case in found if ids is not None else ():
+    of_text = [case for case in found if case.point is None]
+    ids = words_alone(data[baseline], 64) if of_text else np.empty(0, np.int32)
+    for case in of_text:
         try:
             if case.suite.name in KINDS:
                 hay = Haystack(ids, data[baseline].tokenizer)
@@ -162,14 +164,13 @@ class Asker:
             return {}
         score, trained = self._scorer(config), data.row_length
         score.params = params
-        ids = words_alone(data, score.rows) if asked[0].point is None else None
+        ids = words_alone(data, score.rows) if asked[0].point is None else np.empty(0, np.int32)
         found = {}
         for case in asked:
-            if case.point is not None:
-                result = measure_task(score, case.point, trained)
-            else:
-                assert ids is not None
+            if case.point is None:
                 result = _of_text(case, score, data, ids)
+            else:
+                result = measure_task(score, case.point, trained)
             assert result.chance is not None
             found[case.name] = Answered(result.value, result.low, result.chance, result.rows)
         return found
@@ -182,7 +183,7 @@ class Asker:
         return self._scorers[model, rows]
 
 
-def _of_text(case: Case, score: Scorer, data: Data, ids: Any) -> Result:
+def _of_text(case: Case, score: Scorer, data: Data, ids: np.ndarray) -> Result:
     """A haystack of its own for each case: which questions it asks does not depend on the other cases."""
     suite, trained = case.suite, data.row_length
     if suite.name in REPEATS:

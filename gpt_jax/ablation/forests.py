@@ -58,11 +58,18 @@ def secondary_forest(results: StudyResults) -> Picture | str:
     """The differences of accuracies on the secondary endpoints that can be compared, endpoint by endpoint."""
     colours = {arm.name: (index, i) for i, arm, index in coloured(results)}
     compared = [
-        found for found in results.secondary if found.versus.mean is not None and found.versus.verdict != NOT_COMPARED
+        found
+        for found in results.secondary
+        if found.arm in colours and found.versus.mean is not None and found.versus.verdict != NOT_COMPARED
     ]
-    rows = [_row(f"{found.arm}: {found.endpoint}", *colours[found.arm], found.versus, [], SHARES) for found in compared]
+    short = {found.endpoint: found.endpoint.removeprefix(f"{found.suite}, ") for found in compared}
+    short = short if len(set(short.values())) == len(short) else {name: name for name in short}
+    rows = [
+        _row(f"{found.arm}: {short[found.endpoint]}", *colours[found.arm], found.versus, [], SHARES)
+        for found in compared
+    ]
     if not rows:
-        return "there is nothing to compare yet" if not results.secondary else "the accuracies can’t be compared"
+        return "the accuracies can’t be compared"
     margins = {found.smallest_difference for found in compared}
     smallest = margins.pop() if len(margins) == 1 else None
     note = f"Secondary: accuracy on questions with known answers, paired difference from {results.baseline}."

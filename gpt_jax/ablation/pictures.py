@@ -21,7 +21,7 @@ def pictures(results: StudyResults) -> tuple[list[Picture], list[str]]:
     """
     made = {
         "forest of differences": arms_forest(results),
-        **({"forest of secondary endpoints": secondary_forest(results)} if results.secondary_comparisons else {}),
+        **({"forest of secondary endpoints": secondary_forest(results)} if results.secondary else {}),
         "forest of contrasts": contrasts_forest(results),
         "tuning of the learning rate": tuning(results),
         "validation loss over training": curves(results, "validation"),

@@ -87,8 +87,8 @@ def _versus(
     if len(known) < len(seeds):
         return Versus(n=len(seeds), verdict=NOT_COMPARED, reason="seeds failed")
     a, b = [answer for answer, _ in known], [answer for _, answer in known]
-    values = [{seed: x.value for seed, x in zip(seeds, side, strict=True)} for side in (a, b)]
-    versus, reason = compare(*values, rule), None
+    mine, others = ({seed: x.value for seed, x in zip(seeds, side, strict=True)} for side in (a, b))
+    versus, reason = compare(mine, others, rule), None
     if all(answer.value == 1 for answer in (*a, *b)):
         reason = "both answer everything"
     elif _is_at_chance(a) and _is_at_chance(b):
@@ -115,7 +115,8 @@ def sentences(results: StudyResults) -> list[str]:
     arms = {arm.name: arm for arm in results.arms}
     said = []
     for name in dict.fromkeys(found.arm for found in results.secondary):
-        primary, own = arms[name].versus_baseline, [found for found in results.secondary if found.arm == name]
+        primary = arms[name].versus_baseline if name in arms else None
+        own = [found for found in results.secondary if found.arm == name]
         if primary is not None and (text := _sentence(name, primary, own, results)):
             said.append(text)
     return said
@@ -163,5 +164,5 @@ def _details(found: Sequence[Secondary], word: str) -> str:
         way = f"within ±{most.smallest_difference:g} of it"
     interval = "" if most.versus.interval is None else f"{SHARES.interval(most.versus.interval)}; "
     figures = f"{interval}{SHARES.plain(most.value)} against {SHARES.plain(most.baseline)}"
-    more = f", and {len(found) - 1} more {'is' if len(found) == 2 else 'are'} {word}" if len(found) > 1 else ""
+    more = f", as it is on {len(found) - 1} more" if len(found) > 1 else ""
     return f"its accuracy on {most.endpoint} is {way} ({figures}, chance {SHARES.plain(most.chance)}){more}"

@@ -229,7 +229,7 @@ def test_names_from_users_are_text(fresh: dict[str, Any]) -> None:
 
 def test_pictures_are_well_formed_and_drawn_twice(source: str) -> None:
     whole = re.findall(r"(<svg class=.*?</svg>)(?=<svg class=|</figure>)", source, re.DOTALL)
-    assert [picture.split('"')[1] for picture in whole] == ["wide", "narrow"] * 11
+    assert [picture.split('"')[1] for picture in whole] == ["wide", "narrow"] * 12
     for picture in whole:
         root = ElementTree.fromstring(picture)
         numbers = [v for e in root.iter() for k, v in e.items() if k in ("x", "y", "x1", "y1", "x2", "y2", "cx", "cy")]
@@ -367,7 +367,7 @@ def test_a_smoke_test_is_stamped(fresh: dict[str, Any], source: str) -> None:
     stamped = visible(html_of(fresh))
     assert stamped.index('<p class="banner">Smoke test: decides nothing.') < stamped.index("<table")
     assert stamped.count('class="mark"') == 0  # the banner says it
-    assert stamped.count('class="stamp"') == 22 and 'class="watermark"' in stamped
+    assert stamped.count('class="stamp"') == 24 and 'class="watermark"' in stamped
     for text in (to_markdown(complete(fresh)), to_latex(complete(fresh)), paragraph(complete(fresh))):
         assert stamp in text.lower()
     assert all(stamp in picture.svg() for picture in pictures(complete(fresh))[0])
@@ -541,7 +541,7 @@ def test_a_study_half_run_says_so_on_top(fresh: dict[str, Any]) -> None:
 
 
 def test_a_study_of_which_nothing_ran_has_a_page(fresh: dict[str, Any]) -> None:
-    fresh |= {"arms": [{"name": arm["name"], "runs": []} for arm in fresh["arms"]], "contrasts": []}
+    fresh |= {"arms": [{"name": arm["name"], "runs": []} for arm in fresh["arms"]], "contrasts": [], "secondary": []}
     page = Page(html_of(fresh))
     assert "This study is not finished: no run has begun" in page.text and page.figures() == set()
     assert len(page.rows) == 6
