@@ -134,7 +134,9 @@ def _lines(requests: Requests) -> Iterator[tuple[int, int, str, str, int | None]
                 return
             if len(line) > MOST_LINE or read > MOST_TASK:
                 raise UserError(f"{requests} is too large at line {i}: a line may have {MOST_LINE:,} bytes, and a task")
-            yield _line(parse_json(decoded(line, str(requests)), str(requests)), f"line {i} of {requests}")
+            found = _line(parse_json(decoded(line, str(requests)), str(requests)), f"line {i} of {requests}")
+            if found[0] < UNCONDITIONED:
+                yield found
 
 
 def _line(found: Any, place: str) -> tuple[int, int, str, str, int | None]:

@@ -94,6 +94,18 @@ class HarnessModel(TemplateLM):
             return ids
         return [*prefix, *ids]
 
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation by the model's own template, for `--apply_chat_template`. Without `add_generation_prompt` it
+        ends where its last message ends, which the answer then continues.
+        """
+        text = self.own_tokenizer.chat_text(chat_history, add_generation_prompt=add_generation_prompt)
+        if add_generation_prompt:
+            return text
+        last = chat_history[-1]["content"].lstrip()
+        before, said, after = text.rpartition(last.rstrip())
+        spaces = last[len(said) :]  # which templates may cut
+        return before + said + (spaces if after.startswith(spaces) else "")
+
     def _needed(self, token: int | None) -> int:
         if token is None:
             raise UserError(

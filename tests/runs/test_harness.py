@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,32 @@ def test_sampling_takes_what_hf_takes(both: tuple[Any, Any, Path]) -> None:
     options = {"until": ["\n\n"], "max_gen_toks": 4, "do_sample": True}
     with_all, without = (own.generate_until(requests(("a", {**options, **more}))) for more in ({"top_k": 0}, {}))
     assert with_all == without  # 0 keeps all tokens
+
+
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_conversations_are_those_of_hf(both: tuple[Any, Any, Path], tmp_path: Path) -> None:
+    """Of a model with a template: their text, and where the last message is to be continued."""
+    from lm_eval.models.huggingface import HFLM
+
+    own, _, folder = both
+    shutil.copytree(folder / "hf", tmp_path / "hf")
+    settings = tmp_path / "hf" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": CHAT}))
+    write_run(tmp_path / "run", *load_pretrained(tmp_path / "hf"))
+    chats = harness.HarnessModel(workdir=str(tmp_path / "run"), batch_size=8)
+    hf = HFLM(pretrained=str(tmp_path / "hf"), batch_size=8, device="cpu", dtype="float32")
+    asked, answer = {"role": "user", "content": "Who is it? "}, {"role": "assistant", "content": " It is "}
+    for history, opens in (([asked], True), ([asked, answer], False), ([asked, answer, asked], True)):
+        text = chats.apply_chat_template(history, opens)
+        assert text == hf.apply_chat_template(history, opens)
+        assert chats.tok_encode(text) == hf.tok_encode(text)
+    with pytest.raises(UserError, match="no chat template"):
+        own.apply_chat_template([asked])
 
 
 def test_the_command_takes_a_mesh_of_two_axes() -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from configs.mixers import MIXERS, TASKS, get_config
 from gpt_jax import GPT
 from gpt_jax.analysis.cost import count_parameters
-from gpt_jax.config import Attention, Config, Copy, Embedding, Learned, LinearAttention, Rope, Text, Window
+from gpt_jax.config import Attention, Config, Copy, Embedding, Learned, LinearAttention, Rope, Suites, Text, Window
 from gpt_jax.config.conversion import from_config_dict
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import open_data
@@ -142,7 +142,8 @@ def test_mistakes_on_the_command_line_are_told(tmp_path: Path) -> None:
 
 
 def test_the_page_says_what_the_code_does() -> None:
-    assert COMMANDS_OF.keys() == {"evaluate", "curves", "harness"}
+    assert COMMANDS_OF.keys() == {"evaluate", "curves", "harness", "likelihood", "train"}
+    assert f"every {Suites().every} steps" in PAGE and f"{Suites().questions} questions of each kind" in PAGE
     for names in (SUITES, TEXT_SUITES):
         assert all(f"`{name}`" in PAGE for name in names)
     assert f"({QUESTIONS})" in PAGE and f"of {CHOICES} words | 1/{CHOICES}" in PAGE

@@ -63,8 +63,11 @@ class PieceTokenizer:
     def chats(self) -> bool:
         return False
 
-    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    def chat_text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         raise UserError("this tokenizer has no chat template: use a model that was trained on conversations")
+
+    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+        return self.encode(self.chat_text(messages, add_generation_prompt=add_generation_prompt), "all")
 
     def encode(self, text: str, allowed_special: AllowedSpecial = "none_raise") -> list[int]:
         return self.encode_batch([text], allowed_special)[0].tolist()

@@ -160,13 +160,12 @@ class HuggingFaceTokenizer(PieceTokenizer):
     def chats(self) -> bool:
         return self.roles.chat_template is not None
 
-    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
-        """Returns the ids of a conversation by the model's own template, as `transformers` encodes it."""
+    def chat_text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """Returns a conversation by the model's own template, as `transformers` writes it."""
         template = self.roles.chat_template
         if template is None:
-            return super().chat(messages)
-        text = render_chat(template, messages, self.roles.tokens, add_generation_prompt=add_generation_prompt)
-        return self.encode(text, "all")
+            return super().chat_text(messages)
+        return render_chat(template, messages, self.roles.tokens, add_generation_prompt=add_generation_prompt)
 
     def decode(self, ids: TokenIds) -> str:
         if self._bytewise:

@@ -56,6 +56,9 @@ class Tokenizer(Protocol):
     def chats(self) -> bool:
         """Whether the tokenizer has a chat template."""
 
+    def chat_text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """Returns the text of a conversation, special tokens by name; raises as `chat`."""
+
     def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """Returns the ids of a conversation; `add_generation_prompt` ends it where the assistant's answer begins.
 
