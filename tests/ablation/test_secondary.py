@@ -12,9 +12,10 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from gpt_jax import GPT
 from gpt_jax.ablation import runner as runners
 from gpt_jax.ablation.addresses import measurement_address
-from gpt_jax.ablation.answers import cases
+from gpt_jax.ablation.answers import Asker, cases
 from gpt_jax.ablation.endpoint import Suite
 from gpt_jax.ablation.findings import ArmResults, StudyResults
 from gpt_jax.ablation.plan import make_plan
@@ -29,7 +30,7 @@ from gpt_jax.config.errors import ConfigError
 from tests.ablation import made_up
 from tests.ablation.test_guard import POSITION, plan
 from tests.ablation.test_runner import KV, run, small_study
-from tests.tiny import tiny_config
+from tests.tiny import random_params, tiny_config
 
 # ── what can be asked ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -82,6 +83,12 @@ def test_questions_about_text_need_one_tokenizer_context_and_enough_room(tmp_pat
     made = plan({KV: 1}, (KV,), text, secondary=suites)
     assert [case.name for case in made.cases] == ["needle, one needle at 128", "copy at 128"]
     assert made.cases[0].tokens == 4 * 4 * 128
+    config, data, asker = made.runs[0].resolved, made.planner.opened.of(text), Asker()
+    params = [random_params(GPT(config.model), seed) for seed in (0, 1)]
+    first, other, again = (asker.all(suites, config, params[i], data) for i in (0, 1, 0))
+    assert list(first) == [case.name for case in made.cases] and again == first != other
+    alone = Asker().all(suites[1:], config, params[0], data)
+    assert alone["copy at 128"] == first["copy at 128"], "whatever else is asked"
     with pytest.raises(ConfigError, match="another tokenizer or context"):
         plan({"model.context_length": 64}, ("model.context_length",), text, secondary=suites)
     with pytest.raises(ConfigError, match='"needle, one needle at 16" cannot be asked: its facts are longer'):
