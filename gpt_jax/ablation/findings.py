@@ -119,13 +119,15 @@ class Diagnostics(AttentionDiagnostics):
 
 @dataclass(frozen=True, kw_only=True)
 class ArmResults(ArmPlan):
-    """An arm of `results.json`. `values` are those of the endpoint and `losses` the final validation losses, by seed,
+    """An arm of `results.json`. `suites` has what runs that are asked suites while they train record over the updates:
+    accuracies, levels of chance and losses.
+
+    `values` are those of the endpoint and `losses` the final validation losses, by seed,
     None where the seed failed; `mean`, `std` and `interval` are of the values, None where a seed failed. `values` lacks
     seeds that make no pair with the baseline's. `losses`, `curves` and what is measured are of the runs at
     `learning_rate`; curves and means over the seeds are left out where a seed failed. `by_learning_rate` has the losses
-    of a sweep in the order of the seeds. `suites` has what runs that are asked suites while they train record over the
-    updates: accuracies, levels of chance and losses. `inside` has the scores of attention heads after the last step, by
-    score and seed, of runs that record them.
+    of a sweep in the order of the seeds. `inside` has the scores of attention heads after the last step, by score and
+    seed, of runs that record them.
     """
 
     measured_decode_tokens_per_second: float | None = None
