@@ -404,7 +404,7 @@ def asked(config: Config, folder: Path) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Scorer, "terms", lambda self, batch: [batch.weights] * 3)
         watches = questions.watch_suites(config, open_data(config.data, 16, 0), make_mesh())
-        return [(watch.every, watch.settings, watch.measure({})) for watch in watches]
+        return [(watch.every, watch.measure({})) for watch in watches]  # intervals show how many questions
 
 
 DIVERGING = dataclasses.replace(BASE, optimizer=knobs.Sgd(learning_rate=1e25), schedule=knobs.Constant())

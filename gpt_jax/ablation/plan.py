@@ -34,6 +34,7 @@ from gpt_jax.config.conversion import config_hash, difference, flatten, to_dict
 from gpt_jax.config.errors import ConfigError
 from gpt_jax.data import Data
 from gpt_jax.data.tasks import make_task
+from gpt_jax.runs.questions import check_suites
 from gpt_jax.training.resolve import resolve
 
 
@@ -92,6 +93,8 @@ def make_plan(study: Study, together: int = 1, shards: int = 1) -> StudyPlan:
     _check_lengths(study, {name: (arm.config, opened.of(arm.config)) for name, arm in arms.items()})
     resolved = {name: resolve(arm.config, opened.of(arm.config)) for name, arm in arms.items()}
     data = {name: opened.of(arm.config) for name, arm in arms.items()}
+    for name, config in resolved.items():
+        check_suites(config, data[name])
     leaves = guard.check_knobs(study, resolved)
     unit = guard.check_text(study, resolved, data)
     guard.check_different(arms, resolved, data)

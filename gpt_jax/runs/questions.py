@@ -39,13 +39,19 @@ def watch_suites(config: Config, data: Data, mesh: Mesh) -> list[Watch]:
     longest = learned_positions(config.model) or ANY_LENGTH
     rows = min(config.evaluation.batch_size, settings.questions)
     score = Scorer(GPT(config.model), None, mesh, rows, longest)
-    asked = list(_asked(config, data, score))
+    asked = list(_asked(config, data, score.rows))
 
     def measure(params: Any) -> dict[str, float]:
         scorer = score.of(params)
         return {name: value for ask in asked for result in ask(scorer) for name, value in scores(result).items()}
 
     return [Watch(SUITE, "questions of suites", settings.every, {"questions": settings.questions}, measure)]
+
+
+def check_suites(config: Config, data: Data) -> None:
+    """Raises as `watch_suites`."""
+    if config.suites.names is not None:
+        list(_asked(config, data, config.suites.questions))
 
 
 def scores(result: Result) -> dict[str, float]:
@@ -57,7 +63,7 @@ def scores(result: Result) -> dict[str, float]:
     return {f"{place}/{name}": value for name, value in found.items()}
 
 
-def _asked(config: Config, data: Data, score: Scorer) -> Iterator[Asked]:
+def _asked(config: Config, data: Data, rows: int) -> Iterator[Asked]:
     learned, settings = config.data, config.suites
     names = _names(settings, learned)
     if not isinstance(learned, Text):
@@ -65,9 +71,9 @@ def _asked(config: Config, data: Data, score: Scorer) -> Iterator[Asked]:
         for name in names:
             for point in points(name, learned, settings.questions, [trained]):
                 if limit is None or point.length <= limit:
-                    yield _single(ask_task(score.rows, point, trained))
+                    yield _single(ask_task(rows, point, trained))
         return
-    T, count, kept = data.row_length, settings.questions, words_alone(data, score.rows)
+    T, count, kept = data.row_length, settings.questions, words_alone(data, rows)
     for name in names:
         if name == "text":
             yield lambda scorer: measure_text(scorer, data, count)
@@ -77,7 +83,7 @@ def _asked(config: Config, data: Data, score: Scorer) -> Iterator[Asked]:
                 for kind in KINDS[name]:
                     yield _single(ask_questions(Haystack(kept, data.tokenizer), name, kind, T, count, T))
             else:
-                yield _single(ask_repeats(score.rows, kept, name, T // 2 * 2, count, T))
+                yield _single(ask_repeats(rows, kept, name, T // 2 * 2, count, T))
         except NoQuestion as reason:
             raise UserError(
                 f"the suite {name} cannot be asked in rows of {T:,} tokens: {reason}; leave it out of suites.names"

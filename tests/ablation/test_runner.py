@@ -30,9 +30,9 @@ from gpt_jax.ablation.runner import Runner, write_plan
 from gpt_jax.ablation.schema import Grouping, RunOutcome
 from gpt_jax.ablation.show import show_plan
 from gpt_jax.ablation.study import Arm, Probe, Study
-from gpt_jax.config import Checkpoint, Copy, Evaluation
+from gpt_jax.config import Checkpoint, Copy, Evaluation, Suites
 from gpt_jax.config.conversion import config_hash
-from gpt_jax.config.errors import ConfigError
+from gpt_jax.config.errors import ConfigError, UserError
 from gpt_jax.data import open_data
 from gpt_jax.runs import metrics
 from gpt_jax.runs.checkpoint import CheckpointError, Checkpoints
@@ -137,6 +137,11 @@ def test_scores_of_heads_are_those_after_the_last_step(done: tuple[Path, dict[st
     study["arms"][1]["config"]["diagnostics"]["tokens"] = 64  # its runs have scores of other tokens, from before
     (folder / "study.json").write_text(json.dumps(study))
     assert [len(arm["inside"]) for arm in collect(folder)["arms"]] == [1, 0]
+
+
+def test_suites_that_the_arms_cannot_take_are_refused_when_the_study_is_planned() -> None:
+    with pytest.raises(UserError, match='"recall", which is no suite of a run on Copy: choose among copy'):
+        make_plan(with_base(suites=Suites("recall")))
 
 
 def test_answers_over_training_are_means_over_the_seeds(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

