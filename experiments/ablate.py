@@ -47,7 +47,7 @@ Run an ablation study, from a question to a report.
 A study that tunes has two stages: every arm tries equally many settings, on seeds and text that the verdict does not
 use, and then runs at its own best. More seeds later keep what was chosen.
 
-A study may name suites as secondary endpoints, as configs/ablations/mixers.py does: every run is asked after its
+A study may name suites as secondary endpoints, as configs/ablations/memory.py does: every run is asked after its
 training, and all arms and endpoints are judged under one correction of their own, beside the verdict.
 
 In one seed all arms have the same initial values of the parameters that they share, the same data in the same order

@@ -274,7 +274,7 @@ assert np.abs(effects["blocks/1/output"][:-1]).max() < 1e-3
 # %% [markdown]
 # ## The page
 #
-# One page has all stages of both models with their real numbers, from the text to the next token. Point at a cell: its formula is told. It is one file without a network; `python -m experiments.inspect` writes the same from the command line.
+# One page has all stages of both models with their real numbers, from the text to the next token. Point at a cell: its formula is shown. It is one file without a network; `python -m experiments.inspect` writes the same from the command line.
 
 # %%
 prompt = tokens[0, : period + 3].tolist()

@@ -303,7 +303,7 @@ SHIPPED = {
     "induction": FinalLoss(),
     "kv_heads": FinalLoss(),
     "latent": FinalLoss(),
-    "mixers": FinalLoss(),
+    "memory": FinalLoss(),
     "positions": LongLoss(4),
     "qk_norm": RateSensitivity(),
     "recall": ProbeAccuracy(),

@@ -19,8 +19,8 @@ from gpt_jax.config import Config
 from gpt_jax.config.conversion import from_config_dict
 
 ROOT = Path(__file__).resolve().parents[2]
-# Of each kind one runs: arms of another size, another module, longer rows, rates to sweep, a task.
-RUN = ["kv_heads", "latent", "positions", "qk_norm", "recall"]
+# Of each kind one runs: arms of another size, another module, a task and its suites, longer rows, rates to sweep.
+RUN = ["kv_heads", "latent", "memory", "positions", "qk_norm"]
 PLANNED = sorted({path.stem for path in (ROOT / "configs" / "ablations").glob("*.py")} - {"base", *RUN})
 
 STUDY = """

@@ -2,7 +2,7 @@
 loss decides; harder recall is asked beside it: pairs among noise, keys that get another value, rows full of pairs, and
 rows 4 times as long.
 
-    python -m experiments.ablate --config=configs/ablations/mixers.py --workdir=runs/mixers_study
+    python -m experiments.ablate --config=configs/ablations/memory.py --workdir=runs/memory
 
 Expected: at equal loss the secondary endpoints tell mixers apart, in keys that get another value and on long rows
 (Arora et al. 2023, arXiv:2312.04927; Yang et al. 2024, arXiv:2406.06484). Seen with :tuned: full attention 0.003 nats
