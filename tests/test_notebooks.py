@@ -11,9 +11,13 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 LIMIT_SECONDS = 90  # of the kernel's own processor time: a busy machine is no fault of the notebook's
+FAST, *SLOW = NOTEBOOKS
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(FAST, id=FAST.stem), *(pytest.param(path, id=path.stem, marks=pytest.mark.slow) for path in SLOW)],
+)
 def test_a_notebook_runs_at_its_small_size(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOKE", "1")
     monkeypatch.setenv("GPT_JAX_RUNS", str(tmp_path))
