@@ -211,7 +211,7 @@ plt.show()
 
 # %%
 apart = np.abs(np.subtract(*curves.values()))
-late = [np.mean(losses[-10:]) for losses in curves.values()]
+late = np.round([np.mean(losses[-10:]) for losses in curves.values()], 3)
 print(f"apart: {apart[:10].max():.1e} nats in the first ten steps, {apart.max():.1e} at most; late means: {late}")
 assert curves["data"][-1] < curves["data"][0] and apart[:10].max() < 1e-3 and abs(late[0] - late[1]) < 0.1
 
