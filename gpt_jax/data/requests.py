@@ -133,7 +133,10 @@ def _lines(requests: Requests) -> Iterator[tuple[int, int, str, str, int | None]
             if not line:
                 return
             if len(line) > MOST_LINE or read > MOST_TASK:
-                raise UserError(f"{requests} is too large at line {i}: a line may have {MOST_LINE:,} bytes, and a task")
+                raise UserError(
+                    f"{requests} is too large at line {i}: a line may have {MOST_LINE:,} bytes, and all of them"
+                    f" {MOST_TASK:,}; leave the task out"
+                )
             found = _line(parse_json(decoded(line, str(requests)), str(requests)), f"line {i} of {requests}")
             if found[0] < UNCONDITIONED:
                 yield found
