@@ -125,6 +125,7 @@ def test_texts_are_cut_where_the_continuation_begins() -> None:
         (packed([line(0, 0, " " * 3000)]), "too large at line 1"),
         (packed([line(n, 0, " a") for n in range(99)]), "too large at line .* 2,000 bytes, and all of them 10,000"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "file",  # whose bytes hold the time
 )
 def test_what_is_no_file_of_requests_is_told(
     content: bytes, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
