@@ -21,15 +21,14 @@ from gpt_jax.config import Config, ModelConfig, Text, learned_positions
 from gpt_jax.config.errors import ConfigError, UserError, nearest
 from gpt_jax.data import Data
 from gpt_jax.data.prompts import CHOICES, KINDS, Haystack, NoQuestion, questions
-from gpt_jax.data.suites import SUITES, Point, points
+from gpt_jax.data.suites import REPEATING, SUITES, Point, fitting, points
 from gpt_jax.data.tasks import make_task
 from gpt_jax.model.gpt import GPT
 from gpt_jax.runs.suites import words_alone
 from gpt_jax.training.sharding import make_mesh
 
-REPEATS = ("copy", "induction")  # of text, whose second half repeats the first
-ON_TEXT = (*KINDS, *REPEATS)
-REPEATED = "repeated"  # their only kind
+ON_TEXT = (*KINDS, *REPEATING)
+REPEATED = "repeated"  # the only kind of those that repeat
 
 
 @dataclass(frozen=True)
@@ -82,17 +81,14 @@ def cases(suites: Sequence[Suite], config: Config) -> tuple[Case, ...]:
 def _by_length(suite: Suite, config: Config) -> Iterator[tuple[int, list[Case]]]:
     """The suite's lengths, and the cases of all kinds that it has at each."""
     of_text = isinstance(config.data, Text)
-    if suite.name not in (ON_TEXT if of_text else _fitting(config)):
-        fitting, data = ON_TEXT if of_text else _fitting(config), "text" if of_text else type(config.data).__name__
-        hint = f"choose {', '.join(fitting)}" if fitting else "no suite asks about that task"
+    known = ON_TEXT if of_text else fitting(config.data)
+    if suite.name not in known:
+        data = "text" if of_text else type(config.data).__name__
+        hint = f"choose {', '.join(known)}" if known else "no suite asks about that task"
         raise ConfigError(f'the suite "{suite.name}" does not fit runs on {data}: {hint}')
     trained = config.model.context_length if of_text else make_task(config.data).length
     for length in suite.lengths or (trained,):
         yield length, _of_text_at(suite, length) if of_text else _of_task_at(suite, config, length)
-
-
-def _fitting(config: Config) -> list[str]:
-    return [name for name, kinds in SUITES.items() if isinstance(config.data, kinds)]
 
 
 def _of_task_at(suite: Suite, config: Config, length: int) -> list[Case]:
@@ -106,7 +102,7 @@ def _of_task_at(suite: Suite, config: Config, length: int) -> list[Case]:
 
 
 def _of_text_at(suite: Suite, length: int) -> list[Case]:
-    if suite.name in REPEATS:
+    if suite.name in REPEATING:
         return [Case(suite, REPEATED, length // 2 * 2)]
     return [Case(suite, kind, length) for kind in KINDS[suite.name]]
 
@@ -186,7 +182,7 @@ class Asker:
 def _of_text(case: Case, score: Scorer, data: Data, ids: np.ndarray) -> Result:
     """A haystack of its own for each case: which questions it asks does not depend on the other cases."""
     suite, trained = case.suite, data.row_length
-    if suite.name in REPEATS:
+    if suite.name in REPEATING:
         return measure_repeats(score, ids, suite.name, case.length, suite.questions, trained)
     hay = Haystack(ids, data.tokenizer)
     return measure_questions(score, hay, suite.name, case.kind, case.length, suite.questions, trained)

@@ -25,6 +25,12 @@ SUITES: dict[str, tuple[type[DataConfig], ...]] = {
     "needle": (Needle,),
     "states": (Track,),
 }
+REPEATING = ("copy", "induction")  # on text: rows whose second half repeats the first
+
+
+def fitting(learned: DataConfig) -> list[str]:
+    """The suites whose task a run on `learned` has learned."""
+    return [name for name, kinds in SUITES.items() if isinstance(learned, kinds)]
 
 
 class Point(NamedTuple):
@@ -52,8 +58,8 @@ def points(suite: str, learned: DataConfig, rows: int, lengths: Sequence[int] | 
       UserError: the run did not learn a task of this suite, or no length is one of it.
     """
     if not isinstance(learned, SUITES[suite]):
-        fitting = [name for name, kinds in SUITES.items() if isinstance(learned, kinds)]
-        hint = f"choose --suite={','.join(fitting)}" if fitting else "it needs a run that learned one of them"
+        known = fitting(learned)
+        hint = f"choose --suite={','.join(known)}" if known else "it needs a run that learned one of them"
         names = " or ".join(kind.__name__ for kind in SUITES[suite])
         raise UserError(
             f"the suite {suite} is of {names}, whose symbols this run on {type(learned).__name__} never saw: {hint}"

@@ -13,7 +13,7 @@ from gpt_jax.config import Config, Suites, Text, learned_positions
 from gpt_jax.config.errors import UserError
 from gpt_jax.data import Data
 from gpt_jax.data.prompts import KINDS, Haystack, NoQuestion
-from gpt_jax.data.suites import SUITES, points
+from gpt_jax.data.suites import fitting, points
 from gpt_jax.data.tasks import make_task
 from gpt_jax.model.gpt import GPT
 from gpt_jax.runs.loop import Watch
@@ -94,11 +94,11 @@ def _names(settings: Suites, learned: Any) -> list[str]:
     assert settings.names is not None
     names = list(dict.fromkeys(name.strip() for name in settings.names.split(",")))
     if isinstance(learned, Text):
-        fitting, kind = list(TEXT_SUITES), "text"
+        known, kind = list(TEXT_SUITES), "text"
     else:
-        fitting, kind = [name for name, kinds in SUITES.items() if isinstance(learned, kinds)], type(learned).__name__
-    if wrong := [name for name in names if name not in fitting]:
-        hint = f"choose among {', '.join(fitting)}" if fitting else "leave it at None"
+        known, kind = fitting(learned), type(learned).__name__
+    if wrong := [name for name in names if name not in known]:
+        hint = f"choose among {', '.join(known)}" if known else "leave it at None"
         raise UserError(f'suites.names has "{wrong[0]}", which is no suite of a run on {kind}: {hint}')
     return names
 

@@ -21,7 +21,7 @@ from gpt_jax.config.errors import UserError
 from gpt_jax.config.mesh import ALL_DATA
 from gpt_jax.data import Data, open_data
 from gpt_jax.data.prompts import KINDS, Haystack, NoQuestion
-from gpt_jax.data.suites import SUITES, points
+from gpt_jax.data.suites import REPEATING, SUITES, points
 from gpt_jax.data.tasks import make_task
 from gpt_jax.runs import consensus, record
 from gpt_jax.runs.folder import TOKENIZER, RunFolder, Workdir
@@ -30,7 +30,7 @@ from gpt_jax.training.sharding import make_mesh
 
 QUESTIONS = 200  # at each length
 RESULTS, TABLE, PICTURE = "suites.json", "suites.csv", "suites.png"
-TEXT_SUITES = (*KINDS, "copy", "induction", "text")
+TEXT_SUITES = (*KINDS, *REPEATING, "text")
 NAMES = tuple(dict.fromkeys([*SUITES, *TEXT_SUITES]))
 TEXT_FACTORS = (0.25, 0.5, 1, 2)  # of the training context
 
