@@ -17,7 +17,7 @@ from gpt_jax.ablation.endpoint import Suite
 from gpt_jax.ablation.schema import Answered
 from gpt_jax.analysis.scoring import Scorer
 from gpt_jax.analysis.suites import ANY_LENGTH, Result, measure_questions, measure_repeats, measure_task
-from gpt_jax.config import Config, ModelConfig, Text, learned_positions
+from gpt_jax.config import Config, Text, learned_positions
 from gpt_jax.config.errors import ConfigError, UserError, nearest
 from gpt_jax.data import Data
 from gpt_jax.data.prompts import CHOICES, KINDS, Haystack, NoQuestion, questions
@@ -147,36 +147,24 @@ def check_arms(
     return found
 
 
-class Asker:
-    """Asks trained models; those of one architecture share what is compiled."""
-
-    def __init__(self) -> None:
-        self._scorers: dict[tuple[ModelConfig, int], Scorer] = {}
-
-    def all(self, suites: Sequence[Suite], config: Config, params: Any, data: Data) -> dict[str, Answered]:
-        """The answers of a run of the resolved `config`, with parameters under canonical names, by endpoint."""
-        asked = cases(suites, config)
-        if not asked:
-            return {}
-        score, trained = self._scorer(config), data.row_length
-        score.params = params
-        ids = words_alone(data, score.rows) if asked[0].point is None else np.empty(0, np.int32)
-        found = {}
-        for case in asked:
-            if case.point is None:
-                result = _of_text(case, score, data, ids)
-            else:
-                result = measure_task(score, case.point, trained)
-            assert result.chance is not None
-            found[case.name] = Answered(result.value, result.low, result.chance, result.rows)
-        return found
-
-    def _scorer(self, config: Config) -> Scorer:
-        model, rows = dataclasses.replace(config.model, scan=False), config.evaluation.batch_size
-        if (model, rows) not in self._scorers:
-            mesh, longest = make_mesh(jax.local_devices()[:1]), learned_positions(model) or ANY_LENGTH
-            self._scorers[model, rows] = Scorer(GPT(model), None, mesh, rows, longest)
-        return self._scorers[model, rows]
+def ask(suites: Sequence[Suite], config: Config, params: Any, data: Data) -> dict[str, Answered]:
+    """The answers of a run of the resolved `config`, with parameters under canonical names, by endpoint."""
+    asked = cases(suites, config)
+    if not asked:
+        return {}
+    model, mesh = dataclasses.replace(config.model, scan=False), make_mesh(jax.local_devices()[:1])
+    longest = learned_positions(model) or ANY_LENGTH
+    score = Scorer(GPT(model), params, mesh, config.evaluation.batch_size, longest)
+    ids = words_alone(data, score.rows) if asked[0].point is None else np.empty(0, np.int32)
+    found = {}
+    for case in asked:
+        if case.point is None:
+            result = _of_text(case, score, data, ids)
+        else:
+            result = measure_task(score, case.point, data.row_length)
+        assert result.chance is not None
+        found[case.name] = Answered(result.value, result.low, result.chance, result.rows)
+    return found
 
 
 def _of_text(case: Case, score: Scorer, data: Data, ids: np.ndarray) -> Result:

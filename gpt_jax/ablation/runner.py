@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from gpt_jax.ablation import history, records, stages
 from gpt_jax.ablation.addresses import is_measured, is_trained
-from gpt_jax.ablation.answers import Asker
+from gpt_jax.ablation.answers import ask
 from gpt_jax.ablation.measure import Measure
 from gpt_jax.ablation.plan import StudyPlan
 from gpt_jax.ablation.planned import Group, PlannedRun, in_words, shard_of
@@ -55,7 +55,6 @@ class Runner:
     console: Console
     programs: Programs = field(default_factory=Programs)
     measure: Measure = field(default_factory=Measure)
-    asker: Asker = field(default_factory=Asker)
     _seconds: list[float] = field(default_factory=list)
     _losses: dict[str, list[float]] = field(default_factory=dict)
 
@@ -197,7 +196,7 @@ class Runner:
         found, by_row = self.measure.all(config, opened.params, data, study.extrapolation, study.probe, study.endpoint)
         if by_row is not None:
             write_rows(self.folder(run), study.endpoint, by_row)
-        answers = self.asker.all(study.secondary, config, opened.params, data)
+        answers = ask(study.secondary, config, opened.params, data)
         found = replace(found, address=run.measured_by, answers=answers)
         if not run.is_first:
             return found

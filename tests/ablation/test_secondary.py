@@ -15,7 +15,7 @@ from scipy import stats
 from gpt_jax import GPT
 from gpt_jax.ablation import runner as runners
 from gpt_jax.ablation.addresses import measurement_address
-from gpt_jax.ablation.answers import Asker, cases
+from gpt_jax.ablation.answers import ask, cases
 from gpt_jax.ablation.endpoint import Suite
 from gpt_jax.ablation.findings import ArmResults, StudyResults
 from gpt_jax.ablation.plan import make_plan
@@ -83,11 +83,11 @@ def test_questions_about_text_need_one_tokenizer_context_and_enough_room(tmp_pat
     made = plan({KV: 1}, (KV,), text, secondary=suites)
     assert [case.name for case in made.cases] == ["needle, one needle at 128", "copy at 128"]
     assert made.cases[0].tokens == 4 * 4 * 128
-    config, data, asker = made.runs[0].resolved, made.planner.opened.of(text), Asker()
+    config, data = made.runs[0].resolved, made.planner.opened.of(text)
     params = [random_params(GPT(config.model), seed) for seed in (0, 1)]
-    first, other, again = (asker.all(suites, config, params[i], data) for i in (0, 1, 0))
+    first, other, again = (ask(suites, config, params[i], data) for i in (0, 1, 0))
     assert list(first) == [case.name for case in made.cases] and again == first != other
-    alone = Asker().all(suites[1:], config, params[0], data)
+    alone = ask(suites[1:], config, params[0], data)
     assert alone["copy at 128"] == first["copy at 128"], "whatever else is asked"
     with pytest.raises(ConfigError, match="another tokenizer or context"):
         plan({"model.context_length": 64}, ("model.context_length",), text, secondary=suites)
@@ -120,15 +120,14 @@ def test_a_study_without_them_keeps_its_addresses(monkeypatch: pytest.MonkeyPatc
 def test_every_run_is_asked_once_and_the_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after some runs it goes on; what was measured is not measured again."""
     asked: list[int] = []
-    all_of = runners.Asker.all
 
-    def counted(self: Any, suites: Any, config: Any, params: Any, data: Any) -> Any:
+    def counted(suites: Any, config: Any, params: Any, data: Any) -> Any:
         asked.append(config.model.blocks[0].attention.kv_heads)
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return all_of(self, suites, config, params, data)
+        return ask(suites, config, params, data)
 
-    monkeypatch.setattr(runners.Asker, "all", counted)
+    monkeypatch.setattr(runners, "ask", counted)
     options: dict[str, Any] = {"probe": None, "fresh_seeds": 0, "aa": False, "seeds": (0,)}
     study = small_study(**options, secondary=(Suite("copy", questions=16),))
     status, found = run(study, tmp_path)
